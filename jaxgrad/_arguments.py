@@ -1,0 +1,109 @@
+"""Checks of arguments: every message names the argument, what it got and what to do.
+
+Values that are being traced by JAX carry no numbers yet; checks of values let them pass, checks of
+shapes and dtypes do not.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is a tracer, whose numbers are not known yet."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an `int` of at least `minimum`, or raise."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a whole number, got {value!r}; pass a Python int"
+        ) from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}; pass a larger number")
+    return number
+
+
+def scalar(name: str, value: Any, *, minimum: float = -math.inf, above: bool = False) -> None:
+    """Raise unless `value` is one finite real number, at least (or `above`) `minimum`."""
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{name} must be one number, got shape {np.shape(value)}; use jax.vmap for several"
+        )
+    if is_traced(value):
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}; pass a float") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}; pass an ordinary number")
+    if number < minimum or (above and number == minimum):
+        bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
+        raise ValueError(f"{name} must be {bound}, got {number:g}; pass a larger number")
+
+
+def choice(name: str, value: Any, options: Collection[str]) -> None:
+    """Raise unless `value` is one of `options`."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}; got {value!r}")
+
+
+def shape(name: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """Return `value` as a shape of at least `ndim` positive sizes, or raise."""
+    try:
+        sizes = tuple(operator.index(size) for size in value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of whole numbers, got {value!r}") from None
+    if len(sizes) < ndim or min(sizes, default=1) < 1:
+        raise ValueError(
+            f"{name} must have at least {ndim} dimensions, all of size 1 or more, got {sizes}"
+        )
+    return sizes
+
+
+def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
+    """Return `value` as a finite floating-point array of `ndim` dimensions, or raise."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be an array of numbers, got {type(value).__name__}"
+        ) from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be floating point, got {array.dtype}; convert it, for example with "
+            f"{name}.astype('float32'), and standardize it"
+        )
+    if array.ndim != ndim or 0 in array.shape:
+        raise ValueError(
+            f"{name} must have shape {axes} with no empty dimension, got {array.shape}; reshape it"
+        )
+    if not is_traced(array):
+        bad = int(jnp.sum(~jnp.isfinite(array)))
+        if bad:
+            raise ValueError(
+                f"{name} must be finite, got {bad} NaN or infinite of {array.size} values; "
+                "remove or impute them"
+            )
+    return array
+
+
+def distinct(name: str, values: Sequence[Any]) -> None:
+    """Raise unless `values` is non-empty and without repetition."""
+    if len(values) == 0:
+        raise ValueError(f"{name} must not be empty, got no values; give at least one")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} must not repeat a value, got {list(values)}; drop the repeats")

@@ -1,0 +1,430 @@
+"""What a signal and a gradient do in a fully connected network, layer by layer, in logarithms.
+
+One pass forward serves every depth of the range, since a network of depth `l` is the first `l`
+layers of a deeper one. Whatever grows or shrinks with depth is carried as an array of ordinary size
+and the logarithm of its scale, so that ten thousand layers neither overflow nor underflow.
+
+The gradient is that of a readout of the layer's outputs. By default the readout is random: the loss
+of depth `l` is `sum(v * h_l)` with independent `v ~ N(0, 1 / (batch width))`, so that the mean over `v`
+of a squared gradient is the squared Frobenius norm of a Jacobian, per output and example. `exact`
+takes that gradient in reverse mode, for every depth and layer; `probe` estimates its mean over `v`
+for the first layer by random tangents carried forward, every depth for the price of one. Both are
+random, `probe` in its directions, `exact` in its readouts, and agree in expectation.
+
+`w_variance` and `b_variance` multiply the variances that the parameters were drawn with. They may be
+traced: under `jax.vmap` over variances one matrix product serves them all, with the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import _arguments, activations, networks
+from jaxgrad.activations import Activation
+from jaxgrad.networks import Params
+
+WINDOW = 16.0
+"""A pre-activation whose log size is beyond this is replaced by the activation's asymptote."""
+
+
+class Signal(NamedTuple):
+    """The forward signal at each layer; every field has shape `[depth]`.
+
+    Logs are natural, of a mean over examples and units.
+
+    Attributes:
+      log_preactivation: log mean square of `z_l`.
+      log_activation: log mean square of `h_l = phi(z_l)`.
+      dead: share of the units that are saturated on every example.
+      saturated: share of the (unit, example) pairs with a slope `|phi'(z)|` below `saturation`.
+    """
+
+    log_preactivation: jax.Array
+    log_activation: jax.Array
+    dead: jax.Array
+    saturated: jax.Array
+
+
+class Probe(NamedTuple):
+    """Gradients of the first layer by depth, from tangents; every array has shape `[depth]`.
+
+    Attributes:
+      signal: the forward signal.
+      log_gradient: log of the squared norm of the loss's gradient with respect to the first
+        layer's pre-activations; entry `l - 1` is for the network of depth `l`.
+      log_weight_gradient: the same with respect to the first layer's kernel.
+      log_last_gradient: the same with respect to the last layer's pre-activations, `z_l`.
+    """
+
+    signal: Signal
+    log_gradient: jax.Array
+    log_weight_gradient: jax.Array
+    log_last_gradient: jax.Array
+
+    @property
+    def log_ratio(self) -> jax.Array:
+        """Log of the squared gradient at the first layer over that at the last, `[depth]`."""
+        return self.log_gradient - self.log_last_gradient
+
+
+class Exact(NamedTuple):
+    """Gradients of every layer for every chosen depth, in reverse mode.
+
+    Entry `[d, k - 1]` is for layer `k` of the network of depth `depths[d]`, NaN for layers that it
+    does not have.
+
+    Attributes:
+      signal: the forward signal.
+      depths: the depths that have a loss, `[D]`.
+      log_gradient: log of the squared norm of the loss's gradient with respect to the layer's
+        pre-activations, `[D, depth]`.
+      log_weight_gradient: the same with respect to the layer's kernel, `[D, depth]`.
+    """
+
+    signal: Signal
+    depths: jax.Array
+    log_gradient: jax.Array
+    log_weight_gradient: jax.Array
+
+    @property
+    def log_ratio(self) -> jax.Array:
+        """Log of the squared gradient at the first layer over that at the last, `[D]`."""
+        last = jnp.take_along_axis(self.log_gradient, self.depths[:, None] - 1, axis=1)
+        return self.log_gradient[:, 0] - last[:, 0]
+
+
+def probe(
+    params: Params,
+    x: jax.Array,
+    key: jax.Array,
+    activation: str | Activation | Callable[..., Any] = "tanh",
+    *,
+    w_variance: Any = 1.0,
+    b_variance: Any = 1.0,
+    saturation: float = 0.02,
+) -> Probe:
+    """Carry the signal and one random tangent per example forward through every depth.
+
+    The tangent starts as a standard normal change of the first layer's pre-activations. Its squared
+    length at layer `l`, per output, is an unbiased estimate of the mean squared gradient.
+
+    Args:
+      params: from `jaxgrad.networks.init`; a readout is ignored.
+      x: inputs, `[batch, in_features]`, floating point, finite.
+      key: PRNG key of the tangents and of a randomized activation.
+      activation: see `jaxgrad.activations.get`.
+      w_variance, b_variance: factors of the kernels' and biases' variances, may be traced.
+      saturation: the slope below which a unit counts as saturated.
+
+    Returns:
+      `Probe`. Zero gradients have the log -inf; what is not finite is returned, not raised.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = networks.init(jax.random.key(0), 8, 32, 100)
+    >>> out = probe(params, jnp.ones((4, 8)), jax.random.key(1), "relu", w_variance=4.0)
+    >>> growth = jnp.diff(out.log_gradient).mean() / jnp.log(2)
+    >>> bool(abs(growth - 1) < 0.3)
+    True
+    """
+    phi, x, scales = _checked(params, x, activation, w_variance, b_variance, saturation)
+    tangent = jax.random.normal(key, (x.shape[0], _width(params)), jnp.float32).astype(x.dtype)
+    trace = _forward(params, x, phi, key, scales, saturation, tangent)
+    log_norm = jnp.cumsum(jnp.log(trace.growth) + 2 * trace.log_slope, axis=0)
+    log_x = jnp.log(jnp.sum(x * x, axis=-1))
+    return Probe(
+        _signal(trace),
+        _log_mean(log_norm),
+        _log_mean(log_norm + log_x),
+        _log_mean(jnp.log(trace.slope_square) + 2 * trace.log_slope),
+    )
+
+
+def exact(
+    params: Params,
+    x: jax.Array,
+    key: jax.Array,
+    activation: str | Activation | Callable[..., Any] = "tanh",
+    *,
+    w_variance: Any = 1.0,
+    b_variance: Any = 1.0,
+    saturation: float = 0.02,
+    depths: Sequence[int] | None = None,
+    loss: Callable[[jax.Array], jax.Array] | None = None,
+    segments: int = 8,
+) -> Exact:
+    """Gradients of a loss at each depth with respect to each layer, by reverse mode.
+
+    The cotangents of all depths go back through the layers together, as rows of one matrix. A layer
+    needs only those of its own and greater depths: the layers are cut into `segments`, each with as
+    many rows as its first layer needs. A norm of a kernel's gradient is taken from the Gram
+    matrices of its two factors; the gradient itself is never formed.
+
+    Args:
+      params, x, activation, w_variance, b_variance, saturation: as of `probe`.
+      key: PRNG key of the readouts and of a randomized activation.
+      depths: increasing depths that have a loss; `None` for every depth.
+      loss: maps the outputs `h_l`, `[batch, width]`, to a scalar; `None` for the random readout.
+      segments: more of them waste fewer rows and take longer to compile.
+
+    Returns:
+      `Exact`. Zero gradients have the log -inf; what is not finite is returned, not raised.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = networks.init(jax.random.key(0), 8, 32, 6)
+    >>> out = exact(params, jnp.ones((4, 8)), jax.random.key(1), depths=(2, 6))
+    >>> out.log_gradient.shape
+    (2, 6)
+    """
+    phi, x, scales = _checked(params, x, activation, w_variance, b_variance, saturation)
+    depth = params["hidden"]["kernel"].shape[0] + 1
+    chosen = _depths(depths, depth)
+    segments = _arguments.integer("segments", segments, 1)
+    trace = _forward(params, x, phi, key, scales, saturation)
+    if loss is None:
+        cotangents = _readouts(key, chosen, (x.shape[0], _width(params))).astype(x.dtype)
+    else:
+        h = trace.h[chosen - 1] * jnp.exp(trace.log_h[chosen - 1])[..., None]
+        cotangents = jax.vmap(jax.grad(loss))(h)
+    log_gradient, log_weight_gradient = _backward(
+        params, x, trace, cotangents, chosen, scales[0], segments
+    )
+    return Exact(_signal(trace), jnp.asarray(chosen), log_gradient, log_weight_gradient)
+
+
+class _Trace(NamedTuple):
+    """What the forward pass records, raw, with leading axes `[depth, batch]` unless said."""
+
+    z_square: jax.Array  # mean square over units of the z that was evaluated
+    log_z: jax.Array  # the pre-activation is that z times exp(log_z)
+    h_square: jax.Array  # mean square of h over units
+    log_h: jax.Array  # the signal is h exp(log_h)
+    slope_square: jax.Array  # mean square of slope over units
+    log_slope: jax.Array  # the derivative is slope exp(log_slope)
+    dead: jax.Array  # [depth]
+    saturated: jax.Array  # [depth]
+    growth: jax.Array | None  # mean square of the tangent over that of the layer before
+    h: jax.Array | None  # [depth, batch, width]
+    slope: jax.Array | None  # [depth, batch, width]
+
+
+def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
+    """One scan over depth; with a tangent it is carried along, without, arrays are kept."""
+    w_scale, b_scale = scales
+    first, hidden = params["first"], params["hidden"]
+    depth = len(hidden["kernel"]) + 1
+    rest = {
+        name: jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first[name], hidden[name])
+        for name in first
+        if name != "kernel"
+    }
+    near, far = _degrees(phi)
+
+    def step(carry, inputs):
+        product, log_product, square, u, u_scale = carry
+        index, layer = inputs
+        log_size = log_product + 0.5 * jnp.log(square * w_scale**2)
+        if "bias" in layer:
+            log_size = jnp.logaddexp(log_size, jnp.log(b_scale))
+        log_size = jnp.where(jnp.isfinite(log_size), log_size, 0.0)
+        beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
+        z = product * (w_scale * jnp.exp(log_product - beyond))[:, None]
+        if "bias" in layer:
+            z = z + layer["bias"].astype(z.dtype) * (b_scale * jnp.exp(-beyond))[:, None]
+
+        h, slope, log_slope = _activate(phi, layer, z, key, index)
+        h_square = jnp.mean(h * h, axis=-1)
+        degree, slope_degree = jnp.where(beyond < 0, near, far)
+        log_h = jnp.where(h_square > 0, degree * beyond, 0.0)
+        log_slope = log_slope + slope_degree * beyond
+        flat = jnp.abs(slope) < saturation * jnp.exp(-log_slope)[:, None]
+
+        growth = None
+        if u is not None:
+            t = slope * (u * u_scale[:, None])
+            growth = jnp.mean(t * t, axis=-1)
+            u_scale = jnp.where(growth > 0, w_scale * jax.lax.rsqrt(growth), 0.0)
+        if depth > 1:
+            # The product after the last layer is not used; one too many costs less than a branch.
+            kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.dtype)
+            product = h @ kernel
+            u = None if u is None else t @ kernel
+        record = _Trace(
+            z_square=jnp.mean(z * z, axis=-1),
+            log_z=beyond,
+            h_square=h_square,
+            log_h=log_h,
+            slope_square=jnp.mean(slope * slope, axis=-1),
+            log_slope=log_slope,
+            dead=jnp.mean(jnp.all(flat, axis=0)),
+            saturated=jnp.mean(flat),
+            growth=growth,
+            h=h if tangent is None else None,
+            slope=slope if tangent is None else None,
+        )
+        return (product, log_h, h_square, u, u_scale), record
+
+    ones = jnp.ones(len(x), x.dtype)
+    carry = (
+        x @ first["kernel"].astype(x.dtype),
+        jnp.zeros_like(ones),
+        jnp.mean(x * x, axis=-1),
+        tangent,
+        None if tangent is None else ones,
+    )
+    return jax.lax.scan(step, carry, (jnp.arange(1, depth + 1), rest))[1]
+
+
+def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
+    """Take every depth's cotangent back through the layers; `cotangents` is `[D, batch, width]`."""
+    depth, batch, width = trace.slope.shape
+    # One scale for all examples of a layer: the smaller rows may underflow, the norm does not care.
+    log_slope = jnp.max(trace.log_slope, axis=1)
+    slope = trace.slope * jnp.exp(trace.log_slope - log_slope[:, None])[..., None]
+    log_h = jnp.max(trace.log_h, axis=1)
+    h = trace.h[:-1] * jnp.exp(trace.log_h - log_h[:, None])[:-1, :, None]
+    gram = jnp.concatenate([(x @ x.T)[None], h @ h.mT])
+    log_h = jnp.concatenate([jnp.zeros(1, h.dtype), log_h[:-1]])
+
+    position = np.minimum(np.searchsorted(chosen, np.arange(1, depth + 1)), len(chosen) - 1)
+    enters = chosen[position] == np.arange(1, depth + 1)
+    delta = jnp.zeros((0, batch, width), x.dtype)
+    factor = jnp.zeros(0, x.dtype)
+    pieces = []
+    for start, stop in _segments(chosen, depth, segments):
+        begin = int(np.searchsorted(chosen, start + 1))
+        entering = len(chosen) - begin - len(delta)
+        delta = jnp.concatenate([jnp.zeros((entering, batch, width), x.dtype), delta])
+        factor = jnp.concatenate([jnp.zeros(entering, x.dtype), factor])
+
+        def step(carry, inputs, begin=begin):
+            delta, factor = carry
+            layer, at, enters = inputs
+            row = jax.lax.dynamic_index_in_dim(delta, at - begin, keepdims=True)
+            row = jnp.where(enters, cotangents[at][None], row * factor[at - begin])
+            delta = delta * factor[:, None, None]
+            delta = jax.lax.dynamic_update_slice_in_dim(delta, row, at - begin, 0)
+            delta = delta * slope[layer]
+            square = jnp.sum(delta * delta, axis=(1, 2))
+            weight_square = jnp.sum((delta @ delta.mT) * gram[layer], axis=(1, 2))
+            factor = jnp.where(square > 0, w_scale * jax.lax.rsqrt(square), 0.0)
+            if depth > 1:
+                kernel = params["hidden"]["kernel"][jnp.maximum(layer, 1) - 1].astype(delta.dtype)
+                delta = (delta.reshape(-1, width) @ kernel.T).reshape(delta.shape)
+            return (delta, factor), (square, weight_square)
+
+        inputs = (jnp.arange(start, stop), position[start:stop], enters[start:stop])
+        (delta, factor), piece = jax.lax.scan(step, (delta, factor), inputs, reverse=True)
+        pieces.append(jax.tree.map(lambda a, begin=begin: jnp.pad(a, ((0, 0), (begin, 0))), piece))
+    square, weight_square = jax.tree.map(lambda *a: jnp.concatenate(a[::-1]), *pieces)
+
+    present = np.arange(1, depth + 1)[:, None] <= chosen
+    growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:, None], 0.0)
+    log_gradient = jnp.cumsum(growth[::-1], axis=0)[::-1]
+    log_weight_gradient = log_gradient + jnp.log(weight_square / square) + 2 * log_h[:, None]
+    return tuple(
+        jnp.where(present, a, jnp.nan).T
+        for a in (log_gradient, jnp.where(square > 0, log_weight_gradient, -jnp.inf))
+    )
+
+
+def _readouts(key, chosen, shape):
+    """One random readout for each chosen depth, `[D, batch, width]`; a depth keeps its own."""
+
+    def draw(depth):
+        return jax.random.normal(jax.random.fold_in(key, depth), shape, jnp.float32)
+
+    return jax.lax.map(draw, jnp.asarray(chosen)) / np.sqrt(np.prod(shape, dtype=float))
+
+
+def _segments(chosen: np.ndarray, depth: int, segments: int) -> list[tuple[int, int]]:
+    """Runs of layers, last first, as (start, stop), that differ in how many depths they serve."""
+    edges = np.unique(np.linspace(0, depth, min(segments, depth) + 1).round().astype(int))
+    served = np.searchsorted(chosen, edges[:-1] + 1)
+    kept = np.append(edges[:-1][np.append(True, np.diff(served) > 0)], depth)
+    return [(int(a), int(b)) for a, b in zip(kept[:-1], kept[1:], strict=True)][::-1]
+
+
+def _activate(phi, layer, z, key, index):
+    """The activation's value, and its slope as (slope, log scale of each row)."""
+    h, pull = jax.vjp(lambda z: networks.applied(phi, layer, z, key, index), z)
+    if phi.scaled_slope is not None:
+        slope, log_slope = phi.scaled_slope(z)
+        return h, slope, log_slope[:, 0]
+    return h, pull(jnp.ones_like(h))[0], jnp.zeros(len(z), z.dtype)
+
+
+def _degrees(phi: Activation) -> tuple[jax.Array, jax.Array]:
+    """Exponents of the function and its slope, near zero and far out, as two arrays `[2]`."""
+    if phi.degrees is not None:
+        near, far = ((degree, max(degree - 1, 0.0)) for degree in phi.degrees)
+        return jnp.asarray(near)[:, None], jnp.asarray(far)[:, None]
+
+    def largest(log_size):
+        z = jnp.exp(log_size) * jnp.concatenate([grid, -grid])
+        h, pull = jax.vjp(phi, z)
+        return jnp.log(jnp.stack([jnp.max(jnp.abs(a)) for a in (h, pull(jnp.ones_like(h))[0])]))
+
+    def exponents(log_size):
+        raw = (largest(log_size) - largest(log_size * 0.75)) / (log_size * 0.25)
+        return jnp.where(jnp.isfinite(raw), jnp.round(2 * raw) / 2, 0.0)[:, None]
+
+    grid = jnp.linspace(0.5, 1.0, 64, dtype=jnp.float32)
+    return exponents(-WINDOW), exponents(WINDOW)
+
+
+def _signal(trace: _Trace) -> Signal:
+    return Signal(
+        _log_mean(jnp.log(trace.z_square) + 2 * trace.log_z),
+        _log_mean(jnp.log(trace.h_square) + 2 * trace.log_h),
+        trace.dead,
+        trace.saturated,
+    )
+
+
+def _log_mean(log_square: jax.Array) -> jax.Array:
+    return jax.nn.logsumexp(log_square, axis=-1) - np.log(log_square.shape[-1])
+
+
+def _width(params: Params) -> int:
+    return params["first"]["kernel"].shape[1]
+
+
+def _depths(depths: Sequence[int] | None, depth: int) -> np.ndarray:
+    if depths is None:
+        return np.arange(1, depth + 1)
+    chosen = [_arguments.integer("depths", d, 1) for d in depths]
+    if not chosen or max(chosen) > depth or sorted(set(chosen)) != chosen:
+        raise ValueError(
+            f"depths must increase and end by the network's depth {depth}, got {list(depths)}"
+        )
+    return np.asarray(chosen)
+
+
+def _checked(params, x, activation, w_variance, b_variance, saturation):
+    """The activation, the inputs in the working dtype, and the two standard deviations."""
+    phi = activations.get(activation)
+    x = networks.check(params, x)
+    _arguments.scalar("w_variance", w_variance, minimum=0.0)
+    _arguments.scalar("b_variance", b_variance, minimum=0.0)
+    _arguments.scalar("saturation", saturation, minimum=0.0)
+    missing = {name for name, _ in phi.parameters} - set(params["first"].get("activation", ()))
+    if missing:
+        raise ValueError(
+            f"params must hold {sorted(missing)} of activation {phi.name!r}, got none; "
+            f"pass activation={phi.name!r} to jaxgrad.networks.init"
+        )
+    # At least float32, so that the logarithms of a half-precision network are not rounded.
+    x = x.astype(jnp.promote_types(jnp.result_type(x, params["first"]["kernel"]), jnp.float32))
+    scales = tuple(jnp.sqrt(jnp.asarray(v, x.dtype)) for v in (w_variance, b_variance))
+    return phi, x, scales
