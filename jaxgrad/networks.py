@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgrad import _arguments, activations, initializers
 from jaxgrad.activations import Activation
@@ -84,8 +85,7 @@ def init(
             )
         return value
 
-    def layer(index, n_in, n_out, activated=True):
-        key_layer = jax.random.fold_in(key, index)
+    def layer(key_layer, n_in, n_out, activated=True):
         if bias_init is None:
             made = {"kernel": draw("kernel_init", kernel_init, key_layer, (n_in, n_out))}
         else:
@@ -98,14 +98,18 @@ def init(
             made["activation"] = {name: jnp.asarray(value, dtype) for name, value in trained}
         return made
 
-    params = {
-        "first": layer(1, in_features, width),
-        # A loop, not a vmap: the draw of one layer compiles several times as fast as that of all.
-        "hidden": jax.lax.map(lambda index: layer(index, width, width), jnp.arange(2, depth + 1)),
-    }
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(depth + 1))
+    # A loop, not a vmap, and a square first layer in it: draws are what takes long to compile.
+    square = in_features == width
+    hidden = jax.lax.map(lambda key_layer: layer(key_layer, width, width), keys[2 - square :])
+    if square:
+        first, hidden = (jax.tree.map(lambda a, part=part: a[part], hidden) for part in (0, np.s_[1:]))
+    else:
+        first = layer(keys[1], in_features, width)
+    params = {"first": first, "hidden": hidden}
     if out_features is not None:
         out_features = _arguments.integer("out_features", out_features, 1)
-        params["readout"] = layer(0, width, out_features, activated=False)
+        params["readout"] = layer(keys[0], width, out_features, activated=False)
     return params
 
 

@@ -137,7 +137,7 @@ def probe(
     phi, x, scales = _checked(params, x, activation, w_variance, b_variance, saturation)
     tangent = jax.random.normal(key, (x.shape[0], _width(params)), jnp.float32).astype(x.dtype)
     trace = _forward(params, x, phi, key, scales, saturation, tangent)
-    log_norm = jnp.cumsum(jnp.log(trace.growth) + 2 * trace.log_slope, axis=0)
+    log_norm = trace.log_norm
     log_x = jnp.log(jnp.sum(x * x, axis=-1))
     return Probe(
         _signal(trace),
@@ -213,7 +213,7 @@ class _Trace(NamedTuple):
     log_slope: jax.Array  # the derivative is slope exp(log_slope)
     dead: jax.Array  # [depth]
     saturated: jax.Array  # [depth]
-    growth: jax.Array | None  # mean square of the tangent over that of the layer before
+    log_norm: jax.Array | None  # log mean square of the tangent over units
     h: jax.Array | None  # [depth, batch, width]
     slope: jax.Array | None  # [depth, batch, width]
 
@@ -231,7 +231,7 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
     near, far = _degrees(phi)
 
     def step(carry, inputs):
-        product, log_product, square, u, u_scale = carry
+        product, log_product, square, u, u_scale, log_norm = carry
         index, layer = inputs
         log_size = log_product + 0.5 * jnp.log(square * w_scale**2)
         if "bias" in layer:
@@ -249,10 +249,10 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
         log_slope = log_slope + slope_degree * beyond
         flat = jnp.abs(slope) < saturation * jnp.exp(-log_slope)[:, None]
 
-        growth = None
         if u is not None:
             t = slope * (u * u_scale[:, None])
             growth = jnp.mean(t * t, axis=-1)
+            log_norm = log_norm + jnp.log(growth) + 2 * log_slope
             u_scale = jnp.where(growth > 0, w_scale * jax.lax.rsqrt(growth), 0.0)
         if depth > 1:
             # The product after the last layer is not used; one too many costs less than a branch.
@@ -268,19 +268,18 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
             log_slope=log_slope,
             dead=jnp.mean(jnp.all(flat, axis=0)),
             saturated=jnp.mean(flat),
-            growth=growth,
+            log_norm=log_norm,
             h=h if tangent is None else None,
             slope=slope if tangent is None else None,
         )
-        return (product, log_h, h_square, u, u_scale), record
+        return (product, log_h, h_square, u, u_scale, log_norm), record
 
     ones = jnp.ones(len(x), x.dtype)
     carry = (
         x @ first["kernel"].astype(x.dtype),
         jnp.zeros_like(ones),
         jnp.mean(x * x, axis=-1),
-        tangent,
-        None if tangent is None else ones,
+        *((None,) * 3 if tangent is None else (tangent, ones, jnp.zeros_like(ones))),
     )
     return jax.lax.scan(step, carry, (jnp.arange(1, depth + 1), rest))[1]
 
