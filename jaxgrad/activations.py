@@ -100,7 +100,8 @@ def _randomized_leaky_relu(x, lower, upper, key=None):
 
 
 def _elu(x, alpha):
-    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0.0)))
+    # Not a minimum, whose slope at a tie is one half.
+    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0.0, x)))
 
 
 def _selu(x):

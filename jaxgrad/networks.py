@@ -158,7 +158,7 @@ def apply(
 def affine(parameters: Params, h: jax.Array) -> jax.Array:
     """`h W + b` of one layer, `[..., in] -> [..., out]`."""
     z = h @ parameters["kernel"]
-    return z + parameters["bias"] if "bias" in parameters else z
+    return z + jnp.broadcast_to(parameters["bias"], z.shape) if "bias" in parameters else z
 
 
 def applied(

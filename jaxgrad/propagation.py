@@ -142,7 +142,7 @@ def probe(
     return Probe(
         _signal(trace),
         _log_mean(log_norm),
-        _log_mean(log_norm + log_x),
+        _log_mean(log_norm + log_x[None]),
         _log_mean(jnp.log(trace.slope_square) + 2 * trace.log_slope),
     )
 
@@ -240,11 +240,11 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
         beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
         z = product * (w_scale * jnp.exp(log_product - beyond))[:, None]
         if "bias" in layer:
-            z = z + layer["bias"].astype(z.dtype) * (b_scale * jnp.exp(-beyond))[:, None]
+            z = z + layer["bias"].astype(z.dtype)[None] * (b_scale * jnp.exp(-beyond))[:, None]
 
         h, slope, log_slope = _activate(phi, layer, z, key, index)
         h_square = jnp.mean(h * h, axis=-1)
-        degree, slope_degree = jnp.where(beyond < 0, near, far)
+        degree, slope_degree = jnp.where(beyond[None] < 0, near, far)
         log_h = jnp.where(h_square > 0, degree * beyond, 0.0)
         log_slope = log_slope + slope_degree * beyond
         flat = jnp.abs(slope) < saturation * jnp.exp(-log_slope)[:, None]
@@ -313,9 +313,9 @@ def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
             row = jnp.where(enters, cotangents[at][None], row * factor[at - begin])
             delta = delta * factor[:, None, None]
             delta = jax.lax.dynamic_update_slice_in_dim(delta, row, at - begin, 0)
-            delta = delta * slope[layer]
+            delta = delta * slope[layer][None]
             square = jnp.sum(delta * delta, axis=(1, 2))
-            weight_square = jnp.sum((delta @ delta.mT) * gram[layer], axis=(1, 2))
+            weight_square = jnp.sum((delta @ delta.mT) * gram[layer][None], axis=(1, 2))
             factor = jnp.where(square > 0, w_scale * jax.lax.rsqrt(square), 0.0)
             if depth > 1:
                 kernel = params["hidden"]["kernel"][jnp.maximum(layer, 1) - 1].astype(delta.dtype)
@@ -327,7 +327,7 @@ def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
         pieces.append(jax.tree.map(lambda a, begin=begin: jnp.pad(a, ((0, 0), (begin, 0))), piece))
     square, weight_square = jax.tree.map(lambda *a: jnp.concatenate(a[::-1]), *pieces)
 
-    present = np.arange(1, depth + 1)[:, None] <= chosen
+    present = np.arange(1, depth + 1)[:, None] <= chosen[None]
     growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:, None], 0.0)
     log_gradient = jnp.cumsum(growth[::-1], axis=0)[::-1]
     log_weight_gradient = log_gradient + jnp.log(weight_square / square) + 2 * log_h[:, None]

@@ -1,0 +1,291 @@
+"""Where in (depth, weight variance) do the gradients of a network vanish, explode or survive?
+
+Run `python -m experiments.depth_variance`, or `--help` for its options.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray
+
+from experiments import frontend
+from jaxgrad import activations, initializers, networks, plotting, propagation, regimes, sweeps
+
+INITIALIZERS = {
+    "normal": initializers.lecun("normal"),
+    "uniform": initializers.lecun("uniform"),
+    "truncated": initializers.lecun("truncated"),
+    "orthogonal": initializers.orthogonal(),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the map of depth against weight variance."""
+
+    activations: tuple[str, ...] = ("tanh", "relu")
+    """Names of jaxgrad.activations.TABLE."""
+    depth: int = 64
+    """Largest depth; every depth from 1 up to it is measured in one pass."""
+    width: int = 128
+    """Units of every layer."""
+    w_variance_min: float = 0.5
+    """Smallest weight variance, times fan-in."""
+    w_variance_max: float = 8.0
+    """Largest weight variance, times fan-in."""
+    w_variances: int = 41
+    """How many variances, evenly spaced in the logarithm."""
+    b_variance: float = 0.0
+    """Variance of the biases."""
+    initializer: Literal["normal", "uniform", "truncated", "orthogonal"] = "normal"
+    """Distribution of the weights."""
+    data: str = "digits"
+    """digits, wine, breast_cancer, gaussian, or a .npy or .csv file of shape [examples, features]."""
+    examples: int = 64
+    """How many examples, drawn at random and standardized."""
+    seeds: int = 8
+    """How many networks for each point of the map, at least 2."""
+    first_seed: int = 0
+    """The seeds are first_seed, first_seed + 1, ..."""
+    gradient: Literal["probe", "exact"] = "probe"
+    """probe: random tangents carried forward. exact: reverse mode from every depth, slower."""
+    ratio: float = 10.0
+    """A gradient norm that changes by less than this factor counts as stable."""
+    z: float = 2.0
+    """A change within this many standard errors of none counts as stable."""
+    output: Path = Path("results/depth_variance")
+    """Where to write: OUTPUT.zarr with the measurements and OUTPUT.png with the figure."""
+    overwrite: bool = False
+    """Measure again even if OUTPUT.zarr is there; without it, an unfinished one is resumed."""
+    memory: int = 1024
+    """Bound on the memory of one chunk, in MiB."""
+
+
+VARIABLES = {
+    "log_ratio": sweeps.Variable(
+        ("w_variance", "depth"),
+        "1",
+        "natural log of the squared gradient at the first layer over that at the last",
+    ),
+    "log_gradient": sweeps.Variable(
+        ("w_variance", "depth"),
+        "1",
+        "natural log of the mean squared gradient of the first layer's pre-activations",
+    ),
+    "log_activation": sweeps.Variable(
+        ("w_variance", "depth"), "1", "natural log of the last layer's mean square activation"
+    ),
+    "dead": sweeps.Variable(
+        ("w_variance", "depth"), "1", "share of the last layer's units saturated on every example"
+    ),
+    "saturated": sweeps.Variable(
+        ("w_variance", "depth"), "1", "share of the last layer's saturated unit-example pairs"
+    ),
+    "log_profile": sweeps.Variable(
+        ("w_variance", "layer"),
+        "1",
+        "natural log of the squared gradient of each layer's pre-activations, deepest network",
+    ),
+}
+
+
+def measure(config: Config, progress: Any = None) -> xarray.Dataset:
+    """Measure the map, or what is missing of it in the store.
+
+    A cell is one activation and one seed. It draws one network of the greatest depth; every variance
+    scales the same draws, so that neighbouring variances differ by the variance alone.
+    """
+    checked(config)
+    x = frontend.inputs(config.data, config.examples, config.first_seed)
+    variances = np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
+    bias = None if config.b_variance == 0 else initializers.normal(1.0)
+
+    def cell(key, point, x, variances):
+        name = point["activation"]
+        key_init, key_gradient = jax.random.split(key)
+        params = networks.init(
+            key_init,
+            x.shape[1],
+            config.width,
+            config.depth,
+            activation=name,
+            kernel_init=INITIALIZERS[config.initializer],
+            bias_init=bias,
+        )
+
+        def gradients(w_variance, measurement, **options):
+            return measurement(
+                params,
+                x,
+                key_gradient,
+                name,
+                w_variance=w_variance,
+                b_variance=config.b_variance,
+                **options,
+            )
+
+        def profile(w_variance):
+            last = gradients(w_variance, propagation.exact, depths=(config.depth,))
+            return last.log_gradient[0]
+
+        def ratios(w_variance):
+            if config.gradient == "probe":
+                out = gradients(w_variance, propagation.probe)
+                log_gradient = out.log_gradient
+            else:
+                out = gradients(w_variance, propagation.exact)
+                log_gradient = out.log_gradient[:, 0]
+            return {
+                "log_ratio": out.log_ratio,
+                "log_gradient": log_gradient - np.log(x.shape[0] * config.width),
+                "log_activation": out.signal.log_activation,
+                "dead": out.signal.dead,
+                "saturated": out.signal.saturated,
+            }
+
+        # One matrix product serves all variances of a probe; the rows of `exact` are many already.
+        over = jax.vmap(ratios) if config.gradient == "probe" else _mapped(ratios)
+        return over(variances) | {"log_profile": _mapped(profile)(variances)}
+
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return sweeps.run(
+        cell,
+        {"activation": config.activations, "seed": tuple(seeds)},
+        VARIABLES,
+        key=jax.random.key(0),
+        args=(jnp.asarray(x), jnp.asarray(variances, jnp.float32)),
+        coords={
+            "w_variance": variances,
+            "depth": np.arange(1, config.depth + 1),
+            "layer": np.arange(1, config.depth + 1),
+        },
+        units={"w_variance": "1/fan_in", "depth": "layers"},
+        config=measured(config),
+        store=config.output.with_name(config.output.name + ".zarr"),
+        memory_limit=config.memory * 2**20,
+        progress=progress,
+    )
+
+
+def _mapped(function):
+    return lambda values: jax.lax.map(function, values)
+
+
+def measured(config: Config) -> dict[str, Any]:
+    """The part of the config that the measurements depend on."""
+    apart = {"output", "overwrite", "memory", "ratio", "z"}
+    return {k: v for k, v in frontend.described(config).items() if k not in apart}
+
+
+def checked(config: Config) -> None:
+    """Raise if the config cannot be run, before anything starts."""
+    for name in ("depth", "width", "examples", "memory"):
+        _at_least(name, getattr(config, name), 1)
+    for name in ("seeds", "w_variances"):
+        _at_least(name, getattr(config, name), 2)
+    for name in ("first_seed", "b_variance", "z"):
+        _at_least(name, getattr(config, name), 0)
+    if not 0 < config.w_variance_min < config.w_variance_max < np.inf:
+        raise ValueError(
+            "w_variance_min and w_variance_max must be positive, finite and in this order, got "
+            f"{config.w_variance_min:g} and {config.w_variance_max:g}; swap or correct them"
+        )
+    if not config.ratio > 1:
+        raise ValueError(f"ratio must be above 1, got {config.ratio:g}; try 10")
+    if not config.activations or len(set(config.activations)) != len(config.activations):
+        raise ValueError(
+            f"activations must be different names, at least one, got {config.activations}"
+        )
+    for name in config.activations:
+        activations.get(name)
+
+
+def _at_least(name: str, value: float, minimum: float) -> None:
+    if not minimum <= value < np.inf:
+        raise ValueError(f"{name} must be finite and at least {minimum}, got {value:g}; change it")
+
+
+def report(dataset: xarray.Dataset, config: Config) -> str:
+    """What a person reads: for each depth the stable variances, and the one that keeps level."""
+    thresholds = regimes.Thresholds(config.ratio, config.z)
+    depths, variances = dataset["depth"].values, dataset["w_variance"].values
+    shown = [d for d in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if d < config.depth]
+    shown = sorted({*shown, config.depth})
+    lines = []
+    for name in config.activations:
+        chosen = dataset.sel(activation=name)
+        log_ratio = chosen["log_ratio"].transpose("seed", "w_variance", "depth").values
+        classified = regimes.classify(log_ratio, depths, thresholds)
+        level = regimes.level(log_ratio, variances)
+        rows = []
+        for depth in shown:
+            at = depth - 1
+            stable = np.asarray(classified.regime[:, at]) == regimes.Regime.STABLE
+            rows.append(
+                (
+                    str(depth),
+                    _ranges(stable, variances),
+                    _level(float(level.variance[at]), float(level.variance_se[at])),
+                )
+            )
+        headings = ("depth", "stable weight variances", "level at (± standard error)")
+        lines += [f"\n{name}, weight variance x fan-in:", frontend.table(headings, rows)]
+        lines += _unheld(chosen)
+    return "\n".join(lines)
+
+
+def _ranges(stable: np.ndarray, variances: np.ndarray) -> str:
+    edges = np.flatnonzero(np.diff(np.pad(stable.astype(int), 1)))
+    parts = []
+    for start, stop in zip(edges[::2], edges[1::2] - 1, strict=True):
+        low = "below " * (start == 0) + f"{variances[start]:.2f}"
+        high = f"{variances[stop]:.2f}" + " and above" * (stop == len(variances) - 1)
+        parts.append(f"{low} to {high}")
+    return ", ".join(parts) or "none"
+
+
+def _level(variance: float, error: float) -> str:
+    return f"{variance:.3f} ± {error:.3f}" if np.isfinite(variance) else "not in range"
+
+
+def _unheld(chosen: xarray.Dataset) -> list[str]:
+    lines = []
+    for what, variable in (("gradient", "log_gradient"), ("signal", "log_activation")):
+        label = np.asarray(regimes.storage(chosen[variable].values))
+        for value, word in (
+            (regimes.Storage.UNDERFLOW, "too small"),
+            (regimes.Storage.OVERFLOW, "too large"),
+        ):
+            if share := np.mean(label == value):
+                lines.append(f"The {what} is {word} for float32 in {share:.1%} of the networks.")
+    return lines
+
+
+def run(config: Config) -> None:
+    """Map where, in depth and weight variance, gradients vanish, explode or survive."""
+    start = time.perf_counter()
+    checked(config)
+    figure_path = frontend.writable("output", config.output.with_name(config.output.name + ".png"))
+    store = config.output.with_name(config.output.name + ".zarr")
+    if config.overwrite and store.exists():
+        shutil.rmtree(store)
+    dataset = measure(config, frontend.Bar("networks"))
+    print(report(dataset, config))
+    figure = plotting.depth_variance(dataset, regimes.Thresholds(config.ratio, config.z))
+    figure.savefig(figure_path, dpi=110)
+    count = config.seeds * config.w_variances * config.depth * len(config.activations)
+    print(f"\n{count} networks in {time.perf_counter() - start:.1f} s, on {config.data}.")
+    print(f"Figure: {figure_path}\nMeasurements: {store}")
+
+
+if __name__ == "__main__":
+    frontend.use_all_cores()
+    frontend.main(Config, run)

@@ -1,0 +1,5 @@
+"""Is a gradient right?"""
+
+from jaxgrad.checking import differences
+
+__all__ = ["differences"]

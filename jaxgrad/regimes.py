@@ -1,0 +1,238 @@
+"""Whether a gradient vanishes, explodes or lives: numbers in, labels with a confidence out.
+
+The input is the log of the *squared* gradient at the first layer over that at the last, as
+`jaxgrad.propagation` gives it, over several seeds. Its growth per layer is the total divided by the
+layers between; for a quantity that multiplies layer by layer, so whose log is a random walk, that is
+the estimate of least variance, and its spread over seeds gives the standard error.
+
+Averages are means of logs: what a typical network does. The log of the mean is larger at finite
+width, and is what closed forms for an expectation speak of.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import _arguments
+
+
+class Regime(IntEnum):
+    """What happens to a gradient on its way from the last layer to the first."""
+
+    VANISHING = -1
+    STABLE = 0
+    EXPLODING = 1
+    UNDEFINED = 2
+    """The measurement is NaN."""
+
+
+class Storage(IntEnum):
+    """Whether a floating-point type holds a number of that size."""
+
+    UNDERFLOW = -1
+    HELD = 0
+    OVERFLOW = 1
+    UNDEFINED = 2
+    """The measurement is NaN."""
+
+
+class Thresholds(NamedTuple):
+    """What counts as stable.
+
+    Attributes:
+      ratio: a gradient norm that changes by less than this factor in total is stable, above 1. The
+        default of 10 allows a change of the squared gradient by 100, about five depth scales.
+      z: a growth per layer within this many standard errors of none is stable, at least 0.
+    """
+
+    ratio: float = 10.0
+    z: float = 2.0
+
+
+class Classification(NamedTuple):
+    """Labels and the numbers behind them; every field has the input's shape without seeds.
+
+    Attributes:
+      regime: values of `Regime`, int8.
+      log_ratio: mean over seeds of the log squared ratio.
+      log_ratio_se: its standard error.
+      growth: log growth of the squared gradient per layer; 0 at depth 1.
+      growth_se: its standard error.
+      confidence: probability that the log ratio's true mean lies in the labelled regime's range,
+        from its standard error by the normal distribution; NaN where the regime is undefined.
+    """
+
+    regime: jax.Array
+    log_ratio: jax.Array
+    log_ratio_se: jax.Array
+    growth: jax.Array
+    growth_se: jax.Array
+    confidence: jax.Array
+
+
+def classify(
+    log_ratio: jax.Array, depths: jax.Array, thresholds: Thresholds | None = None
+) -> Classification:
+    """Name the regime of networks of several depths.
+
+    A gradient vanishes or explodes if its norm changes by more than `thresholds.ratio` in total
+    *and* its growth per layer differs from none by more than `thresholds.z` standard errors.
+
+    Args:
+      log_ratio: natural log of the squared gradient at the first layer over that at the last,
+        `[seeds, ..., depths]`, at least two seeds.
+      depths: the networks' depths, `[depths]`.
+      thresholds: `None` for the defaults.
+
+    Returns:
+      `Classification` with fields `[..., depths]`. A ratio of 0 (log -inf) vanishes, an infinite
+      one explodes, NaN is undefined.
+
+    Raises:
+      ValueError, TypeError: if there are fewer than two seeds, the depths do not fit, or a
+        threshold is out of range.
+
+    >>> import jax.numpy as jnp
+    >>> log_ratio = jnp.asarray([[0.0, -9.0], [0.1, -9.2], [-0.1, -9.1]])
+    >>> classify(log_ratio, jnp.asarray([1, 10])).regime.tolist()
+    [0, -1]
+    """
+    thresholds = Thresholds() if thresholds is None else thresholds
+    _arguments.scalar("thresholds.ratio", thresholds.ratio, minimum=1.0, above=True)
+    _arguments.scalar("thresholds.z", thresholds.z, minimum=0.0)
+    log_ratio, depths = jnp.asarray(log_ratio), jnp.asarray(depths)
+    if log_ratio.ndim < 2 or len(log_ratio) < 2:
+        raise ValueError(
+            "log_ratio must have shape [seeds, ..., depths] with at least 2 seeds, got "
+            f"{log_ratio.shape}; measure more seeds"
+        )
+    if depths.shape != log_ratio.shape[-1:]:
+        raise ValueError(
+            f"depths must have shape {log_ratio.shape[-1:]} as the last axis of log_ratio, got "
+            f"{depths.shape}; pass the depth of each entry"
+        )
+    mean, error = mean_and_error(log_ratio)
+    layers = jnp.maximum(depths - 1, 1)
+    limit = 2 * np.log(thresholds.ratio)
+    # An infinite mean has no standard error, and needs none.
+    certain = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
+    sign = jnp.where(certain & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
+    regime = jnp.where(jnp.isnan(mean), Regime.UNDEFINED, sign).astype(jnp.int8)
+
+    spread = jnp.where(error > 0, error, jnp.finfo(mean.dtype).tiny)
+    below, above = (jax.scipy.stats.norm.cdf((edge - mean) / spread) for edge in (-limit, limit))
+    inside = jnp.select([sign < 0, sign > 0], [below, 1 - above], above - below)
+    confidence = jnp.where(jnp.isinf(mean), 1.0, jnp.where(jnp.isnan(mean), jnp.nan, inside))
+    layers = jnp.broadcast_to(layers, mean.shape)
+    return Classification(regime, mean, error, mean / layers, error / layers, confidence)
+
+
+def mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean over the first axis and its standard error, `[seeds, ...] -> [...]` twice.
+
+    Infinite values give an infinite mean and a NaN error. Two infinities of opposite sign, or a
+    NaN, give a NaN mean.
+    """
+    mean = jnp.mean(values, axis=0)
+    finite = jnp.isfinite(mean)
+    safe = jnp.where(finite, values, 0.0)
+    error = jnp.std(safe, axis=0, ddof=1) / np.sqrt(len(values))
+    return mean, jnp.where(finite, error, jnp.nan)
+
+
+def storage(log_mean_square: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Whether numbers of a root mean square fit a floating-point type.
+
+    A network can be stable by `classify` and yet untrainable because its signal or gradient is too
+    small or too large for the type it is computed in: theory trains it, the type cannot hold it.
+
+    Args:
+      log_mean_square: natural log of a mean square, any shape.
+      dtype: the floating type.
+
+    Returns:
+      Values of `Storage`, int8: `UNDERFLOW` where the root mean square is below the smallest normal
+      number, which accelerators flush to zero, `OVERFLOW` where it is above the largest.
+
+    Raises:
+      TypeError: if the dtype is not floating.
+
+    >>> import jax.numpy as jnp
+    >>> storage(jnp.asarray([-300.0, 0.0, 300.0])).tolist()
+    [-1, 0, 1]
+    """
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
+    info = jnp.finfo(dtype)
+    log_size = 0.5 * jnp.asarray(log_mean_square)
+    low, high = (float(np.log(np.float64(edge))) for edge in (info.tiny, info.max))
+    label = jnp.select(
+        [jnp.isnan(log_size), log_size < low, log_size > high],
+        [Storage.UNDEFINED, Storage.UNDERFLOW, Storage.OVERFLOW],
+        Storage.HELD,
+    )
+    return label.astype(jnp.int8)
+
+
+class Level(NamedTuple):
+    """Where a gradient keeps its size: `variance` and its standard error over seeds, `[...]`.
+
+    NaN where fewer than two seeds cross, so where the range has no level point.
+    """
+
+    variance: jax.Array
+    variance_se: jax.Array
+
+
+def level(log_ratio: jax.Array, variances: jax.Array) -> Level:
+    """The variance at which the gradient neither grows nor shrinks, by interpolation.
+
+    Each seed's log ratio is read as a function of the log variance; its first upward crossing of
+    zero is found by linear interpolation. The mean is over the seeds that cross.
+
+    Args:
+      log_ratio: `[seeds, variances, ...]`.
+      variances: increasing and positive, `[variances]`.
+
+    Returns:
+      `Level` with fields `[...]`.
+
+    Raises:
+      ValueError: if the variances do not increase, are not positive, or do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> log_ratio = jnp.asarray([[-1.0, 1.0], [-1.0, 1.0]])
+    >>> bool(jnp.isclose(level(log_ratio, jnp.asarray([1.0, 4.0])).variance, 2.0))
+    True
+    """
+    log_ratio, values = jnp.asarray(log_ratio), np.asarray(variances, float)
+    if values.ndim != 1 or len(values) < 2 or values.min() <= 0 or np.diff(values).min() <= 0:
+        raise ValueError(
+            f"variances must be at least two increasing positive numbers, got {values.tolist()}"
+        )
+    if log_ratio.ndim < 2 or log_ratio.shape[1] != len(values):
+        raise ValueError(
+            f"log_ratio must have shape [seeds, {len(values)}, ...] to fit the variances, got "
+            f"{log_ratio.shape}; put seeds first and variances second"
+        )
+    finite = jnp.nan_to_num(log_ratio, posinf=1e30, neginf=-1e30)
+    low, high = finite[:, :-1], finite[:, 1:]
+    crosses = (low < 0) & (high >= 0)
+    at = jnp.argmax(crosses, axis=1)[:, None]
+    low, high = (jnp.take_along_axis(a, at, axis=1)[:, 0] for a in (low, high))
+    crossed = jnp.any(crosses, axis=1)
+    share = jnp.where(crossed, -low / jnp.where(crossed, high - low, 1.0), 0.0)
+    log_values = jnp.log(jnp.asarray(values, log_ratio.dtype))
+    start = log_values[at[:, 0]]
+    root = start + share * (log_values[at[:, 0] + 1] - start)
+    count = crossed.sum(axis=0)
+    variance = jnp.exp(jnp.sum(jnp.where(crossed, root, 0.0), axis=0) / jnp.maximum(count, 1))
+    spread = jnp.where(crossed, jnp.exp(root) - variance[None], 0.0)
+    error = jnp.sqrt(jnp.sum(spread**2, axis=0) / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1))
+    known = count > 1
+    return Level(jnp.where(known, variance, jnp.nan), jnp.where(known, error, jnp.nan))
