@@ -92,7 +92,8 @@ def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
             f"{name} must have shape {axes} with no empty dimension, got {array.shape}; reshape it"
         )
     if not is_traced(array):
-        bad = int(jnp.sum(~jnp.isfinite(array)))
+        # NumPy, because inside a jitted function jax.numpy would trace even a known array.
+        bad = int(np.sum(~np.isfinite(np.asarray(array))))
         if bad:
             raise ValueError(
                 f"{name} must be finite, got {bad} NaN or infinite of {array.size} values; "

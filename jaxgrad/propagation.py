@@ -17,6 +17,7 @@ traced: under `jax.vmap` over variances one matrix product serves them all, with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -228,7 +229,7 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
         for name in first
         if name != "kernel"
     }
-    near, far = _degrees(phi)
+    near, far = (exponents.astype(x.dtype) for exponents in _degrees(phi))
 
     def step(carry, inputs):
         product, log_product, square, u, u_scale, log_norm = carry
@@ -238,9 +239,10 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
             log_size = jnp.logaddexp(log_size, jnp.log(b_scale))
         log_size = jnp.where(jnp.isfinite(log_size), log_size, 0.0)
         beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
-        z = product * (w_scale * jnp.exp(log_product - beyond))[:, None]
+        z = product * jnp.exp(jnp.log(w_scale) + log_product - beyond)[:, None]
         if "bias" in layer:
-            z = z + layer["bias"].astype(z.dtype)[None] * (b_scale * jnp.exp(-beyond))[:, None]
+            factor = jnp.exp(jnp.log(b_scale) - beyond)
+            z = z + layer["bias"].astype(z.dtype)[None] * factor[:, None]
 
         h, slope, log_slope = _activate(phi, layer, z, key, index)
         h_square = jnp.mean(h * h, axis=-1)
@@ -286,14 +288,15 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
 
 def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
     """Take every depth's cotangent back through the layers; `cotangents` is `[D, batch, width]`."""
-    depth, batch, width = trace.slope.shape
+    _, batch, width = trace.slope.shape
+    depth, missing = chosen[-1], len(trace.slope) - chosen[-1]
     # One scale for all examples of a layer: the smaller rows may underflow, the norm does not care.
     log_slope = jnp.max(trace.log_slope, axis=1)
     slope = trace.slope * jnp.exp(trace.log_slope - log_slope[:, None])[..., None]
     log_h = jnp.max(trace.log_h, axis=1)
     h = trace.h[:-1] * jnp.exp(trace.log_h - log_h[:, None])[:-1, :, None]
     gram = jnp.concatenate([(x @ x.T)[None], h @ h.mT])
-    log_h = jnp.concatenate([jnp.zeros(1, h.dtype), log_h[:-1]])
+    log_h = jnp.concatenate([jnp.zeros(1, h.dtype), log_h[:-1]])[:depth]
 
     position = np.minimum(np.searchsorted(chosen, np.arange(1, depth + 1)), len(chosen) - 1)
     enters = chosen[position] == np.arange(1, depth + 1)
@@ -328,11 +331,11 @@ def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
     square, weight_square = jax.tree.map(lambda *a: jnp.concatenate(a[::-1]), *pieces)
 
     present = np.arange(1, depth + 1)[:, None] <= chosen[None]
-    growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:, None], 0.0)
+    growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:depth, None], 0.0)
     log_gradient = jnp.cumsum(growth[::-1], axis=0)[::-1]
     log_weight_gradient = log_gradient + jnp.log(weight_square / square) + 2 * log_h[:, None]
     return tuple(
-        jnp.where(present, a, jnp.nan).T
+        jnp.pad(jnp.where(present, a, jnp.nan).T, ((0, 0), (0, missing)), constant_values=jnp.nan)
         for a in (log_gradient, jnp.where(square > 0, log_weight_gradient, -jnp.inf))
     )
 
@@ -343,7 +346,7 @@ def _readouts(key, chosen, shape):
     def draw(depth):
         return jax.random.normal(jax.random.fold_in(key, depth), shape, jnp.float32)
 
-    return jax.lax.map(draw, jnp.asarray(chosen)) / np.sqrt(np.prod(shape, dtype=float))
+    return jax.lax.map(draw, jnp.asarray(chosen)) / math.sqrt(math.prod(shape))
 
 
 def _segments(chosen: np.ndarray, depth: int, segments: int) -> list[tuple[int, int]]:
@@ -392,7 +395,7 @@ def _signal(trace: _Trace) -> Signal:
 
 
 def _log_mean(log_square: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(log_square, axis=-1) - np.log(log_square.shape[-1])
+    return jax.nn.logsumexp(log_square, axis=-1) - math.log(log_square.shape[-1])
 
 
 def _width(params: Params) -> int:

@@ -11,6 +11,7 @@ width, and is what closed forms for an expectation speak of.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ def classify(
         )
     mean, error = mean_and_error(log_ratio)
     layers = jnp.maximum(depths - 1, 1)
-    limit = 2 * np.log(thresholds.ratio)
+    limit = 2 * math.log(thresholds.ratio)
     # An infinite mean has no standard error, and needs none.
     certain = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
     sign = jnp.where(certain & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
@@ -141,7 +142,7 @@ def mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     mean = jnp.mean(values, axis=0)
     finite = jnp.isfinite(mean)
     safe = jnp.where(finite, values, 0.0)
-    error = jnp.std(safe, axis=0, ddof=1) / np.sqrt(len(values))
+    error = jnp.std(safe, axis=0, ddof=1) / math.sqrt(len(values))
     return mean, jnp.where(finite, error, jnp.nan)
 
 
