@@ -221,7 +221,7 @@ class _Trace(NamedTuple):
 
 def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
     """One scan over depth; with a tangent it is carried along, without, arrays are kept."""
-    w_scale, b_scale = scales
+    log_w, log_b = scales
     first, hidden = params["first"], params["hidden"]
     depth = len(hidden["kernel"]) + 1
     rest = {
@@ -232,17 +232,16 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
     near, far = (exponents.astype(x.dtype) for exponents in _degrees(phi))
 
     def step(carry, inputs):
-        product, log_product, square, u, u_scale, log_norm = carry
+        product, log_product, log_input, u, u_scale, log_norm = carry
         index, layer = inputs
-        log_size = log_product + 0.5 * jnp.log(square * w_scale**2)
+        log_size = log_w + log_input
         if "bias" in layer:
-            log_size = jnp.logaddexp(log_size, jnp.log(b_scale))
+            log_size = jnp.logaddexp(log_size, log_b)
         log_size = jnp.where(jnp.isfinite(log_size), log_size, 0.0)
         beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
-        z = product * jnp.exp(jnp.log(w_scale) + log_product - beyond)[:, None]
+        z = product * jnp.exp(log_w + log_product - beyond)[:, None]
         if "bias" in layer:
-            factor = jnp.exp(jnp.log(b_scale) - beyond)
-            z = z + layer["bias"].astype(z.dtype)[None] * factor[:, None]
+            z = z + layer["bias"].astype(z.dtype)[None] * jnp.exp(log_b - beyond)[:, None]
 
         h, slope, log_slope = _activate(phi, layer, z, key, index)
         h_square = jnp.mean(h * h, axis=-1)
@@ -255,7 +254,7 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
             t = slope * (u * u_scale[:, None])
             growth = jnp.mean(t * t, axis=-1)
             log_norm = log_norm + jnp.log(growth) + 2 * log_slope
-            u_scale = jnp.where(growth > 0, w_scale * jax.lax.rsqrt(growth), 0.0)
+            u_scale = jnp.where(growth > 0, jnp.exp(log_w - 0.5 * jnp.log(growth)), 0.0)
         if depth > 1:
             # The product after the last layer is not used; one too many costs less than a branch.
             kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.dtype)
@@ -274,19 +273,20 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
             h=h if tangent is None else None,
             slope=slope if tangent is None else None,
         )
-        return (product, log_h, h_square, u, u_scale, log_norm), record
+        log_input = log_h + 0.5 * jnp.log(h_square)
+        return (product, log_h, log_input, u, u_scale, log_norm), record
 
     ones = jnp.ones(len(x), x.dtype)
     carry = (
         x @ first["kernel"].astype(x.dtype),
         jnp.zeros_like(ones),
-        jnp.mean(x * x, axis=-1),
+        0.5 * jnp.log(jnp.mean(x * x, axis=-1)),
         *((None,) * 3 if tangent is None else (tangent, ones, jnp.zeros_like(ones))),
     )
     return jax.lax.scan(step, carry, (jnp.arange(1, depth + 1), rest))[1]
 
 
-def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
+def _backward(params, x, trace, cotangents, chosen, log_w, segments):
     """Take every depth's cotangent back through the layers; `cotangents` is `[D, batch, width]`."""
     _, batch, width = trace.slope.shape
     depth, missing = chosen[-1], len(trace.slope) - chosen[-1]
@@ -319,7 +319,7 @@ def _backward(params, x, trace, cotangents, chosen, w_scale, segments):
             delta = delta * slope[layer][None]
             square = jnp.sum(delta * delta, axis=(1, 2))
             weight_square = jnp.sum((delta @ delta.mT) * gram[layer][None], axis=(1, 2))
-            factor = jnp.where(square > 0, w_scale * jax.lax.rsqrt(square), 0.0)
+            factor = jnp.where(square > 0, jnp.exp(log_w - 0.5 * jnp.log(square)), 0.0)
             if depth > 1:
                 kernel = params["hidden"]["kernel"][jnp.maximum(layer, 1) - 1].astype(delta.dtype)
                 delta = (delta.reshape(-1, width) @ kernel.T).reshape(delta.shape)
@@ -414,7 +414,7 @@ def _depths(depths: Sequence[int] | None, depth: int) -> np.ndarray:
 
 
 def _checked(params, x, activation, w_variance, b_variance, saturation):
-    """The activation, the inputs in the working dtype, and the two standard deviations."""
+    """The activation, the inputs in the working dtype, and the logs of the two deviations."""
     phi = activations.get(activation)
     x = networks.check(params, x)
     _arguments.scalar("w_variance", w_variance, minimum=0.0)
@@ -428,5 +428,5 @@ def _checked(params, x, activation, w_variance, b_variance, saturation):
         )
     # At least float32, so that the logarithms of a half-precision network are not rounded.
     x = x.astype(jnp.promote_types(jnp.result_type(x, params["first"]["kernel"]), jnp.float32))
-    scales = tuple(jnp.sqrt(jnp.asarray(v, x.dtype)) for v in (w_variance, b_variance))
+    scales = tuple(0.5 * jnp.log(jnp.asarray(v, x.dtype)) for v in (w_variance, b_variance))
     return phi, x, scales
