@@ -24,6 +24,7 @@ from jaxgrad import (
     plotting,
     propagation,
     regimes,
+    sweeps,
 )
 
 __version__ = "0.1.0"

@@ -117,7 +117,7 @@ def probe(
     Args:
       params: from `jaxgrad.networks.init`; a readout is ignored.
       x: inputs, `[batch, in_features]`, floating point, finite.
-      key: PRNG key of the tangents and of a randomized activation.
+      key: PRNG key of the tangents and of a randomized activation; not the one that drew `params`.
       activation: see `jaxgrad.activations.get`.
       w_variance, b_variance: factors of the kernels' and biases' variances, may be traced.
       saturation: the slope below which a unit counts as saturated.
@@ -170,7 +170,7 @@ def exact(
 
     Args:
       params, x, activation, w_variance, b_variance, saturation: as of `probe`.
-      key: PRNG key of the readouts and of a randomized activation.
+      key: PRNG key of the readouts and of a randomized activation; not the one that drew `params`.
       depths: increasing depths that have a loss; `None` for every depth.
       loss: maps the outputs `h_l`, `[batch, width]`, to a scalar; `None` for the random readout.
       segments: more of them waste fewer rows and take longer to compile.

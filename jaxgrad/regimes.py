@@ -119,7 +119,7 @@ def classify(
         )
     mean, error = mean_and_error(log_ratio)
     layers = jnp.maximum(depths - 1, 1)
-    limit = 2 * math.log(thresholds.ratio)
+    limit = 2 * jnp.log(thresholds.ratio)
     # An infinite mean has no standard error, and needs none.
     certain = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
     sign = jnp.where(certain & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
@@ -221,7 +221,8 @@ def level(log_ratio: jax.Array, variances: jax.Array) -> Level:
             f"log_ratio must have shape [seeds, {len(values)}, ...] to fit the variances, got "
             f"{log_ratio.shape}; put seeds first and variances second"
         )
-    finite = jnp.nan_to_num(log_ratio, posinf=1e30, neginf=-1e30)
+    # NaN stays NaN, which is on neither side of zero.
+    finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=1e30, neginf=-1e30)
     low, high = finite[:, :-1], finite[:, 1:]
     crosses = (low < 0) & (high >= 0)
     at = jnp.argmax(crosses, axis=1)[:, None]

@@ -163,7 +163,8 @@ def test_probe_and_exact_agree_within_standard_errors(key, activation, w_varianc
     x = jax.random.normal(key, (4, 10))
 
     def one(key):
-        params = network(key, depth)
+        key_params, key = jax.random.split(key)
+        params = network(key_params, depth)
         options = {"w_variance": w_variance, "b_variance": 0.1}
         probe = propagation.probe(params, x, key, activation, **options)
         exact = propagation.exact(params, x, key, activation, segments=2, **options)

@@ -69,10 +69,10 @@ def relative_error(numeric: Any, autodiff: Any) -> jax.Array:
       numeric, autodiff: pytrees of the same structure and shapes.
 
     Returns:
-      A scalar between 0 and 1; 0 where both are zero.
+      A scalar between 0 and 1; 0 where both are zero, NaN where an entry is NaN or infinite.
 
     Raises:
-      ValueError: if the structures differ.
+      ValueError: if the structures or shapes differ.
 
     Source: CS230/Deep Learning Specialization, "Gradient checking".
     """
@@ -81,9 +81,15 @@ def relative_error(numeric: Any, autodiff: Any) -> jax.Array:
             f"autodiff must have the structure of numeric, {jax.tree.structure(numeric)}, got "
             f"{jax.tree.structure(autodiff)}"
         )
+    shapes = tuple(list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (numeric, autodiff))
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"autodiff must have the shapes of numeric, {shapes[0]}, got {shapes[1]}")
     a, b = ravel_pytree(numeric)[0], ravel_pytree(autodiff)[0]
+    # Over the largest entry, so that no square underflows; comparisons that let a NaN through.
+    size = jnp.max(jnp.abs(jnp.concatenate([a, b])), initial=0.0)
+    a, b = (part / jnp.where(size == 0, 1.0, size) for part in (a, b))
     total = jnp.linalg.norm(a) + jnp.linalg.norm(b)
-    return jnp.where(total > 0, jnp.linalg.norm(a - b) / jnp.where(total > 0, total, 1.0), 0.0)
+    return jnp.linalg.norm(a - b) / jnp.where(size == 0, 1.0, total)
 
 
 def tier(error: float, text: str = "course") -> str:
