@@ -105,6 +105,11 @@ def measure(config: Config, progress: Any = None) -> xarray.Dataset:
     """
     checked(config)
     x = frontend.inputs(config.data, config.examples, config.first_seed)
+    store = frontend.writable("output", config.output.with_name(config.output.name + ".zarr"))
+    if config.overwrite and store.exists():
+        # Raises if the folder is something else, which must not be lost.
+        sweeps.open_store(store).close()
+        shutil.rmtree(store)
     variances = np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
     bias = None if config.b_variance == 0 else initializers.normal(1.0)
 
@@ -169,7 +174,7 @@ def measure(config: Config, progress: Any = None) -> xarray.Dataset:
         },
         units={"w_variance": "1/fan_in", "depth": "layers"},
         config=measured(config),
-        store=config.output.with_name(config.output.name + ".zarr"),
+        store=store,
         memory_limit=config.memory * 2**20,
         progress=progress,
     )
@@ -246,8 +251,9 @@ def _ranges(stable: np.ndarray, variances: np.ndarray) -> str:
     edges = np.flatnonzero(np.diff(np.pad(stable.astype(int), 1)))
     parts = []
     for start, stop in zip(edges[::2], edges[1::2] - 1, strict=True):
-        low = "below " * (start == 0) + f"{variances[start]:.2f}"
-        high = f"{variances[stop]:.2f}" + " and above" * (stop == len(variances) - 1)
+        # At the edge of the grid the range may well go on.
+        low = f"{'<= ' if start == 0 else ''}{variances[start]:.2f}"
+        high = f"{'>= ' if stop == len(variances) - 1 else ''}{variances[stop]:.2f}"
         parts.append(f"{low} to {high}")
     return ", ".join(parts) or "none"
 
@@ -272,18 +278,14 @@ def _unheld(chosen: xarray.Dataset) -> list[str]:
 def run(config: Config) -> None:
     """Map where, in depth and weight variance, gradients vanish, explode or survive."""
     start = time.perf_counter()
-    checked(config)
-    figure_path = frontend.writable("output", config.output.with_name(config.output.name + ".png"))
-    store = config.output.with_name(config.output.name + ".zarr")
-    if config.overwrite and store.exists():
-        shutil.rmtree(store)
     dataset = measure(config, frontend.Bar("networks"))
     print(report(dataset, config))
     figure = plotting.depth_variance(dataset, regimes.Thresholds(config.ratio, config.z))
-    figure.savefig(figure_path, dpi=110)
+    path = config.output.with_name(config.output.name + ".png")
+    figure.savefig(path, dpi=110)
     count = config.seeds * config.w_variances * config.depth * len(config.activations)
     print(f"\n{count} networks in {time.perf_counter() - start:.1f} s, on {config.data}.")
-    print(f"Figure: {figure_path}\nMeasurements: {store}")
+    print(f"Figure: {path}\nMeasurements: {path.with_suffix('.zarr')}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import os
 import sys
 import tempfile
@@ -23,7 +26,12 @@ DATA = ("digits", "wine", "breast_cancer", "gaussian")
 
 def main(config_type: type[Config], run: Callable[[Config], None]) -> None:
     """Parse the command line into `config_type` and run; bad input ends in one line, no traceback."""
-    config = tyro.cli(config_type, description=run.__doc__)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config = tyro.cli(config_type, description=run.__doc__)
+    except SystemExit as stop:
+        sys.exit(_one_line(printed.getvalue()) if stop.code else 0)
     try:
         run(config)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -33,6 +41,13 @@ def main(config_type: type[Config], run: Callable[[Config], None]) -> None:
         sys.exit(f"error: {message}")
     except KeyboardInterrupt:
         sys.exit("stopped; run the same command again to go on from the last finished chunk")
+
+
+def _one_line(box: str) -> str:
+    """The message of the framed text that tyro prints, without frame, title and help."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    message = itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines[1:])
+    return f"error: {' '.join(message)}; see --help"
 
 
 def use_all_cores() -> None:

@@ -41,7 +41,7 @@ def depth_variance(
 
     thresholds = regimes.Thresholds() if thresholds is None else thresholds
     names = [str(name) for name in dataset["activation"].values]
-    figure = Figure(figsize=(12.5, 0.8 + 4.6 * len(names)), layout="constrained")
+    figure = Figure(figsize=(13.5, 0.8 + 4.6 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.25, 1))
     for row, name in zip(axes, names, strict=True):
         chosen = dataset.sel(activation=name)
@@ -75,8 +75,7 @@ def _map(ax: Any, chosen: Any, found: Any, name: str) -> Any:
     classified, level = found
     depth, variance = chosen["depth"].values, chosen["w_variance"].values
     decades = np.asarray(classified.log_ratio) / (2 * np.log(10))
-    colours = LinearSegmentedColormap.from_list("unchanged", _COLOURS)
-    colours.set_bad("0.5")
+    colours = LinearSegmentedColormap.from_list("unchanged", _COLOURS).with_extremes(bad="0.5")
     mesh = ax.pcolormesh(
         depth, variance, decades, cmap=colours, vmin=-_DECADES, vmax=_DECADES, rasterized=True
     )
@@ -109,6 +108,8 @@ def _map(ax: Any, chosen: Any, found: Any, name: str) -> Any:
     ax.plot(depth[1:], np.asarray(level.variance)[1:], color="black", linestyle="dotted")
     ax.set_yscale("log")
     _plain_ticks(ax.yaxis, variance)
+    ax.set_xticks([int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])])
+    ax.set_xlim(depth[0] - 0.5, depth[-1] + 0.5)
     ax.set(
         xlabel="depth (number of layers)",
         ylabel="weight variance × fan-in",
@@ -151,7 +152,7 @@ def _profile(ax: Any, chosen: Any, found: Any, name: str) -> None:
             continue
         low, high = (10 ** (mean[index] + sign * error[index]) for sign in (-1, 1))
         ax.fill_between(layer, low, high, color=colour, alpha=0.25, linewidth=0)
-        label = f"{variance[index]:.2f}" + (" (nearest to level)" if index == centre else "")
+        label = f"{variance[index]:.2f}" + (" (level)" if index == centre else "")
         ax.plot(
             layer,
             10 ** mean[index],
@@ -162,7 +163,9 @@ def _profile(ax: Any, chosen: Any, found: Any, name: str) -> None:
         )
     ax.axhline(1.0, color="0.6", linewidth=0.8)
     ax.set_yscale("log")
-    ax.legend(title="weight variance × fan-in")
+    ax.legend(
+        title="weight variance\n× fan-in", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
+    )
     ax.set(
         xlabel="layer (1 is next to the input)",
         ylabel="gradient norm / that of the last layer",

@@ -5,8 +5,6 @@ import pytest
 
 from jaxgrad.checking import differences
 
-CUBE = {"w": jnp.ones((2, 3), jnp.float32), "b": (jnp.ones(3, jnp.float32),)}
-
 
 def loss(params):
     h = jnp.tanh(params["w"] @ params["v"][0] + params["b"])
@@ -74,13 +72,10 @@ def test_default_step_and_dtype():
     assert 0 < abs(float(numeric) - 6.0) < 0.02
 
 
-@pytest.mark.parametrize("size", [1e-40, 1e-25, 1.0, 1e25, 3e38])
+@pytest.mark.parametrize("size", [1e-36, 1e-25, 1.0, 1e25, 1e36])
 @pytest.mark.parametrize("error", [1e-3, 0.25])
 def test_relative_error_of_planted_sizes(size, error):
-    if size < np.finfo(np.float32).tiny:
-        numeric = {"w": jnp.full((2, 2), 1e-37), "b": jnp.full(2, 1e-37)}
-    else:
-        numeric = {"w": jnp.full((2, 2), size), "b": jnp.full(2, size)}
+    numeric = {"w": jnp.full((2, 2), size), "b": jnp.full(2, size)}
     autodiff = jax.tree.map(lambda a: a * ((1 - error) / (1 + error)), numeric)
     # Squares of most of these sizes underflow or overflow in float32.
     assert float(differences.relative_error(numeric, autodiff)) == pytest.approx(error, rel=1e-3)

@@ -51,7 +51,7 @@ def test_a_feature_that_hardly_varies_is_not_constant(x64):
 
 def test_float32_with_a_large_mean():
     spread = np.random.default_rng(0).standard_normal((20_000, 3)) * [1.0, 3.0, 0.5]
-    x = (spread + [1e4, -3e4, 1e3]).astype(np.float32)
+    x = (spread + np.array([1e4, -3e4, 1e3])).astype(np.float32)
     exact_mean, exact_std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     standardizer = normalization.fit(jnp.asarray(x))
     assert standardizer.mean.dtype == standardizer.std.dtype == jnp.float32

@@ -1,0 +1,178 @@
+"""The command lines: small runs, killed and resumed, and one-line errors."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray
+
+from experiments import depth_variance
+from jaxgrad import plotting, regimes
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"depth": 6, "width": 12, "w_variances": 5, "examples": 8, "seeds": 3}
+
+
+def command(*options, folder, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.depth_variance", *map(str, options)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def flags(**options):
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    output = tmp_path_factory.mktemp("map") / "small"
+    return depth_variance.measure(depth_variance.Config(**SMALL, output=output)).load()
+
+
+def test_small_map_prints_a_table_and_draws_a_figure(tmp_path):
+    done = command(*flags(**SMALL, ratio=3), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "relu, weight variance x fan-in" in done.stdout
+    assert "level at (± standard error)" in done.stdout
+    assert "Traceback" not in done.stderr
+    picture = matplotlib.image.imread(tmp_path / "results" / "depth_variance.png")
+    assert picture.shape[0] > 500
+    assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 50
+    with xarray.open_zarr(tmp_path / "results" / "depth_variance.zarr", chunks=None) as stored:
+        assert stored["log_ratio"].dims == ("activation", "seed", "w_variance", "depth")
+        assert stored["depth"].values.tolist() == list(range(1, 7))
+        assert bool(stored["computed"].all())
+        assert stored["w_variance"].attrs["units"] == "1/fan_in"
+
+
+def test_exact_and_probe_modes_agree(dataset, tmp_path):
+    config = depth_variance.Config(**SMALL, gradient="exact", output=tmp_path / "exact")
+    exact = depth_variance.measure(config)
+    for variable in ("log_activation", "dead", "saturated", "log_profile"):
+        np.testing.assert_allclose(exact[variable], dataset[variable], rtol=1e-4, atol=1e-4)
+    difference = exact["log_ratio"] - dataset["log_ratio"]
+    assert float(np.abs(difference.mean())) < 0.15
+    assert float(np.abs(exact["log_ratio"].sel(depth=1)).max()) < 1e-5
+
+
+def test_profile_ends_where_the_ratio_says(dataset, tmp_path):
+    config = depth_variance.Config(**SMALL, gradient="exact", output=tmp_path / "exact")
+    exact = depth_variance.measure(config)
+    profile = exact["log_profile"]
+    ratio = profile.isel(layer=0) - profile.isel(layer=-1)
+    np.testing.assert_allclose(ratio, exact["log_ratio"].isel(depth=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_report_shows_the_level_variance(dataset):
+    text = depth_variance.report(dataset, depth_variance.Config(**SMALL))
+    rows = [line.split() for line in text.splitlines() if line.startswith("6 ")]
+    assert len(rows) == 2
+    level = regimes.level(
+        dataset["log_ratio"].sel(activation="relu").values, dataset["w_variance"].values
+    )
+    assert f"{float(level.variance[-1]):.3f}" in rows[1]
+
+
+def test_figure_has_words_on_every_axis(dataset):
+    figure = plotting.depth_variance(dataset)
+    for ax in figure.axes:
+        assert ax.get_ylabel()
+        if ax.get_title():
+            assert ax.get_xlabel()
+    assert figure.axes[0].collections[0].norm.vmin == -figure.axes[0].collections[0].norm.vmax
+
+
+def test_killed_and_resumed_equals_uninterrupted(dataset, tmp_path):
+    options = [str(o) for o in flags(**SMALL)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    store = tmp_path / "results" / "depth_variance.zarr" / "computed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.depth_variance", *options],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(store.glob("c/*/*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert list(store.glob("c/*/*"))
+    done = command(*options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with xarray.open_zarr(tmp_path / "results" / "depth_variance.zarr", chunks=None) as resumed:
+        for variable in dataset.data_vars:
+            np.testing.assert_allclose(resumed[variable], dataset[variable], rtol=1e-5, atol=1e-5)
+
+
+BAD = [
+    ({"depth": 0}, "depth must be finite and at least 1, got 0"),
+    ({"width": 0}, "width must be finite and at least 1, got 0"),
+    ({"width": -3}, "width must be"),
+    ({"seeds": 1}, "seeds must be finite and at least 2, got 1"),
+    ({"w_variances": 1}, "w_variances must be finite and at least 2"),
+    ({"w_variance_min": -1}, "w_variance_min and w_variance_max must be positive"),
+    ({"w_variance_min": 9}, "w_variance_min and w_variance_max must be"),
+    ({"w_variance_max": "nan"}, "w_variance_min and w_variance_max must be"),
+    ({"b_variance": -0.1}, "b_variance must be finite and at least 0, got -0.1"),
+    ({"b_variance": "inf"}, "b_variance must be finite"),
+    ({"activations": "swish9"}, "activation must be one of linear"),
+    ({"examples": 0}, "examples must be"),
+    ({"examples": 5000}, "examples must be at most the 1797 rows of 'digits', got 5000"),
+    ({"data": "mnist"}, "data must be one of digits"),
+    ({"data": "nowhere.npy"}, "data must be a file that exists"),
+    ({"data": "nan.csv"}, "data must be finite, 'nan.csv' has 1 NaN"),
+    ({"data": "words.csv"}, "data must hold a table of numbers"),
+    ({"data": "flat.npy"}, "data must have shape [examples, features]"),
+    ({"ratio": 1}, "ratio must be above 1"),
+    ({"z": -1}, "z must be finite and at least 0"),
+    ({"memory": 0}, "memory must be finite and at least 1"),
+    ({"first_seed": -1}, "first_seed must be"),
+    ({"output": "file.txt/map"}, "output must lie in a folder that can be written"),
+    ({"output": "/proc/nowhere/map"}, "output must lie in a folder that can be written"),
+    ({"output": "other/map"}, "store"),
+    ({"depth": "deep"}, "depth"),
+    ({"gradient": "guess"}, "gradient"),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with bad data files and the finished map of another config."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "nan.csv").write_text("1,2\n3,nan\n5,6\n")
+    (folder / "words.csv").write_text("a,b\nc,d\n")
+    (folder / "file.txt").write_text("")
+    np.save(folder / "flat.npy", np.ones(5))
+    config = depth_variance.Config(**SMALL | {"depth": 5}, output=folder / "other" / "map")
+    depth_variance.measure(config)
+    return folder
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])
+def test_bad_input_ends_in_one_line(prepared, change, message):
+    done = command(*flags(**SMALL | change), folder=prepared)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
+    assert not (prepared / "results").exists()
+
+
+def test_help_reads_well(tmp_path):
+    done = command("--help", folder=tmp_path, COLUMNS="100")
+    assert done.returncode == 0
+    for name in ("--depth", "--w-variance-min", "--gradient", "reverse mode"):
+        assert name in done.stdout
