@@ -1,8 +1,9 @@
 """The first layer's gradient norm of 16,384 networks: jaxgrad beside two usual ways.
 
 Run `python -m benchmarks.depth_grid`. The grid is tanh, width 128, batch 32, every depth 1-64, 32
-weight variances from 0.25 to 4, 8 seeds. Each contender runs in a process of its own; its time is from
-when its inputs are ready to when its results are NumPy arrays, compilation included, imports not.
+weight variances from 0.25 to 4, 8 seeds. Each contender runs in a process of its own; its time is
+from when its inputs are ready to when its results are NumPy arrays, compilation included, imports
+not.
 
 - `pytorch`: a loop that builds each network, draws it, and calls backward. A sample of cells,
   scaled. Needs PyTorch; without it the line is left out.
@@ -36,7 +37,7 @@ Result = dict[str, object]
 
 def pytorch(cells: int) -> Result:
     """A straightforward loop, over `cells` networks whose depths are spread evenly."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     x = torch.from_numpy(INPUTS)
 
@@ -210,7 +211,9 @@ def main() -> None:
         if PARTS[part] is jaxgrad and "pytorch" in results:
             others = [float(run["seconds"]) for run in results["pytorch"]]  # type: ignore
             ratios = [a / b for a, b in zip(others, seconds, strict=True)]
-            line += f"  pytorch takes {np.median(ratios):.0f} x ({min(ratios):.0f}-{max(ratios):.0f})"
+            line += (
+                f"  pytorch takes {np.median(ratios):.0f} x ({min(ratios):.0f}-{max(ratios):.0f})"
+            )
         if PARTS[part] is jaxgrad:
             other = float(results["jax per depth"][0]["seconds"])  # type: ignore
             line += f", jax per depth {other / np.median(seconds):.0f} x"

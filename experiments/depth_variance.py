@@ -48,7 +48,7 @@ class Config:
     initializer: Literal["normal", "uniform", "truncated", "orthogonal"] = "normal"
     """Distribution of the weights."""
     data: str = "digits"
-    """digits, wine, breast_cancer, gaussian, or a .npy or .csv file of shape [examples, features]."""
+    """digits, wine, breast_cancer, gaussian, or a .npy or .csv file, [examples, features]."""
     examples: int = 64
     """How many examples, drawn at random and standardized."""
     seeds: int = 8
@@ -100,8 +100,8 @@ VARIABLES = {
 def measure(config: Config, progress: Any = None) -> xarray.Dataset:
     """Measure the map, or what is missing of it in the store.
 
-    A cell is one activation and one seed. It draws one network of the greatest depth; every variance
-    scales the same draws, so that neighbouring variances differ by the variance alone.
+    A cell is one activation and one seed. It draws one network of the greatest depth; every
+    variance scales the same draws, so that neighbouring variances differ by the variance alone.
     """
     checked(config)
     x = frontend.inputs(config.data, config.examples, config.first_seed)

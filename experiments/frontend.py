@@ -25,7 +25,7 @@ DATA = ("digits", "wine", "breast_cancer", "gaussian")
 
 
 def main(config_type: type[Config], run: Callable[[Config], None]) -> None:
-    """Parse the command line into `config_type` and run; bad input ends in one line, no traceback."""
+    """Parse the command line into `config_type` and run; bad input ends in one line."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -159,7 +159,7 @@ def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
 
     def line(row):
-        cells = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
-        return "  ".join(cells).rstrip()
+        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        return "  ".join([row[0].ljust(widths[0]), *padded[1:]])
 
     return "\n".join([line(headings), line(tuple("-" * w for w in widths)), *map(line, rows)])

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is a tracer, whose numbers are not known yet."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
@@ -79,9 +80,7 @@ def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be an array of numbers, got {type(value).__name__}"
-        ) from None
+        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {array.dtype}; convert it, for example with "

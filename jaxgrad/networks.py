@@ -1,8 +1,8 @@
 """Fully connected networks: a parameter pytree and pure functions that make and use it.
 
 A network of depth `L` is `L` layers `h_l = phi(h_{l-1} W_l + b_l)` and, if asked for, a linear
-readout. Layers 2 to L are stacked along a leading axis, so that `jax.lax.scan` runs over depth and a
-thousand layers compile as fast as four.
+readout. Layers 2 to L are stacked along a leading axis, so that `jax.lax.scan` runs over depth and
+a thousand layers compile as fast as four.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def init(
 
     def layer(key_layer, n_in, n_out, activated=True):
         if bias_init is None:
-            made = {"kernel": draw("kernel_init", kernel_init, key_layer, (n_in, n_out))}
+            made: Params = {"kernel": draw("kernel_init", kernel_init, key_layer, (n_in, n_out))}
         else:
             key_kernel, key_bias = jax.random.split(key_layer)
             made = {
@@ -103,7 +103,9 @@ def init(
     square = in_features == width
     hidden = jax.lax.map(lambda key_layer: layer(key_layer, width, width), keys[2 - square :])
     if square:
-        first, hidden = (jax.tree.map(lambda a, part=part: a[part], hidden) for part in (0, np.s_[1:]))
+        first, hidden = (
+            jax.tree.map(lambda a, part=part: a[part], hidden) for part in (0, np.s_[1:])
+        )
     else:
         first = layer(keys[1], in_features, width)
     params = {"first": first, "hidden": hidden}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxgrad import _arguments
 
@@ -17,7 +18,7 @@ class Standardizer(NamedTuple):
     std: jax.Array
 
 
-def fit(x: jax.Array) -> Standardizer:
+def fit(x: ArrayLike) -> Standardizer:
     """Measure the features of a training set.
 
     A feature that does not vary gets the standard deviation 1, so that it becomes 0.
@@ -32,6 +33,7 @@ def fit(x: jax.Array) -> Standardizer:
       ValueError, TypeError: if the inputs are not as described.
 
     >>> import jax.numpy as jnp
+    from jax.typing import ArrayLike
     >>> standardizer = fit(jnp.asarray([[1.0, 5.0], [3.0, 5.0]]))
     >>> apply(standardizer, jnp.asarray([[3.0, 6.0]])).tolist()
     [[1.0, 1.0]]
@@ -43,7 +45,7 @@ def fit(x: jax.Array) -> Standardizer:
     return Standardizer(jnp.mean(x, axis=0), jnp.where(std > noise, std, 1.0))
 
 
-def apply(standardizer: Standardizer, x: jax.Array) -> jax.Array:
+def apply(standardizer: Standardizer, x: ArrayLike) -> jax.Array:
     """`(x - mean) / std`, feature by feature.
 
     One text of the course divides by the variance instead; that gives unit variance only where the

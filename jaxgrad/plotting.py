@@ -19,9 +19,7 @@ _DECADES = 4.0
 _LINES = (("#b35a12", "^"), ("#d99a2b", "D"), ("#000000", "o"), ("#5f9ed1", "s"), ("#0b1f4b", "v"))
 
 
-def depth_variance(
-    dataset: xarray.Dataset, thresholds: regimes.Thresholds | None = None
-) -> Figure:
+def depth_variance(dataset: xarray.Dataset, thresholds: regimes.Thresholds | None = None) -> Figure:
     """Map of the gradient over (depth, weight variance), one row for each activation.
 
     On the left the log10 of the gradient norm at the first layer over that at the last, averaged
@@ -164,12 +162,16 @@ def _profile(ax: Any, chosen: Any, found: Any, name: str) -> None:
     ax.axhline(1.0, color="0.6", linewidth=0.8)
     ax.set_yscale("log")
     ax.legend(
-        title="weight variance\n× fan-in", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
+        title="weight variance\n× fan-in",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
     )
     ax.set(
         xlabel="layer (1 is next to the input)",
         ylabel="gradient norm / that of the last layer",
-        title=f"{name}: gradient in the {len(layer)}-layer network\n(mean over seeds ± standard error)",
+        title=f"{name}: gradient in the {len(layer)}-layer network\n"
+        "(mean over seeds ± standard error)",
     )
 
 

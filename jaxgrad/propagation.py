@@ -1,22 +1,23 @@
 """What a signal and a gradient do in a fully connected network, layer by layer, in logarithms.
 
 One pass forward serves every depth of the range, since a network of depth `l` is the first `l`
-layers of a deeper one. Whatever grows or shrinks with depth is carried as an array of ordinary size
-and the logarithm of its scale, so that ten thousand layers neither overflow nor underflow.
+layers of a deeper one. Whatever grows or shrinks with depth is carried as an array of ordinary
+size and the logarithm of its scale, so that ten thousand layers neither overflow nor underflow.
 
 The gradient is that of a readout of the layer's outputs. By default the readout is random: the loss
-of depth `l` is `sum(v * h_l)` with independent `v ~ N(0, 1 / (batch width))`, so that the mean over `v`
-of a squared gradient is the squared Frobenius norm of a Jacobian, per output and example. `exact`
-takes that gradient in reverse mode, for every depth and layer; `probe` estimates its mean over `v`
-for the first layer by random tangents carried forward, every depth for the price of one. Both are
-random, `probe` in its directions, `exact` in its readouts, and agree in expectation.
+of depth `l` is `sum(v * h_l)` with independent `v ~ N(0, 1 / (batch width))`, so that the mean over
+`v` of a squared gradient is the squared Frobenius norm of a Jacobian, per output and example.
+`exact` takes that gradient in reverse mode, for every depth and layer; `probe` estimates its mean
+over `v` for the first layer by random tangents carried forward, every depth for the price of one.
+Both are random, `probe` in its directions, `exact` in its readouts, and agree in expectation.
 
-`w_variance` and `b_variance` multiply the variances that the parameters were drawn with. They may be
-traced: under `jax.vmap` over variances one matrix product serves them all, with the same draws.
+`w_variance` and `b_variance` multiply the variances that the parameters were drawn with. They may
+be traced: under `jax.vmap` over variances one matrix product serves them all, with the same draws.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -214,9 +215,9 @@ class _Trace(NamedTuple):
     log_slope: jax.Array  # the derivative is slope exp(log_slope)
     dead: jax.Array  # [depth]
     saturated: jax.Array  # [depth]
-    log_norm: jax.Array | None  # log mean square of the tangent over units
-    h: jax.Array | None  # [depth, batch, width]
-    slope: jax.Array | None  # [depth, batch, width]
+    log_norm: Any  # log mean square of the tangent over units; None without a tangent
+    h: Any  # [depth, batch, width]; None with a tangent
+    slope: Any  # [depth, batch, width]; None with a tangent
 
 
 def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
@@ -232,7 +233,7 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
     near, far = (exponents.astype(x.dtype) for exponents in _degrees(phi))
 
     def step(carry, inputs):
-        product, log_product, log_input, u, u_scale, log_norm = carry
+        product, log_product, log_input, moved = carry
         index, layer = inputs
         log_size = log_w + log_input
         if "bias" in layer:
@@ -250,16 +251,19 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
         log_slope = log_slope + slope_degree * beyond
         flat = jnp.abs(slope) < saturation * jnp.exp(-log_slope)[:, None]
 
-        if u is not None:
+        if depth > 1:
+            # The product after the last layer is not used; one too many costs less than a branch.
+            kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.dtype)
+        else:
+            kernel = jnp.zeros((h.shape[1],) * 2, h.dtype)
+        log_norm = None
+        if moved is not None:
+            u, u_scale, log_norm = moved
             t = slope * (u * u_scale[:, None])
             growth = jnp.mean(t * t, axis=-1)
             log_norm = log_norm + jnp.log(growth) + 2 * log_slope
             u_scale = jnp.where(growth > 0, jnp.exp(log_w - 0.5 * jnp.log(growth)), 0.0)
-        if depth > 1:
-            # The product after the last layer is not used; one too many costs less than a branch.
-            kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.dtype)
-            product = h @ kernel
-            u = None if u is None else t @ kernel
+            moved = (t @ kernel, u_scale, log_norm)
         record = _Trace(
             z_square=jnp.mean(z * z, axis=-1),
             log_z=beyond,
@@ -274,19 +278,19 @@ def _forward(params, x, phi, key, scales, saturation, tangent=None) -> _Trace:
             slope=slope if tangent is None else None,
         )
         log_input = log_h + 0.5 * jnp.log(h_square)
-        return (product, log_h, log_input, u, u_scale, log_norm), record
+        return (h @ kernel, log_h, log_input, moved), record
 
     ones = jnp.ones(len(x), x.dtype)
     carry = (
         x @ first["kernel"].astype(x.dtype),
         jnp.zeros_like(ones),
         0.5 * jnp.log(jnp.mean(x * x, axis=-1)),
-        *((None,) * 3 if tangent is None else (tangent, ones, jnp.zeros_like(ones))),
+        None if tangent is None else (tangent, ones, jnp.zeros_like(ones)),
     )
     return jax.lax.scan(step, carry, (jnp.arange(1, depth + 1), rest))[1]
 
 
-def _backward(params, x, trace, cotangents, chosen, log_w, segments):
+def _backward(params, x, trace: _Trace, cotangents, chosen, log_w, segments):
     """Take every depth's cotangent back through the layers; `cotangents` is `[D, batch, width]`."""
     _, batch, width = trace.slope.shape
     depth, missing = chosen[-1], len(trace.slope) - chosen[-1]
@@ -354,7 +358,7 @@ def _segments(chosen: np.ndarray, depth: int, segments: int) -> list[tuple[int, 
     edges = np.unique(np.linspace(0, depth, min(segments, depth) + 1).round().astype(int))
     served = np.searchsorted(chosen, edges[:-1] + 1)
     kept = np.append(edges[:-1][np.append(True, np.diff(served) > 0)], depth)
-    return [(int(a), int(b)) for a, b in zip(kept[:-1], kept[1:], strict=True)][::-1]
+    return [(int(a), int(b)) for a, b in itertools.pairwise(kept)][::-1]
 
 
 def _activate(phi, layer, z, key, index):

@@ -2,8 +2,8 @@
 
 The input is the log of the *squared* gradient at the first layer over that at the last, as
 `jaxgrad.propagation` gives it, over several seeds. Its growth per layer is the total divided by the
-layers between; for a quantity that multiplies layer by layer, so whose log is a random walk, that is
-the estimate of least variance, and its spread over seeds gives the standard error.
+layers between; for a quantity that multiplies layer by layer, so whose log is a random walk, that
+is the estimate of least variance, and its spread over seeds gives the standard error.
 
 Averages are means of logs: what a typical network does. The log of the mean is larger at finite
 width, and is what closed forms for an expectation speak of.
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxgrad import _arguments
 
@@ -77,7 +78,7 @@ class Classification(NamedTuple):
 
 
 def classify(
-    log_ratio: jax.Array, depths: jax.Array, thresholds: Thresholds | None = None
+    log_ratio: ArrayLike, depths: ArrayLike, thresholds: Thresholds | None = None
 ) -> Classification:
     """Name the regime of networks of several depths.
 
@@ -133,12 +134,13 @@ def classify(
     return Classification(regime, mean, error, mean / layers, error / layers, confidence)
 
 
-def mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mean_and_error(values: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Mean over the first axis and its standard error, `[seeds, ...] -> [...]` twice.
 
     Infinite values give an infinite mean and a NaN error. Two infinities of opposite sign, or a
     NaN, give a NaN mean.
     """
+    values = jnp.asarray(values)
     mean = jnp.mean(values, axis=0)
     finite = jnp.isfinite(mean)
     safe = jnp.where(finite, values, 0.0)
@@ -146,7 +148,7 @@ def mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.where(finite, error, jnp.nan)
 
 
-def storage(log_mean_square: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> jax.Array:
     """Whether numbers of a root mean square fit a floating-point type.
 
     A network can be stable by `classify` and yet untrainable because its signal or gradient is too
@@ -190,7 +192,7 @@ class Level(NamedTuple):
     variance_se: jax.Array
 
 
-def level(log_ratio: jax.Array, variances: jax.Array) -> Level:
+def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     """The variance at which the gradient neither grows nor shrinks, by interpolation.
 
     Each seed's log ratio is read as a function of the log variance; its first upward crossing of
@@ -212,7 +214,8 @@ def level(log_ratio: jax.Array, variances: jax.Array) -> Level:
     True
     """
     log_ratio, values = jnp.asarray(log_ratio), np.asarray(variances, float)
-    if values.ndim != 1 or len(values) < 2 or values.min() <= 0 or np.diff(values).min() <= 0:
+    increasing = values.ndim == 1 and len(values) > 1 and np.all(np.diff(values) > 0)
+    if not (increasing and values[0] > 0 and values[-1] < np.inf):
         raise ValueError(
             f"variances must be at least two increasing positive numbers, got {values.tolist()}"
         )

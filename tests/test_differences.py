@@ -1,9 +1,14 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgrad.checking import differences
+
+WORD: Any = "a"
+PAIR: Any = lambda x: (x, x)  # noqa: E731
 
 
 def loss(params):
@@ -145,7 +150,11 @@ def test_tiers(text, error, name):
         ),
         (lambda: differences.central_difference(jnp.sin, 1.0, -1e-4), ValueError, "eps.*-0.0001"),
         (lambda: differences.central_difference(jnp.sin, 1.0, jnp.nan), ValueError, "eps.*finite"),
-        (lambda: differences.central_difference(jnp.sin, 1.0, "a"), TypeError, "eps must be a num"),
+        (
+            lambda: differences.central_difference(jnp.sin, 1.0, WORD),
+            TypeError,
+            "eps must be a num",
+        ),
         (
             lambda: differences.central_difference(jnp.sum, jnp.arange(3)),
             TypeError,
@@ -157,7 +166,7 @@ def test_tiers(text, error, name):
             r"f must return a scalar, got .*shape=\(3,\)",
         ),
         (
-            lambda: differences.central_difference(lambda x: (x, x), 1.0),
+            lambda: differences.central_difference(PAIR, 1.0),
             ValueError,
             "f must return a scalar, got",
         ),

@@ -30,7 +30,9 @@ def command(*options, folder, **environment):
 
 
 def flags(**options):
-    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
+    return [
+        text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ def test_equals_scikit_learn(x64, name):
     # Digits has constant features and iris has few.
     table = getattr(datasets, f"load_{name}")().data.astype(np.float64)
     train, test = table[::2], table[1::2]
-    standardizer, scaler = normalization.fit(train), StandardScaler().fit(train)
+    standardizer = normalization.fit(train)
+    scaler: Any = StandardScaler().fit(train)
     np.testing.assert_allclose(standardizer.mean, scaler.mean_, rtol=1e-12)
     np.testing.assert_allclose(standardizer.std, scaler.scale_, rtol=1e-12)
     for part in (train, test):
@@ -23,7 +26,8 @@ def test_equals_scikit_learn(x64, name):
 
 
 def test_result_has_mean_0_and_variance_1_on_the_training_set(x64):
-    train = datasets.load_wine().data
+    wine: Any = datasets.load_wine()
+    train = wine.data
     out = normalization.apply(normalization.fit(train), train)
     np.testing.assert_allclose(out.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(out.var(axis=0), 1, rtol=1e-12)
@@ -55,11 +59,12 @@ def test_float32_with_a_large_mean():
     exact_mean, exact_std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     standardizer = normalization.fit(jnp.asarray(x))
     assert standardizer.mean.dtype == standardizer.std.dtype == jnp.float32
+    eps = float(np.finfo(np.float32).eps)
     # A variance as mean square minus squared mean would be off by 1e8 eps, so by 12.
-    np.testing.assert_allclose(standardizer.mean, exact_mean, rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(standardizer.mean, exact_mean, rtol=4 * eps)
     np.testing.assert_allclose(standardizer.std, exact_std, rtol=1e-5)
     off = np.abs(normalization.apply(standardizer, x) - (x - exact_mean) / exact_std)
-    assert np.all(off.max(axis=0) < 4 * np.finfo(np.float32).eps * np.abs(exact_mean) / exact_std)
+    assert np.all(off.max(axis=0) < 4 * eps * np.abs(exact_mean) / exact_std)
 
 
 def test_is_a_pytree_and_agrees_under_jit_and_vmap(key):

@@ -87,7 +87,7 @@ def test_exact_equals_autodiff_for_every_depth_and_layer(key, activation, segmen
         kernels, shifts = [], []
         for d in range(1, depth + 1):
             layers = unstacked(networks.scale(params, 1.7, 0.3), d)
-            f = lambda layers, shift: loss(shifted(layers, shift, x, activation))  # noqa: E731, B023
+            f = lambda layers, shift: loss(shifted(layers, shift, x, activation))  # noqa: E731
             by_layer, by_shift = jax.grad(f, (0, 1))(layers, jnp.zeros((d, 6, 16)))
             kernels.append(jnp.stack([jnp.sum(layer["kernel"] ** 2) for layer in by_layer]))
             shifts.append(jnp.sum(by_shift**2, axis=(1, 2)))
@@ -144,9 +144,9 @@ def test_randomized_activation_draws_in_both_modes(key):
         return jnp.sum(h**3)
 
     found = propagation.exact(params, x, key, "randomized_leaky_relu", loss=loss)
-    gradient = jax.grad(
-        lambda p: loss(networks.apply(p, x, "randomized_leaky_relu", key=key))
-    )(params)
+    gradient = jax.grad(lambda p: loss(networks.apply(p, x, "randomized_leaky_relu", key=key)))(
+        params
+    )
     expected = jnp.log(jnp.sum(gradient["first"]["kernel"] ** 2))
     np.testing.assert_allclose(found.log_weight_gradient[-1, 0], expected, rtol=1e-4)
     other = propagation.probe(params, x, jax.random.fold_in(key, 1), "randomized_leaky_relu")
@@ -191,9 +191,9 @@ def test_probe_is_unbiased_for_one_network(key):
     keys = jax.random.split(key, 4000)
     found = jax.jit(
         jax.vmap(
-            lambda k: propagation.probe(
-                params, x, k, w_variance=1.5, b_variance=0.2
-            ).log_weight_gradient
+            lambda k: (
+                propagation.probe(params, x, k, w_variance=1.5, b_variance=0.2).log_weight_gradient
+            )
         )
     )(keys)
     within_errors(np.exp(np.asarray(found, np.float64)), norms)
@@ -219,7 +219,9 @@ def _preactivations(params, x, depth):
 # Against theory
 
 
-@pytest.mark.parametrize(("width", "depth", "seeds"), [(16, 12, 4096), (64, 32, 4096), (256, 32, 512)])
+@pytest.mark.parametrize(
+    ("width", "depth", "seeds"), [(16, 12, 4096), (64, 32, 4096), (256, 32, 512)]
+)
 def test_relu_mean_squared_gradient_is_exact_at_any_width(key, width, depth, seeds):
     """E|J|^2 / n = (w_variance / 2)^L without biases, at every width and depth."""
     x = jax.random.normal(key, (1, width))
@@ -247,7 +249,9 @@ def test_tanh_growth_a_layer_is_that_of_mean_field(key):
         out = propagation.probe(params, x, key, w_variance=1.3, b_variance=0.05)
         return (out.log_gradient[-1] - out.log_gradient[start]) / (depth - 1 - start)
 
-    growth = np.exp(np.asarray(jax.jit(lambda k: jax.lax.map(one, k))(jax.random.split(key, seeds))))
+    growth = np.exp(
+        np.asarray(jax.jit(lambda k: jax.lax.map(one, k))(jax.random.split(key, seeds)))
+    )
     error = growth.std(ddof=1) / np.sqrt(seeds)
     assert abs(growth.mean() - 0.880164) < max(2 * error, 0.01 * 0.88), (growth.mean(), error)
 
@@ -283,7 +287,14 @@ def test_ten_thousand_layers_stay_finite_at_any_variance(key, activation):
             params, x, key, activation, w_variance=w_variance, b_variance=b_variance
         )
 
-    for w_variance, b_variance in ((1e-8, 0), (0.3, 0), (1.0, 0.1), (5.0, 1e-3), (1e3, 0), (1e6, 1)):
+    for w_variance, b_variance in (
+        (1e-8, 0),
+        (0.3, 0),
+        (1.0, 0.1),
+        (5.0, 1e-3),
+        (1e3, 0),
+        (1e6, 1),
+    ):
         out = run(w_variance, b_variance)
         for leaf in jax.tree.leaves(out):
             assert np.all(np.isfinite(leaf)), (w_variance, b_variance)
