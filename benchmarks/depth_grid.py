@@ -107,18 +107,24 @@ def jax_per_depth(depths: int) -> Result:
 def jaxgrad(mode: str) -> Result:
     """The whole grid by `jaxgrad.propagation`, cells spread over one device for each core."""
     import jax
+    import jax.numpy as jnp
 
     cores = len(os.sched_getaffinity(0))
     devices = max(n for n in range(1, min(cores, SEEDS) + 1) if SEEDS % n == 0)
     jax.config.update("jax_num_cpu_devices", devices)
-    from jaxgrad import networks, propagation
+    from jaxgrad import initializers, propagation
 
     mesh = jax.make_mesh((devices,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))
     each, spread = jax.P(), jax.P("seed")
 
     def cell(seed, x, variances):
-        key = jax.random.key(SEEDS + seed[0])
-        params = networks.init(jax.random.key(seed[0]), WIDTH, WIDTH, DEPTH)
+        # One key for each layer, without deriving it: draws take most of the time to compile.
+        seeds = seed[0] * (DEPTH + 1) + jnp.arange(DEPTH + 1, dtype=seed.dtype)
+        kernels = jax.lax.map(
+            lambda layer: initializers.lecun()(jax.random.key(layer), (WIDTH, WIDTH)), seeds[:-1]
+        )
+        params = {"first": {"kernel": kernels[0]}, "hidden": {"kernel": kernels[1:]}}
+        key = jax.random.key(seeds[-1])
 
         def by_probe(variance):
             return propagation.probe(params, x, key, w_variance=variance).log_weight_gradient

@@ -33,7 +33,6 @@ def fit(x: ArrayLike) -> Standardizer:
       ValueError, TypeError: if the inputs are not as described.
 
     >>> import jax.numpy as jnp
-    from jax.typing import ArrayLike
     >>> standardizer = fit(jnp.asarray([[1.0, 5.0], [3.0, 5.0]]))
     >>> apply(standardizer, jnp.asarray([[3.0, 6.0]])).tolist()
     [[1.0, 1.0]]

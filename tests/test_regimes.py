@@ -335,6 +335,7 @@ def test_seeds_that_do_not_cross_are_left_out():
         ((-1.0, np.inf, np.inf), 1.0),
         ((-np.inf, -1.0, 1.0), 8.0),
         ((-1.0, 0.0, 1.0), 4.0),
+        ((0.0, 0.0, 0.0), np.nan),
         ((-1.0, np.nan, np.nan), np.nan),
         ((np.nan, 1.0, 2.0), np.nan),
         ((-1.0, np.nan, 1.0), np.nan),

@@ -193,7 +193,7 @@ class Config:
 
 
 def test_labels_and_attributes_are_the_same_in_memory_and_in_a_store(key, tmp_path):
-    options = {"config": Config(), "units": {"scale": "seconds", "step": "s"}, "args": (2.0,)}
+    options = {"config": Config(), "units": {"scale": "days since 2000-01-01"}, "args": (2.0,)}
     memory = sweep(key, **options)
     stored = sweep(key, store=tmp_path / "deep" / "sweep", **options)
     assert stored["path"].variable._in_memory is False
@@ -201,7 +201,7 @@ def test_labels_and_attributes_are_the_same_in_memory_and_in_a_store(key, tmp_pa
     for table in (memory, stored):
         assert set(table.data_vars) == set(VARIABLES)
         assert table["path"].attrs == {"units": "m", "description": "a short walk"}
-        assert table["scale"].attrs == {"units": "seconds"}
+        assert table["scale"].attrs == {"units": "days since 2000-01-01"}
         assert table["kind"].values.tolist() == ["sin", "cos"]
         assert table["kind"].dtype.kind == "U"
         assert "word" not in table.coords
@@ -255,7 +255,13 @@ def test_resumes_after_a_stop_at_every_chunk_and_computes_none_twice(key, tmp_pa
         # Other devices, chunks and limits do not matter to a store that is there.
         devices = jax.local_devices()[: 1 + attempt % jax.local_device_count()]
         with pytest.raises(StopError):
-            sweep(key, store=store, chunk_cells=4 + attempt, devices=devices, progress=progress)
+            sweep(
+                key,
+                store=store,
+                chunk_cells=max(1, 4 - attempt),
+                devices=devices,
+                progress=progress,
+            )
         assert int(sweeps.open_store(store)["computed"].sum()) == 4 * attempt + 4
         # Marks what is finished: computed again, the mark would be gone.
         group: Any = zarr.open_group(store, mode="r+")
@@ -541,6 +547,23 @@ def test_what_is_not_a_store_is_left_alone(key, tmp_path):
             sweeps.open_store(tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     assert not list((tmp_path / "folder").iterdir())
+
+
+def test_a_store_appears_whole_or_not_at_all(key, tmp_path, monkeypatch):
+    seen = []
+    replace = os.replace
+
+    def fail(source, target):
+        if target != tmp_path / "sweep":
+            return replace(source, target)
+        seen.append(xr.open_zarr(source, chunks=None).sizes["x"])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match=r"store cannot be created at .*sweep' \(disk full\)"):
+        sweeps.run(small, {"x": [1, 2]}, SMALL, key=key, store=tmp_path / "sweep")
+    assert seen == [2]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(key, tmp_path, monkeypatch):
