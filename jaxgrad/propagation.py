@@ -109,8 +109,9 @@ def probe(
     w_variance: Any = 1.0,
     b_variance: Any = 1.0,
     saturation: float = 0.02,
+    tangent: jax.Array | None = None,
 ) -> Probe:
-    """Carry the signal and one random tangent per example forward through every depth.
+    """Carry the signal and one tangent per example forward through every depth.
 
     The tangent starts as a standard normal change of the first layer's pre-activations. Its squared
     length at layer `l`, per output, is an unbiased estimate of the mean squared gradient.
@@ -122,6 +123,8 @@ def probe(
       activation: see `jaxgrad.activations.get`.
       w_variance, b_variance: factors of the kernels' and biases' variances, may be traced.
       saturation: the slope below which a unit counts as saturated.
+      tangent: the change of the first layer's pre-activations, `[batch, width]`; `None` draws it.
+        With another than such a draw the result is the growth in that direction.
 
     Returns:
       `Probe`. Zero gradients have the log -inf; what is not finite is returned, not raised.
@@ -137,8 +140,15 @@ def probe(
     True
     """
     phi, x, scales = _checked(params, x, activation, w_variance, b_variance, saturation)
-    tangent = jax.random.normal(key, (x.shape[0], _width(params)), jnp.float32).astype(x.dtype)
-    trace = _forward(params, x, phi, key, scales, saturation, tangent)
+    shape = (x.shape[0], _width(params))
+    if tangent is None:
+        tangent = jax.random.normal(key, shape, jnp.float32)
+    tangent = _arguments.floating("tangent", tangent, 2, "[batch, width]")
+    if tangent.shape != shape:
+        raise ValueError(
+            f"tangent must have shape {shape}, batch and width, got {tangent.shape}; reshape it"
+        )
+    trace = _forward(params, x, phi, key, scales, saturation, tangent.astype(x.dtype))
     log_norm = trace.log_norm
     log_x = jnp.log(jnp.sum(x * x, axis=-1))
     return Probe(

@@ -180,6 +180,20 @@ def test_probe_and_exact_agree_within_standard_errors(key, activation, w_varianc
         within_errors(difference, 0.0, k=4.0)
 
 
+def test_probe_of_a_given_tangent_is_the_jvp(key):
+    params = network(key, 4, bias=False)
+    x, change = jax.random.normal(key, (2, 3, 10))
+    tangent = change @ params["first"]["kernel"]
+    out = propagation.probe(params, x, key, "gelu", tangent=tangent)
+    for depth in range(1, 5):
+        _, moved = jax.jvp(lambda x: outputs("gelu", depth)(params, x), (x,), (change,))  # noqa: B023
+        np.testing.assert_allclose(
+            out.log_gradient[depth - 1], jnp.log(jnp.mean(moved**2)), atol=1e-4
+        )
+    with pytest.raises(ValueError, match=r"tangent must have shape \(3, 16\), .*got \(3, 10\)"):
+        propagation.probe(params, x, key, tangent=change)
+
+
 def test_probe_is_unbiased_for_one_network(key):
     params = network(key, 6)
     x = jax.random.normal(key, (3, 10))
