@@ -207,7 +207,8 @@ def checked(config: Config) -> None:
         raise ValueError(f"ratio must be above 1, got {config.ratio:g}; try 10")
     if not config.activations or len(set(config.activations)) != len(config.activations):
         raise ValueError(
-            f"activations must be different names, at least one, got {config.activations}"
+            f"activations must be different names, at least one, got {config.activations}; "
+            "drop the repeats"
         )
     for name in config.activations:
         activations.get(name)

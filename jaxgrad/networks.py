@@ -143,7 +143,7 @@ def apply(
     (2, 8)
     """
     phi = activations.get(activation)
-    x = check(params, x)
+    x = check(params, x, phi)
 
     def layer(h, parameters, index):
         return applied(phi, parameters, affine(parameters, h), key, index)
@@ -202,8 +202,8 @@ def scale(params: Params, w_variance: Any = 1.0, b_variance: Any = 1.0) -> Param
     return params | {"first": scaled(params["first"]), "hidden": scaled(params["hidden"])}
 
 
-def check(params: Params, x: jax.Array) -> jax.Array:
-    """Return the inputs as an array if they fit the parameters, or raise.
+def check(params: Params, x: jax.Array, phi: Activation) -> jax.Array:
+    """Return the inputs as an array if they and the activation fit the parameters, or raise.
 
     Raises:
       ValueError, TypeError: see `apply`.
@@ -226,5 +226,11 @@ def check(params: Params, x: jax.Array) -> jax.Array:
         raise ValueError(
             f"x must have the {in_features} features that params take, got shape {x.shape}; "
             f"pass in_features={x.shape[1]} to jaxgrad.networks.init"
+        )
+    missing = {name for name, _ in phi.parameters} - set(params["first"].get("activation", ()))
+    if missing:
+        raise ValueError(
+            f"params must hold {sorted(missing)} of activation {phi.name!r}, got none; "
+            f"pass activation={phi.name!r} to jaxgrad.networks.init"
         )
     return x

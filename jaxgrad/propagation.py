@@ -430,16 +430,10 @@ def _depths(depths: Sequence[int] | None, depth: int) -> np.ndarray:
 def _checked(params, x, activation, w_variance, b_variance, saturation):
     """The activation, the inputs in the working dtype, and the logs of the two deviations."""
     phi = activations.get(activation)
-    x = networks.check(params, x)
+    x = networks.check(params, x, phi)
     _arguments.scalar("w_variance", w_variance, minimum=0.0)
     _arguments.scalar("b_variance", b_variance, minimum=0.0)
     _arguments.scalar("saturation", saturation, minimum=0.0)
-    missing = {name for name, _ in phi.parameters} - set(params["first"].get("activation", ()))
-    if missing:
-        raise ValueError(
-            f"params must hold {sorted(missing)} of activation {phi.name!r}, got none; "
-            f"pass activation={phi.name!r} to jaxgrad.networks.init"
-        )
     # At least float32, so that the logarithms of a half-precision network are not rounded.
     x = x.astype(jnp.promote_types(jnp.result_type(x, params["first"]["kernel"]), jnp.float32))
     scales = tuple(0.5 * jnp.log(jnp.asarray(v, x.dtype)) for v in (w_variance, b_variance))

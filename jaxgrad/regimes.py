@@ -66,7 +66,8 @@ class Classification(NamedTuple):
       growth: log growth of the squared gradient per layer; 0 at depth 1.
       growth_se: its standard error.
       confidence: probability that the log ratio's true mean lies in the labelled regime's range,
-        from its standard error by the normal distribution; NaN where the regime is undefined.
+        from its standard error by the normal distribution; NaN where the regime is undefined. Below
+        one half for a gradient that is called stable only because its change is not significant.
     """
 
     regime: jax.Array
@@ -196,7 +197,7 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     """The variance at which the gradient neither grows nor shrinks, by interpolation.
 
     Each seed's log ratio is read as a function of the log variance; its first upward crossing of
-    zero is found by linear interpolation. The mean is over the seeds that cross.
+    zero is found by linear interpolation. The mean is geometric, over the seeds that cross.
 
     Args:
       log_ratio: `[seeds, variances, ...]`.
