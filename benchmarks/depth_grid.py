@@ -112,7 +112,7 @@ def jaxgrad(mode: str) -> Result:
     cores = len(os.sched_getaffinity(0))
     devices = max(n for n in range(1, min(cores, SEEDS) + 1) if SEEDS % n == 0)
     jax.config.update("jax_num_cpu_devices", devices)
-    from jaxgrad import propagation
+    from jaxgrad import initializers, propagation
 
     mesh = jax.make_mesh((devices,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))
     each, spread = jax.P(), jax.P("seed")
@@ -120,11 +120,11 @@ def jaxgrad(mode: str) -> Result:
     def cell(seed, x, variances):
         # One map over keys draws all: draws are what takes long to compile.
         seeds = seed * (DEPTH + 1) + jnp.arange(DEPTH + 1, dtype=seed.dtype)
-        draws = jax.lax.map(
-            lambda seed: jax.random.normal(jax.random.key(seed), (WIDTH, WIDTH), jnp.float32), seeds
+        kernels = jax.lax.map(
+            lambda seed: initializers.lecun()(jax.random.key(seed), (WIDTH, WIDTH)), seeds
         )
-        kernels, tangent = draws[:-1] / math.sqrt(WIDTH), draws[-1, :BATCH]
-        params = {"first": {"kernel": kernels[0]}, "hidden": {"kernel": kernels[1:]}}
+        tangent = kernels[-1, :BATCH] * math.sqrt(WIDTH)
+        params = {"first": {"kernel": kernels[0]}, "hidden": {"kernel": kernels[1:-1]}}
         key = jax.random.key(seeds[-1])
 
         def by_probe(variance):
