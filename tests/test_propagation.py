@@ -329,6 +329,33 @@ def test_log_space_equals_float64_where_that_still_holds(key):
     np.testing.assert_allclose(single.signal.log_activation, signal, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("phi", "slope", "w_variance", "depth"),
+    [
+        ("tanh", lambda z: 1 / jnp.cosh(z) ** 2, 3e4, 6),
+        (lambda z: z * jnp.abs(z), lambda z: 2 * jnp.abs(z), 100.0, 6),
+    ],
+    ids=["saturated", "squared"],
+)
+def test_gradient_equals_float64_where_float32_ends(key, phi, slope, w_variance, depth):
+    """Slopes of e^-100 and less, and signals whose log doubles with each layer."""
+    params = network(key, depth, 4, bias=False)
+    x = jax.random.normal(key, (3, 10))
+    tangent = jax.random.normal(jax.random.fold_in(key, 1), (3, 4))
+    single = propagation.probe(params, x, key, phi, w_variance=w_variance, tangent=tangent)
+    with jax.enable_x64(True):
+        scale = np.sqrt(w_variance)
+        kernels = [params["first"]["kernel"], *params["hidden"]["kernel"]]
+        h, t, logs = np.asarray(x, np.float64), np.asarray(tangent, np.float64), []
+        for layer, kernel in enumerate(np.asarray(k, np.float64) for k in kernels):
+            z = h @ kernel * scale
+            t = slope(z) * (t if layer == 0 else t @ kernel * scale)
+            h = activations.get(phi)(z)
+            logs.append(float(jnp.log(jnp.mean(t**2))))
+    assert max(map(abs, logs)) > 90
+    np.testing.assert_allclose(single.log_gradient, logs, rtol=1e-3)
+
+
 def test_exact_survives_depth_too(key):
     params = network(key, 2000, 16, bias=False)
     x = jax.random.normal(key, (3, 10))
