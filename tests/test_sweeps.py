@@ -112,8 +112,8 @@ def test_devices_change_no_value(key, count):
     assert_close(table, sweep(key, devices=jax.local_devices()[-1:]))
 
 
-def test_cells_are_spread_over_the_devices(key):
-    count = jax.local_device_count()
+def batch_spy():
+    """An identity that records the size of every batch it is traced with."""
     sizes = []
 
     @jax.custom_batching.custom_vmap
@@ -124,6 +124,13 @@ def test_cells_are_spread_over_the_devices(key):
     def _(axis_size, in_batched, x):
         sizes.append(axis_size)
         return x, in_batched[0]
+
+    return spy, sizes
+
+
+def test_cells_are_spread_over_the_devices(key):
+    count = jax.local_device_count()
+    spy, sizes = batch_spy()
 
     def function(key, point):
         return {"y": spy(point["x"])}
@@ -388,16 +395,7 @@ def test_survives_kill_at_random_moments(tmp_path):
 
 
 def test_memory_limit_shrinks_the_batch(key):
-    sizes = []
-
-    @jax.custom_batching.custom_vmap
-    def spy(x):
-        return x
-
-    @spy.def_vmap
-    def _(axis_size, in_batched, x):
-        sizes.append(axis_size)
-        return x, in_batched[0]
+    spy, sizes = batch_spy()
 
     def function(key, point):
         matrix = jax.random.normal(key, (100, 100), jnp.float32)
