@@ -11,7 +11,8 @@ Modules:
   regimes: measured numbers to vanishing, stable or exploding, with a confidence.
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   normalization: standardize inputs by the training set.
-  checking: numeric derivatives, to hold a gradient against.
+  checking: is a gradient right? `check_grads` is here at the top level, too.
+  testing: `assert_grads` and a drop-in `check_grads` for test suites.
   plotting: figures of results, with matplotlib.
 """
 
@@ -25,12 +26,15 @@ from jaxgrad import (
     propagation,
     regimes,
     sweeps,
+    testing,
 )
+from jaxgrad.checking import check_grads
 
 __version__ = "0.1.0"
 
 __all__ = [
     "activations",
+    "check_grads",
     "checking",
     "initializers",
     "networks",
@@ -39,4 +43,5 @@ __all__ = [
     "propagation",
     "regimes",
     "sweeps",
+    "testing",
 ]

@@ -258,7 +258,8 @@ class Opened:
         chunk = int(np.clip(CHUNK_BYTES // (4 * self.size), 8, 1024))
         for start in range(0, len(directions), chunk):
             part = directions[start : start + chunk]
-            dense = np.zeros((chunk, self.size), np.float32)
+            kind = np.result_type(*(values.dtype for _, values in part))
+            dense = np.zeros((chunk, self.size), kind)
             for row, (first, values) in zip(dense, part, strict=False):
                 row[first : first + len(values)] = values
             yield part, dense, steps[start : start + chunk]
@@ -300,7 +301,9 @@ class Programs:
         """`what` at the rows `(directions[which[r]], steps[r])`, `rows` of them at a time."""
         if not self.traced:
             function = functools.partial(what, self.call, moved, fixed, cotangents)
-            return np.array([float(function(directions[i], t)) for i, t in zip(which, steps)])
+            return np.array(
+                [float(function(directions[i], t)) for i, t in zip(which, steps, strict=True)]
+            )
         count = -(-len(steps) // rows)
         # Few sizes, so that few programs are compiled; what is beyond `count` is not computed.
         size = max(1024, 1 << (count * rows - 1).bit_length())
@@ -327,12 +330,12 @@ class Programs:
 
 def _change(call, moved, fixed, cotangents, direction, step):
     out = call(_plus(moved, shifts(moved, step, direction)), fixed)
-    return _weighted(cotangents, [v - b for v, b in zip(out, call(moved, fixed), strict=True)])
+    return weighted(cotangents, [v - b for v, b in zip(out, call(moved, fixed), strict=True)])
 
 
 def _push(call, moved, fixed, cotangents, direction, step):
     tangent = shifts(moved, step, direction)
-    return _weighted(cotangents, jax.jvp(lambda m: call(m, fixed), (moved,), (tangent,))[1])
+    return weighted(cotangents, jax.jvp(lambda m: call(m, fixed), (moved,), (tangent,))[1])
 
 
 def _rows(what, call, rows, moved, fixed, cotangents, directions, which, steps, count):
@@ -363,7 +366,7 @@ def _programs_of(call, facts, wide) -> Programs:
         return Programs(call, traced=True)
 
 
-def shifts(leaves, step, direction):
+def shifts(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]:
     """`step` times the direction, as leaves."""
     out, start = [], 0
     for leaf in leaves:
@@ -380,7 +383,7 @@ def _plus(leaves, shifts):
     return [leaf + shift for leaf, shift in zip(leaves, shifts, strict=True)]
 
 
-def _weighted(cotangents, values):
+def weighted(cotangents: Sequence[Any], values: Sequence[Any]) -> Any:
     """The real part of `<cotangents, values>`, without a conjugate, as JAX has it."""
     total = 0.0
     for cotangent, value in zip(cotangents, values, strict=True):
@@ -395,14 +398,15 @@ def coordinates_of_gradient(leaf: Any) -> np.ndarray:
     """A leaf of a gradient as real coordinates, such that `<g, move>` is the change of `f`."""
     flat = np.asarray(leaf).ravel()
     if np.iscomplexobj(flat):
-        return np.concatenate([flat.real, -flat.imag]).astype(np.float64)
+        return np.concatenate([np.real(flat), -np.imag(flat)]).astype(np.float64)
     return flat.astype(np.float64)
 
 
 def coordinates(value: Any) -> np.ndarray:
+    """The elements of a leaf as real coordinates, real parts before imaginary ones."""
     flat = np.asarray(value).ravel()
     if np.iscomplexobj(flat):
-        return np.concatenate([flat.real, flat.imag]).astype(np.float64)
+        return np.concatenate([np.real(flat), np.imag(flat)]).astype(np.float64)
     return flat.astype(np.float64)
 
 
@@ -534,5 +538,6 @@ def _words(leaf):
     return type(leaf).__name__ if dtype is None else f"{dtype}{list(np.shape(leaf))}"
 
 
-def line(error):
+def line(error: BaseException) -> str:
+    """The first line of what an exception says."""
     return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,29 +1,27 @@
-"""What must hold of derivatives whatever the function, at machine precision and little cost.
-
-`transpose`: <cotangent, J v> = <J^T cotangent, v>, forward against reverse mode. `linear`: the
-backward pass is linear in its cotangent, so a rule that ignores its cotangent is found, and maps
-zero to zero. `vmap`: gradients under `vmap` equal those one by one. `jit`: gradients under `jit`
-equal those without. For a holomorphic function the backward pass is linear over complex numbers.
-"""
+"""What must hold of derivatives whatever the function, at little cost and no finite difference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad.checking import evaluation
+from jaxgrad.checking.autodiff import Autodiff
+
 NAMES = {
-    "transpose": "forward and reverse mode are transposes of each other",
     "linear": "the backward pass is linear in its cotangent",
     "zero": "a zero cotangent gives a zero gradient",
     "holomorphic": "the derivative is linear over the complex numbers",
-    "vmap": "under vmap as without",
-    "jit": "under jit as without",
+    "transpose": "forward and reverse mode are transposes of each other",
+    "vmap": "the gradient under vmap is the one without",
+    "jit": "the gradient under jit is the one without",
     "symmetry": "second derivatives are symmetric",
 }
+LARGE = 150
+"""A function of more operations is not run without `jit`, nor is one with loops."""
 
 
 class Identity(NamedTuple):
@@ -31,10 +29,10 @@ class Identity(NamedTuple):
 
     Attributes:
       name: a key of `NAMES`.
-      holds: whether it does, `None` if it does not apply.
-      error: its largest error over the leaves, relative to the size of the leaf's gradient.
+      holds: whether it does, `None` if it was not tried.
+      error: its largest error, relative to the size of that leaf's gradient.
       leaf: position of the leaf with that error.
-      reason: why it does not apply, or "".
+      reason: why it was not tried, or "".
     """
 
     name: str
@@ -44,91 +42,100 @@ class Identity(NamedTuple):
     reason: str
 
 
-class Measured(NamedTuple):
-    """Gradients, as lists over leaves.
+def of_gradient(
+    autodiff: Autodiff, scales: np.ndarray, rtol: float, holomorphic: bool
+) -> list[Identity]:
+    """Every identity of a gradient that applies.
 
-    Attributes:
-      gradient: of the weighted outputs, one backward pass.
-      several: `[4, ...]`, under `vmap`, for the cotangents of `cotangents_of`; `None` if `f` cannot
-        be mapped.
-      pushed: <cotangent, J v_leaf> for each leaf, `[L]`; `None` without forward mode.
+    Args:
+      autodiff: with reverse mode.
+      scales: sizes of the leaves' elements, `[L]`.
+      rtol: error that is let pass, relative to the leaf's gradient, as of inexact solvers.
+      holomorphic: whether cotangents may be multiplied by complex numbers.
+
     """
+    opened, gradient, several = autodiff.opened, autodiff.leaves, autodiff.several
+    size = np.array([norm(g) for g in gradient])
+    # Rounding as large as if all leaves had moved by their own size.
+    lengths = scales * np.sqrt([leaf.stop - leaf.start for leaf in opened.leaves])
+    moved = np.sum((lengths * size)[np.isfinite(size)]) + opened.total
+    tolerance = rtol * size + 100 * autodiff.eps * moved / lengths
+    a, b = autodiff.factors
 
-    gradient: list[Any]
-    several: list[Any] | None
-    pushed: Any
+    def outcome(name, apart):
+        return judge(name, apart, size, tolerance)
 
-
-def weights(holomorphic: bool) -> tuple[complex, complex]:
-    """The factors of the two cotangents in the third, `a c + b d`."""
-    return (0.75, -1.25) if not holomorphic else (0.75 + 0.5j, -1.25j)
-
-
-def measure(
-    call: Callable[..., list[jax.Array]],
-    moved: Sequence[jax.Array],
-    fixed: Sequence[jax.Array],
-    cotangents: Sequence[jax.Array],
-    tangent: Sequence[jax.Array],
-    stacked: Sequence[jax.Array],
-    *,
-    forward: bool,
-    reverse: bool,
-    batched: bool,
-) -> Measured:
-    """Everything that autodiff says, in one program."""
-    moved = list(moved)
-
-    def back(moved, cotangents):
-        return jax.vjp(lambda m: call(m, fixed), moved)[1](list(cotangents))[0]
-
-    gradient, several, pushed = [], None, None
-    if reverse:
-        gradient = back(moved, cotangents)
-        if batched:
-            copies = [jnp.broadcast_to(v[None], (4, *v.shape)) for v in moved]
-            several = jax.vmap(back)(copies, list(stacked))
-        else:
-            rows = [back(moved, [c[i] for c in stacked]) for i in range(4)]
-            several = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
-    if forward:
-
-        def push(which):
-            one = [jnp.where(which == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
-            out = jax.jvp(lambda m: call(m, fixed), (moved,), (one,))[1]
-            return sum(
-                jnp.sum(jnp.real(c * v.astype(c.dtype)))
-                for c, v in zip(cotangents, out, strict=True)
-            )
-
-        pushed = jax.lax.map(push, jnp.arange(len(moved)))
-    return Measured(gradient, several, pushed)
+    found = [
+        outcome(
+            "holomorphic" if holomorphic else "linear",
+            [norm(a * g[0] + b * g[1] - g[2]) for g in several],
+        ),
+        outcome("zero", [norm(g[3]) for g in several]),
+    ]
+    if opened.batched:
+        apart = [norm(g[0] - one) for g, one in zip(several, gradient, strict=True)]
+        found.append(outcome("vmap", apart))
+    else:
+        found.append(Identity("vmap", None, 0.0, 0, "f cannot be mapped"))
+    if autodiff.pushed is not None:
+        parts = autodiff.gradient * autodiff.signs
+        pulled = [math.fsum(parts[leaf.start : leaf.stop]) for leaf in opened.leaves]
+        found.append(outcome("transpose", np.abs(autodiff.pushed - pulled)))
+    else:
+        found.append(Identity("transpose", None, 0.0, 0, "f has no forward mode"))
+    facts = opened.facts
+    if facts is None or facts.loops or facts.equations > LARGE:
+        found.append(Identity("jit", None, 0.0, 0, "f is large, has loops or cannot be traced"))
+    else:
+        with opened.context():
+            plain = opened.backward(opened.moved, opened.fixed, opened.cotangents)
+        apart = [norm(np.asarray(p) - g) for p, g in zip(plain, gradient, strict=True)]
+        found.append(outcome("jit", apart))
+    return found
 
 
-def stack(cotangents: Sequence[np.ndarray], holomorphic: bool, seed: int) -> list[np.ndarray]:
-    """The cotangents `c`, another `d`, `a c + b d` and zero, stacked for each output."""
-    generator = np.random.default_rng(seed)
-    a, b = weights(holomorphic)
-    out = []
-    for c in cotangents:
-        d = np.abs(c).max(initial=0.0) * generator.standard_normal(c.shape)
-        mixed = a * c + b * d
-        out.append(np.stack([c, d, mixed, np.zeros_like(c)]).astype(c.dtype))
-    return out
+def symmetry(autodiff: Autodiff, position: int, others: Sequence[Any], rtol: float) -> Identity:
+    """Whether <u, H v> = <v, H u>.
+
+    Args:
+      autodiff: of a slope along `v`, so that its gradient is `H v`; the leaves of `v` are fixed
+        arguments from `position` on.
+      others: `u`.
+      rtol: error that is let pass.
+    """
+    opened = autodiff.opened
+    stop = position + len(others)
+    with opened.context():
+        swapped = [*opened.fixed[:position], *others, *opened.fixed[stop:]]
+        other = opened.derived(
+            "backward", opened.backward, opened.moved, swapped, opened.cotangents
+        )
+    hu = np.concatenate(list(map(evaluation.coordinates_of_gradient, other)))
+    v = np.concatenate([evaluation.coordinates(w) for w in opened.fixed[position:stop]])
+    u = np.concatenate([evaluation.coordinates(w) for w in others])
+    hv = autodiff.gradient
+    size = float(np.linalg.norm(u * hv) + np.linalg.norm(v * hu))
+    tolerance = rtol * size + 100 * autodiff.eps * opened.total
+    return judge("symmetry", [abs(float(u @ hv - v @ hu))], [size], [tolerance])
 
 
-def outcome(name: str, apart: Sequence[float], scale: Sequence[float], tolerance) -> Identity:
-    """Judge the differences `apart` of each leaf against its `scale` and `tolerance`."""
-    apart, scale = np.asarray(apart, float), np.asarray(scale, float)
-    excess = np.where(np.isfinite(apart), apart - np.asarray(tolerance), np.inf)
-    leaf = int(np.argmax(np.where(np.isfinite(apart), apart / np.maximum(scale, 1e-300), np.inf)))
-    failing = int(np.argmax(excess))
+def judge(name: str, apart, size, tolerance) -> Identity:
+    """Hold the differences `apart` of each leaf against a `tolerance`, all `[L]`.
+
+    A difference that is not a number says nothing; such gradients are judged elsewhere.
+    """
+    apart, size, tolerance = (np.asarray(a, np.float64) for a in (apart, size, tolerance))
+    known = np.isfinite(apart) & np.isfinite(size)
+    error = np.where(known, apart / np.where(size > 0, size, 1.0), 0.0)
+    excess = np.where(known, apart - tolerance, -np.inf)
     holds = bool(np.all(excess <= 0))
-    leaf = leaf if holds else failing
-    error = float(apart[leaf] / scale[leaf]) if scale[leaf] > 0 else float(apart[leaf] > 0)
-    return Identity(name, holds, error, leaf, "")
+    leaf = int(np.argmax(error if holds else excess))
+    return Identity(name, holds, float(error[leaf]), leaf, "")
 
 
-def not_applied(name: str, reason: str) -> Identity:
-    """An identity that could not be tried."""
-    return Identity(name, None, 0.0, 0, reason)
+def norm(values: np.ndarray) -> float:
+    """Euclidean norm without overflow; NaN if not finite."""
+    size = float(np.max(np.abs(values), initial=0.0))
+    if not math.isfinite(size):
+        return math.nan
+    return size * float(np.linalg.norm(np.ravel(values) / size)) if size > 0 else 0.0

@@ -13,17 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+SIGNS = np.array([-1, 1], np.float32)
+
 
 class Location(NamedTuple):
     """Where the error is.
 
     Attributes:
-      index: the worst element's index in the leaf's coordinates, or `None`.
+      at: the worst element's index in the leaf's axes.
       axes: for each axis the only index that has errors, or `None`.
       alone: whether the error is at that element alone.
     """
 
-    index: tuple[int, ...] | None
+    at: tuple[int, ...]
     axes: tuple[int | None, ...]
     alone: bool
 
@@ -116,14 +118,16 @@ def search(
       bases: directions for each mask.
 
     Returns:
-      `Location`; its `index` is a candidate that the caller has to check.
+      `Location`; its `at` is a candidate that the caller has to check.
     """
-    base = generator.choice(np.float32([-1, 1]), size=(bases, *shape))
+    base = generator.choice(SIGNS, size=(bases, *shape))
     masks = []
     for axis, size in enumerate(shape):
         for bit in range(max(size - 1, 0).bit_length()):
             held = (np.arange(size) >> bit & 1).astype(np.float32)
-            masks.append((axis, bit, held.reshape([-1 if a == axis else 1 for a in range(len(shape))])))
+            masks.append(
+                (axis, bit, held.reshape([-1 if a == axis else 1 for a in range(len(shape))]))
+            )
     directions = [b.ravel() for b in base]
     directions += [(b * mask).ravel() for _, _, mask in masks for b in base]
     found, bars = error(directions)

@@ -115,7 +115,9 @@ class Report:
         ]
         head = f"{self.verdict}: " + _headline(self)
         out = [head, "", *lines]
-        reasons = [f"{_title(leaf, self.leaves)}: {leaf.reason}" for leaf in self.leaves if leaf.reason]
+        reasons = [
+            f"{_title(leaf, self.leaves)}: {leaf.reason}" for leaf in self.leaves if leaf.reason
+        ]
         failed = [
             f"does not hold: {identities.NAMES[i.name]} (relative error {i.error:.1e})"
             for i in self.identities
@@ -135,7 +137,8 @@ class Report:
                 notes.append(f"identity {identity.name} left out: {identity.reason}")
         if self.left_out:
             notes.append(
-                "not differentiated: " + ", ".join(f"{p or 'args'} ({why})" for p, why in self.left_out)
+                "not differentiated: "
+                + ", ".join(f"{p or 'args'} ({why})" for p, why in self.left_out)
             )
         for block in (reasons + failed, precision, notes):
             if block:
@@ -176,9 +179,7 @@ def _index(index: tuple[int, ...]) -> str:
 
 
 def _number(value: complex) -> str:
-    if np.iscomplexobj(value):
-        return f"{complex(value):.6g}"
-    return f"{float(value):.6g}"
+    return f"{value:.6g}"
 
 
 def _eps(dtype: Any) -> float:

@@ -65,9 +65,7 @@ def facts(function: Callable[..., Any], *args: Any) -> Facts:
         narrowed = [e for e in made if e > min((t for t in taken if t), default=e)]
         eps += narrowed
     names = tuple(dict.fromkeys(rules))
-    return Facts(
-        digest.hexdigest(), max(eps, default=0.0), count, loops, stops, names, forward
-    )
+    return Facts(digest.hexdigest(), max(eps, default=0.0), count, loops, stops, names, forward)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
