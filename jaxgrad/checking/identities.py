@@ -42,6 +42,7 @@ class Identity(NamedTuple):
     reason: str
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def of_gradient(
     autodiff: Autodiff, scales: np.ndarray, rtol: float, holomorphic: bool
 ) -> list[Identity]:

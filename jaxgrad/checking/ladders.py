@@ -43,6 +43,7 @@ def resolve_together(
     plus: np.ndarray,
     minus: np.ndarray,
     floor: np.ndarray | float,
+    coarsest: float,
     group: np.ndarray,
 ) -> Derivative:
     """As `resolve`, for ladders of one function whose errors are of one size in each `group`.
@@ -50,17 +51,21 @@ def resolve_together(
     A single ladder may by chance look better than it is: none is taken for less noisy than half of
     its group, `[P]`, groups of at least four.
     """
-    alone = resolve(steps, plus, minus, floor)
+    alone = resolve(steps, plus, minus, floor, coarsest)
     common = np.zeros(len(steps))
     for name in np.unique(group):
         rows = (group == name) & np.isfinite(alone.error)
         if rows.sum() >= 4:
             common[group == name] = np.median(alone.noise[rows])
-    return resolve(steps, plus, minus, np.maximum(floor, common))
+    return resolve(steps, plus, minus, np.maximum(floor, common), coarsest)
 
 
 def resolve(
-    steps: np.ndarray, plus: np.ndarray, minus: np.ndarray, floor: np.ndarray | float = 0.0
+    steps: np.ndarray,
+    plus: np.ndarray,
+    minus: np.ndarray,
+    floor: np.ndarray | float = 0.0,
+    coarsest: float = np.inf,
 ) -> Derivative:
     """The derivative at the ladder's centre.
 
@@ -68,6 +73,7 @@ def resolve(
       steps: `[P, K]`, positive, each the one before divided by `RATIO`, `K >= 3`.
       plus, minus: `f(x + h) - f(x)` and `f(x - h) - f(x)`, `[P, K]`; not finite outside the domain.
       floor: the least error of a value of `f`, `[P]`, such as its rounding.
+      coarsest: the largest change that rounding of `f` may make; a larger one is a jump of `f`.
 
     Returns:
       `Derivative`.
@@ -80,7 +86,7 @@ def resolve(
     steps, plus, minus = (np.asarray(a, np.float64) for a in (steps, plus, minus))
     floor = np.broadcast_to(np.asarray(floor, np.float64), steps.shape[:1])
     with np.errstate(all="ignore"):
-        floor = np.maximum(floor, _quantum(plus, minus))
+        floor = np.maximum(floor, _quantum(plus, minus, coarsest))
         central = _best((plus - minus) / (2 * steps), steps, 2, floor)
         right = _best(plus / steps, steps, 1, floor)
         left = _best(-minus / steps, steps, 1, floor)
@@ -146,12 +152,12 @@ def _best(raw, steps, order, floor) -> _Estimate:
     )
 
 
-def _quantum(plus, minus):
-    """The smallest change that was seen, if smaller steps made none at all."""
+def _quantum(plus, minus, coarsest):
+    """The smallest change that was seen, if smaller steps made none at all; 0 for a jump."""
     size = np.minimum(np.abs(plus), np.abs(minus))
     still = (plus == 0) & (minus == 0)
     seen = np.min(np.where(np.isfinite(size) & (size > 0), size, np.inf), axis=1)
-    return np.where(still.any(axis=1) & np.isfinite(seen), seen, 0.0)
+    return np.where(still.any(axis=1) & (seen <= coarsest) & np.isfinite(seen), seen, 0.0)
 
 
 def _kink(steps, plus, minus, noise):

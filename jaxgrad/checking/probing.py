@@ -38,6 +38,7 @@ class Prober:
     Attributes:
       long: how many steps a long ladder has.
       rounding: the error that a value of the function has at least.
+      coarsest: the largest change that is taken for rounding.
       scales: of the leaves, which steps are measured in.
     """
 
@@ -47,6 +48,7 @@ class Prober:
         self.long = 14 if opened.wide and opened.eps < 1e-12 else 7
         self.total = opened.total
         self.rounding = self.total * np.finfo(np.float64 if opened.wide else np.float32).eps
+        self.coarsest = 100 * opened.eps * self.total
         self.scales = np.array([opened.scale(leaf) for leaf in opened.leaves])
 
     def probe(
@@ -112,7 +114,7 @@ class Prober:
         group = np.searchsorted([leaf.start for leaf in self.opened.leaves], first, side="right")
         floor = np.maximum(noise, self.rounding)
         plus = np.where(steps > 0, plus, np.nan)
-        return ladders.resolve_together(steps, plus, minus, floor, group)
+        return ladders.resolve_together(steps, plus, minus, floor, self.coarsest, group)
 
     def at(self, coordinates: Sequence[int], j: int) -> Derivative:
         """The derivative at some coordinates of leaf `j`, by long ladders of two sizes."""
