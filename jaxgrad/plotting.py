@@ -200,7 +200,9 @@ def gradient_check_steps(result: Any) -> Figure:
       A matplotlib figure, to be shown or saved by the caller.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
+    halo = [withStroke(linewidth=3, foreground="white")]
     figure = Figure(figsize=(12.5, 6.8), layout="constrained")
     ax = figure.subplots()
     least = min(method.error[method.error > 0].min() for method in result.methods)
@@ -222,13 +224,26 @@ def gradient_check_steps(result: Any) -> Figure:
         ax.annotate(
             f"best at {_scientific(at[0])}",
             at,
-            xytext=(0, -13),
+            # Above the flat arm of a one-sided difference, beside the steep ones of the others.
+            xytext=(0, 10) if method.order == 1 else (-4, -8),
             textcoords="offset points",
-            ha="center",
-            va="top",
+            ha="center" if method.order == 1 else "right",
+            va="bottom" if method.order == 1 else "top",
+            fontsize=11,
             fontweight="bold",
             color=colour,
+            path_effects=halo,
+            zorder=6,
         )
+    limit, word = result.tiers[0]
+    ax.axhline(limit, color="0.5", linewidth=1, zorder=0)
+    ax.text(
+        result.steps.min(),
+        limit / 1.3,
+        f"the course: “{word}” below this line",
+        va="top",
+        color="0.3",
+    )
     ax.axhspan(result.found_error, result.found_bar, color="#2f5fa8", alpha=0.25, linewidth=0)
     ax.axhline(
         result.found_bar,
@@ -282,9 +297,9 @@ def gradient_check_kinks(result: Any) -> Figure:
     axes = figure.subplots(1, len(result.examples), squeeze=False, sharey=True)[0]
     tiers, count = result.tiers(), len(result.steps)
     others = [*result.alarms.values(), result.rejected()]
-    at = np.append(np.arange(count), count + 0.7 + np.arange(len(others)))
+    at = np.append(np.arange(count), count + 0.6 + 1.35 * np.arange(len(others)))
     names = [f"$10^{{{np.log10(step):.0f}}}$" for step in result.steps]
-    names += [f"JAX's\n{dtype}" for dtype in result.alarms] + ["jaxgrad's"]
+    names += [f"JAX,\n{dtype}" for dtype in result.alarms] + ["jaxgrad"]
     for e, (ax, examples) in enumerate(zip(axes, result.examples, strict=True)):
         bottom = np.zeros(count)
         for (tier, share), colour in zip(tiers.items(), _TIERS, strict=True):
@@ -299,18 +314,21 @@ def gradient_check_kinks(result: Any) -> Figure:
             color="black",
             marker="D",
             linewidth=1.5,
-            label="above the line: a step crosses a kink",
+            label="below this line no step crosses a kink",
         )
         bad = [*result.false_alarms()[e], *rejected]
         for x, share in zip(at, bad, strict=True):
             ax.text(x, 1.015, f"{share:.0%}", ha="center", va="bottom", fontweight="bold")
-        ax.axvline(count - 0.15, color="0.6", linewidth=0.8)
+        ax.axvline(count - 0.2, color="0.6", linewidth=0.8)
+        for middle, words in (
+            (at[:count].mean(), "step of the course's rule"),
+            (at[count:].mean(), "check_grads of"),
+        ):
+            below = ax.get_xaxis_transform()
+            ax.text(middle, -0.13, words, transform=below, ha="center", va="top", fontsize=11)
         ax.set_xticks(at, names)
         ax.set_ylim(0, 1.08)
-        ax.set(
-            xlabel="step of the course's rule                        check_grads: ",
-            title=f"loss of {examples} example{'s' * (examples > 1)}\nfalse alarms, in bold above",
-        )
+        ax.set_title(f"loss of {examples} example{'s' * (examples > 1)} (bold: false alarms)")
     axes[0].set_ylabel("share of the networks, all of them correct")
     axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -320,12 +338,13 @@ def gradient_check_kinks(result: Any) -> Figure:
         loc="outside lower center",
         ncols=len(labels),
         frameon=False,
-        title="the course's words for the relative error (check_grads: accepted or rejected)",
+        title="the course's words for the relative error; for check_grads, accepted or rejected",
     )
-    worst, networks = result.false_alarms().max(), len(result.verdicts[0])
+    fixed, jax_s = (np.max(share) for share in (result.false_alarms(), [*result.alarms.values()]))
     figure.suptitle(
-        f"{networks} ReLU networks with correct gradients: a fixed step calls up to {worst:.0%} "
-        f"of them wrong, jaxgrad's check_grads {result.rejected().max():.0%}",
+        f"{len(result.verdicts[0])} ReLU networks with correct gradients: false alarms for up to\n"
+        f"{fixed:.0%} with a fixed step, {jax_s:.0%} with JAX's check_grads, "
+        f"{result.rejected().max():.0%} with jaxgrad's",
         fontsize=14,
     )
     return figure
@@ -346,20 +365,30 @@ def gradient_check_regulariser(result: Any) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.25))
     at = np.arange(len(result.strengths))
     low = min(1e-8, 0.3 * result.error.min())
-    edges = (low, *(limit for limit, _ in result.tiers), 0.1)
-    for colour, (_, word), start, stop in zip(_TIERS, result.tiers, edges, edges[1:], strict=False):
-        stop = min(stop, 0.1)
+    edges = (low, *(min(limit, 1.0) for limit, _ in result.tiers))
+    for colour, (_, word), start, stop in zip(
+        _TIERS, result.tiers, edges[:-1], edges[1:], strict=True
+    ):
         upper.axhspan(start, stop, color=colour, alpha=0.35, linewidth=0)
         middle = np.sqrt(start * stop)
         upper.text(-0.4, middle, f"“{word}”", va="center", fontsize=12, fontstyle="italic")
     upper.plot(
         at, result.error, color="black", marker="o", label="the course's rule, whole gradient"
     )
-    for (name, error), (colour, marker), style in zip(
-        result.leaf_error.items(), (_LINES[0], _LINES[3], _LINES[4]), _STYLES, strict=False
+    for name, (colour, marker), size, style in zip(
+        result.leaf_error, (_LINES[0], _LINES[3], _LINES[4]), (7, 5, 10), _STYLES[:3], strict=True
     ):
-        upper.plot(at, error, color=colour, marker=marker, linestyle=style, label=name)
-    upper.set(yscale="log", ylim=(low, 0.1), ylabel="relative error that is seen")
+        upper.plot(
+            at,
+            result.leaf_error[name],
+            color=colour,
+            marker=marker,
+            markersize=size,
+            markerfacecolor="none" if size == 10 else colour,
+            linestyle=style,
+            label=f"{result.checkers[name]}, {name}",
+        )
+    upper.set(yscale="log", ylim=(low, 1.0), ylabel="relative error that is seen")
     upper.legend(loc="lower center", frameon=True, framealpha=0.9)
     names = list(result.verdicts)
     for row, name in enumerate(names):
@@ -369,8 +398,8 @@ def gradient_check_regulariser(result: Any) -> Figure:
             lower.barh(row, 0.96, left=x - 0.48, height=0.9, color=colour)
             ink = "white" if named else "black"
             lower.text(x, row, verdict, ha="center", va="center", color=ink, fontsize=9)
-    checkers = ["check_grads:\n", "check_grads:\n", "check_terms:\n"]
-    lower.set_yticks(range(len(names)), [c + n for c, n in zip(checkers, names, strict=True)])
+    lower.set_yticks(range(len(names)), [f"{result.checkers[name]}:\n{name}" for name in names])
+    lower.set_title("verdicts (dark: the error is named)", fontsize=11)
     lower.invert_yaxis()
     lower.set_xticks(at, [f"{s:g}" if s < 1e4 else _scientific(s) for s in result.strengths])
     lower.set(xlabel="strength of the L2 regulariser", xlim=(-0.5, len(at) - 0.5))
@@ -415,11 +444,12 @@ def gradient_check_dropout(result: Any) -> Figure:
         reach = np.max(np.abs(case.autodiff))
         ax.plot([-reach, reach], [-reach, reach], color="black", linewidth=1, label="equal")
         ax.legend(loc="lower right", frameon=True)
+        ax.set_ylim(top=1.3 * np.max(np.abs(case.numeric)))
         ax.set(
             xlabel="slope by autodiff (one dot for each weight)",
             ylabel="numeric slope, two-sided",
         )
-        ax.set_title(f"mask from {case.name}\nrelative error {_scientific(case.error)}")
+        ax.set_title(f"mask: {case.name}\nrelative error {_scientific(case.error)}")
         ax.text(
             0.04,
             0.96,
@@ -432,8 +462,9 @@ def gradient_check_dropout(result: Any) -> Figure:
     first, last = result[0], result[1:]
     worst = max(np.max(np.abs(case.numeric)) / np.max(np.abs(case.autodiff)) for case in last)
     figure.suptitle(
-        f"Dropout: with the mask held the numeric gradient is off by {_scientific(first.error)}; "
-        f"with a new mask at each call its slopes are up to {worst:,.0f} times too large",
+        f"Dropout: with the mask held the numeric gradient is off by {_scientific(first.error)};\n"
+        f"with a new mask at each call its slopes are up to {worst:,.0f} times as large as "
+        "autodiff's",
         fontsize=14,
     )
     return figure
@@ -471,9 +502,9 @@ def gradient_check_training(result: Any) -> Figure:
             ax.annotate(
                 verdict,
                 (x, value),
-                xytext=(0, 11),
+                xytext=(-4, 9),
                 textcoords="offset points",
-                ha="center",
+                ha="right",
                 fontsize=10,
                 fontweight="bold" if wrong else "normal",
                 color=colour,
@@ -487,12 +518,17 @@ def gradient_check_training(result: Any) -> Figure:
     low, high = ax.get_ylim()
     ax.set_ylim(low / 3, high * 5)
     ax.legend(loc="center right", frameon=False)
-    steps = {name: result.named_from(name) for name in result.error}
-    says = [
-        f"the {name} is " + ("never found wrong" if step is None else f"found WRONG at step {step}")
-        for name, step in steps.items()
-    ]
-    ax.set_title(f"Checked along the training: {says[0]};\n{says[1]}", fontsize=13)
+    ax.set_xlim(-0.6, at[-1] + 0.3)
+    says = []
+    for name, verdicts in result.verdicts.items():
+        step = result.named_from(name)
+        if step is None:
+            words = "never found wrong"
+        else:
+            passed = "passes at first and is " if verdicts[0] != "WRONG" else ""
+            words = f"{passed}found WRONG after {step} steps"
+        says.append(f"the {name.split(', ')[0]} {'' if step else 'is '}{words}")
+    ax.set_title(f"Checked along the training:\n{'; '.join(says)}", fontsize=13)
     return figure
 
 

@@ -151,6 +151,12 @@ def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]
         reverse = "rev" in settings.modes
         autodiff = Autodiff(opened, reverse, settings.holomorphic, generator)
         prober = Prober(opened, generator)
+        if reverse:
+            checks = identities.of_gradient(
+                autodiff, prober.scales, settings.rtol, settings.holomorphic
+            )
+            # Values that change under vmap would be differentiated for others.
+            opened.batched &= all(c.holds is not False for c in checks if c.name == "vmap")
         judge = Judge(prober, autodiff, complete, settings.rtol)
         probes = prober.probe(
             complete,
@@ -164,9 +170,6 @@ def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]
             for j in range(len(opened.leaves))
         ]
         if reverse:
-            checks = identities.of_gradient(
-                autodiff, prober.scales, settings.rtol, settings.holomorphic
-            )
             own = _in_own_type(opened)
             if own is not None:
                 found = judge.in_own_type(found, own)

@@ -154,7 +154,7 @@ def _best(raw, steps, order, floor) -> _Estimate:
 
 def _quantum(plus, minus, coarsest):
     """The smallest change that was seen, if smaller steps made none at all; 0 for a jump."""
-    size = np.minimum(np.abs(plus), np.abs(minus))
+    size = np.abs(np.concatenate([plus, minus], axis=1))
     still = (plus == 0) & (minus == 0)
     seen = np.min(np.where(np.isfinite(size) & (size > 0), size, np.inf), axis=1)
     return np.where(still.any(axis=1) & (seen <= coarsest) & np.isfinite(seen), seen, 0.0)

@@ -1,0 +1,220 @@
+"""The error bar holds the true derivative: over many functions, scales and kinds of noise."""
+
+import mpmath
+import numpy as np
+import pytest
+
+from jaxgrad.checking import ladders
+
+FUNCTIONS = {
+    "exp": lambda m, x: m.exp(x),
+    "sin": lambda m, x: m.sin(x),
+    "log": lambda m, x: m.log(abs(x)),
+    "sqrt": lambda m, x: m.sqrt(abs(x)),
+    "tanh": lambda m, x: m.tanh(x),
+    "cubic": lambda m, x: x**3 - 2 * x,
+    "power": lambda m, x: x**20,
+    "flat": lambda m, x: m.exp(-1 / (x * x)),
+    "Runge": lambda m, x: 1 / (1 + x * x),
+    "cosh": lambda m, x: m.cosh(x),
+    "entropy": lambda m, x: abs(x) * m.log(abs(x)),
+    "sigmoid": lambda m, x: 1 / (1 + m.exp(-x)),
+    "Gauss": lambda m, x: m.exp(-x * x),
+    "rational": lambda m, x: (x * x - 1) / (x * x + 2),
+    "nested": lambda m, x: m.sin(3 * m.sin(x)),
+    "offset": lambda m, x: 1000 + m.sin(x),
+    "cancelling": lambda m, x: m.exp(x) - 1 - x,
+    "linear": lambda m, x: 3 * x + 1,
+}
+
+
+def ladder(f, x, largest, count=14):
+    steps = largest * ladders.RATIO ** -np.arange(float(count))
+    up, down = x + steps, x - steps
+    with np.errstate(all="ignore"):
+        before = f(np.float64(x))
+        plus, minus = f(up) - before, f(down) - before
+    return (up - down) / 2, plus, minus, abs(before) * np.finfo(np.float64).eps
+
+
+def resolve(f, x, largest):
+    steps, plus, minus, floor = ladder(f, x, largest)
+    found = ladders.resolve(steps[None], plus[None], minus[None], floor)
+    return ladders.Derivative(*(a[0] for a in found))
+
+
+def test_true_derivative_lies_inside_the_bar_over_many_scales():
+    generator = np.random.default_rng(7)
+    names = list(FUNCTIONS)
+    outside, widths = [], []
+    with mpmath.workdps(60):
+        for i in range(300):
+            name = names[i % len(names)]
+            scale, factor = 10.0 ** generator.uniform(-6, 6), 10.0 ** generator.uniform(-8, 8)
+            x = generator.normal() * (5 if generator.random() < 0.2 else 1) * scale
+
+            def f(t, m=np, name=name, scale=scale, factor=factor):
+                kind = mpmath.mpf if m is mpmath else np.float64
+                return FUNCTIONS[name](m, t / kind(scale)) * kind(factor)
+
+            found = resolve(f, x, abs(x) / 8)
+            step = mpmath.mpf(x) * mpmath.mpf(10) ** -15
+            true = mpmath.diff(lambda t, f=f: f(t, mpmath), mpmath.mpf(x), h=step)
+            if not abs(mpmath.mpf(found.value) - true) <= found.error:
+                outside.append((name, x, float(true), found.value, found.error))
+            widths.append(found.error / abs(float(true)))
+    # 99 of 100 are asked for.
+    assert len(outside) <= 3, outside
+    # A bar that is always wide would hold as well.
+    assert np.median(widths) < 1e-9
+    assert np.quantile(widths, 0.95) < 1e-7
+
+
+def float32_inside(generator):
+    scale = 10.0 ** generator.uniform(-4, 4)
+    x = float(np.float32(generator.normal() * scale))
+
+    def f(t):
+        moved = np.asarray(t).astype(np.float32) / np.float32(scale)
+        return np.asarray(np.sin(moved) * np.float32(3) + np.float32(1)).astype(np.float64)
+
+    narrow = float(np.float32(scale))
+    return f, x, 3 * np.cos(x / narrow) / narrow, abs(x) / 8
+
+
+def float32_result(generator):
+    scale = 10.0 ** generator.uniform(-4, 4)
+    x = generator.normal() * scale
+    return (
+        lambda t: np.asarray(np.sin(t / scale)).astype(np.float32).astype(np.float64),
+        x,
+        np.cos(x / scale) / scale,
+        abs(x) / 8,
+    )
+
+
+def jitter(generator):
+    size = 10.0 ** generator.uniform(-14, -5)
+    x = generator.normal()
+    return (
+        lambda t: np.sin(t) + size * np.sin(1e15 * np.abs(np.sin(t * 1e13))),
+        x,
+        np.cos(x),
+        abs(x) / 8,
+    )
+
+
+def offset(generator):
+    x = generator.normal()
+    return lambda t: 1e8 + np.sin(t), x, np.cos(x), abs(x) / 8
+
+
+def fast_or_slow_at_zero(generator):
+    rate = 10.0 ** generator.uniform(-6, 6)
+    return lambda t: np.sin(rate * t + 1), 0.0, rate * np.cos(1), 0.125
+
+
+def kink_not_far(generator):
+    away = 10.0 ** generator.uniform(-6, -1)
+    return lambda t: np.abs(t - 1 - away) + t * t, 1.0, 1.0, 0.125
+
+
+def relu_layer(generator):
+    w, b = generator.normal(size=(2, 200))
+    return (
+        lambda t: np.maximum(0, np.multiply.outer(t, w) + b).sum(-1),
+        0.3,
+        (w * (0.3 * w + b > 0)).sum(),
+        0.04,
+    )
+
+
+def beside_an_edge(generator):
+    x = 10.0 ** generator.uniform(-9, -3)
+    return np.log, x, 1 / x, 0.125
+
+
+@pytest.mark.parametrize(
+    ("make", "width"),
+    [
+        (float32_inside, 1e-3),
+        (float32_result, 1e-3),
+        (jitter, 1e-2),
+        (offset, 1e-3),
+        (fast_or_slow_at_zero, 1e-8),
+        (kink_not_far, 1e-4),
+        (relu_layer, 1e-7),
+        (beside_an_edge, 1e-3),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bar_holds_under_noise_kinks_and_edges(make, width):
+    generator = np.random.default_rng(3)
+    widths = []
+    for _ in range(200):
+        f, x, true, largest = make(generator)
+        found = resolve(f, x, largest)
+        assert abs(found.value - true) <= found.error, (x, true, found)
+        assert not found.kink
+        widths.append(found.error / abs(true))
+    assert np.median(widths) < width
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_one_sided_derivatives_at_a_kink(size):
+    found = resolve(lambda t: np.where(t > 0, np.exp(t), np.exp(3 * t)) * size, 0.0, 0.125)
+    assert found.kink
+    assert found.left == pytest.approx(size, rel=1e-6)
+    assert found.right == pytest.approx(3 * size, rel=1e-6)
+    assert found.error < 1e-5 * size
+
+
+def test_a_smooth_function_of_high_curvature_has_no_kink():
+    for rate in (1.0, 1e3, 1e6):
+        assert not resolve(lambda t, rate=rate: np.cos(rate * t), 0.0, 0.125).kink
+        assert not resolve(lambda t, rate=rate: (rate * t) ** 2, 0.0, 0.125).kink
+        assert not resolve(lambda t: np.abs(t) ** 1.5, 0.0, 0.125).kink
+
+
+def test_a_jump_is_not_resolved_and_a_cusp_is_not_taken_for_a_slope():
+    step = resolve(lambda t: np.where(t > 0, 1.0, 0.0), 0.0, 0.125)
+    assert step.error > abs(step.value)
+    cusp = resolve(np.cbrt, 0.0, 0.125)
+    assert cusp.error > abs(cusp.value)
+
+
+def test_edges_of_the_domain():
+    edge = resolve(lambda t: np.where(t >= 0, np.abs(t) ** 2.5 + 2 * t, np.nan), 0.0, 0.125)
+    assert edge.sides == 1
+    assert abs(edge.value - 2) <= edge.error < 1e-6
+    other = resolve(lambda t: np.where(t <= 0, 2 * t + t * t, np.nan), 0.0, 0.125)
+    assert other.sides == 1
+    assert abs(other.value - 2) <= other.error < 1e-6
+    steep = resolve(np.sqrt, 0.0, 0.125)
+    assert steep.error > abs(steep.value)
+    nowhere = resolve(lambda t: np.where(t == 0, 0.0, np.nan), 0.0, 0.125)
+    assert nowhere.sides == 0
+    assert np.isnan(nowhere.value)
+    assert nowhere.error == np.inf
+
+
+def test_the_noise_of_a_group_is_a_floor_for_each():
+    generator = np.random.default_rng(0)
+    steps = np.broadcast_to(0.1 * ladders.RATIO ** -np.arange(4.0), (200, 4))
+    noise = 1e-6 * generator.uniform(-1, 1, size=(2, 200, 4))
+    plus, minus = steps + noise[0], -steps + noise[1]
+    alone = ladders.resolve(steps, plus, minus)
+    together = ladders.resolve_together(steps, plus, minus, 0.0, np.inf, np.zeros(200))
+    outside = [int(np.sum(np.abs(d.value - 1) > d.error)) for d in (alone, together)]
+    assert outside[0] > 3
+    assert outside[1] == 0
+
+
+def test_a_jump_larger_than_rounding_is_a_jump():
+    x = 0.3
+    steps, plus, minus, floor = ladder(np.round, x, 0.25)
+    as_rounding = ladders.resolve(steps[None], plus[None], minus[None], floor)
+    as_jump = ladders.resolve(steps[None], plus[None], minus[None], floor, coarsest=1e-3)
+    assert as_rounding.error[0] > 1
+    assert as_jump.value[0] == 0
+    assert as_jump.error[0] < 1e-6
