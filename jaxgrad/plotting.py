@@ -215,7 +215,7 @@ def gradient_check_steps(result: Any) -> Figure:
             marker=marker,
             markersize=4,
             linestyle=style,
-            label=f"{method.name}\n(falls as step$^{{{method.slope:.2f}}}$)",
+            label=f"{method.name}{_power(method.slope)}",
         )
         if not np.isfinite(method.small_slope):
             continue
@@ -225,7 +225,7 @@ def gradient_check_steps(result: Any) -> Figure:
             f"best at {_scientific(at[0])}",
             at,
             # Above the flat arm of a one-sided difference, beside the steep ones of the others.
-            xytext=(0, 10) if method.order == 1 else (-4, -8),
+            xytext=(0, 19) if method.order == 1 else (-4, -8),
             textcoords="offset points",
             ha="center" if method.order == 1 else "right",
             va="bottom" if method.order == 1 else "top",
@@ -446,7 +446,7 @@ def gradient_check_dropout(result: Any) -> Figure:
         ax.legend(loc="lower right", frameon=True)
         ax.set_ylim(top=1.3 * np.max(np.abs(case.numeric)))
         ax.set(
-            xlabel="slope by autodiff (one dot for each weight)",
+            xlabel="slope by autodiff (one mark for each weight)",
             ylabel="numeric slope, two-sided",
         )
         ax.set_title(f"mask: {case.name}\nrelative error {_scientific(case.error)}")
@@ -502,9 +502,9 @@ def gradient_check_training(result: Any) -> Figure:
             ax.annotate(
                 verdict,
                 (x, value),
-                xytext=(-4, 9),
+                xytext=(-4, 9) if style == "dashed" else (0, -20),
                 textcoords="offset points",
-                ha="right",
+                ha="right" if style == "dashed" else "center",
                 fontsize=10,
                 fontweight="bold" if wrong else "normal",
                 color=colour,
@@ -530,6 +530,10 @@ def gradient_check_training(result: Any) -> Figure:
         says.append(f"the {name.split(', ')[0]} {'' if step else 'is '}{words}")
     ax.set_title(f"Checked along the training:\n{'; '.join(says)}", fontsize=13)
     return figure
+
+
+def _power(slope: float) -> str:
+    return f"\n(falls as step$^{{{slope:.2f}}}$)" if np.isfinite(slope) else ""
 
 
 def _scientific(value: float) -> str:

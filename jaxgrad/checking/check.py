@@ -157,7 +157,8 @@ def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]
             )
             # Values that change under vmap would be differentiated for others.
             opened.batched &= all(c.holds is not False for c in checks if c.name == "vmap")
-        judge = Judge(prober, autodiff, complete, settings.rtol)
+        own = _in_own_type(opened) if reverse else None
+        judge = Judge(prober, autodiff, complete, settings.rtol, own)
         probes = prober.probe(
             complete,
             settings.directions,
@@ -170,9 +171,7 @@ def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]
             for j in range(len(opened.leaves))
         ]
         if reverse:
-            own = _in_own_type(opened)
-            if own is not None:
-                found = judge.in_own_type(found, own)
+            found = judge.in_own_type(found)
             found = [_with_identities(opened, leaf, checks) for leaf in found]
         notes += _meant_to_differ(opened, found)
     precision = "float64" if opened.wide else "the type of the arguments"

@@ -25,13 +25,14 @@ class Judge:
 
     Attributes:
       rtol: relative error of an element, or of a whole leaf, that is let pass.
+      own: the gradient in the arguments' own types as leaves, `None` where that is the one checked.
       floor: error of an element that is let pass, relative to the leaf's root mean square: what
         rounding in the backward pass may leave.
     """
 
-    def __init__(self, prober: Prober, autodiff: Autodiff, complete, rtol: float):
+    def __init__(self, prober: Prober, autodiff: Autodiff, complete, rtol: float, own):
         self.prober, self.autodiff, self.complete, self.rtol = prober, autodiff, complete, rtol
-        self.opened = prober.opened
+        self.opened, self.own = prober.opened, own
         eps = autodiff.eps
         self.floor = max(1e-5, 300 * eps if eps < 1e-4 else 30 * eps)
         self.rounding = 30 * eps if eps > 1e-12 else 1e-11
@@ -51,8 +52,19 @@ class Judge:
             return self._complete(j, mode, autodiff, probes.numeric)
         return self._large(j, mode, autodiff, probes)
 
+    def _vanishes(self, j: int) -> bool:
+        """Whether autodiff's gradient is zero, or so near that another rounding gives another."""
+        if self.autodiff.leaves is None:
+            return False
+        gradient = self.autodiff.leaves[j]
+        others = [] if self.own is None else [np.asarray(self.own[j])]
+        others.append(self.autodiff.several[j][0])
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = max(norm(other - gradient) for other in others)
+        return apart >= 0.1 * norm(gradient)
+
     def _verdicts(self, j, autodiff, numeric, slack):
-        least = 1e-3 * self.prober.total / self.prober.scales[j]
+        least = 1e-3 * self.prober.total / self.prober.scales[j] if self._vanishes(j) else 0.0
         size = np.maximum(np.abs(numeric.value), max(rms(numeric.value), least))
         return verdicts.judge(autodiff, numeric, slack, TOO_WIDE * size)
 
@@ -68,8 +80,9 @@ class Judge:
         if verdict is Verdict.WRONG:
             place = localize.among(grave.reshape(leaf.axes), apart.reshape(leaf.axes))
             if not place.alone:
+                bars = numeric.error + 10 * slack
                 reason = localize.pattern(
-                    autodiff.reshape(leaf.axes), np.ravel, numeric.value, numeric.error + 10 * slack
+                    autodiff.reshape(leaf.axes), np.ravel, numeric.value, bars
                 )
             count = int(grave.sum())
             reason = reason or "wrong at " + localize.where_words(place, leaf.axes, count)
@@ -192,17 +205,10 @@ class Judge:
             return mine - numeric.value, numeric.error + self.rounding * rms(numeric.value)
 
         place = localize.search(leaf.axes, error, prober.generator)
-        index = [place.at]
-        # Errors that are everywhere are seen at any element of the slice.
-        for _ in range(0 if place.alone else 8):
-            index.append(
-                tuple(
-                    int(prober.generator.integers(n)) if fixed is None else fixed
-                    for fixed, n in zip(place.axes, leaf.axes, strict=True)
-                )
-            )
-        flat = [int(np.ravel_multi_index(i, leaf.axes)) for i in index]
-        return list(dict.fromkeys(flat)), place
+        found = [int(np.ravel_multi_index(place.at, leaf.axes))]
+        if not place.alone:
+            found.append(localize.descend(leaf.stop - leaf.start, error, prober.generator))
+        return found, place
 
     def _why(self, verdict, numeric: Derivative, at: int, autodiff: float) -> str:
         """Why a number is not finite or could not be resolved, and what would help."""
@@ -222,13 +228,15 @@ class Judge:
             "tighter solver, fewer data or another point would help"
         )
 
-    def in_own_type(self, found: list[Leaf], own) -> list[Leaf]:
+    def in_own_type(self, found: list[Leaf]) -> list[Leaf]:
         """Put the gradient in the arguments' own types beside the float64 one."""
+        if self.own is None:
+            return found
         position = {leaf.path: j for j, leaf in enumerate(self.opened.leaves)}
         out = []
         for leaf in found:
             info = self.opened.leaves[position[leaf.path]]
-            mine = evaluation.coordinates_of_gradient(own[position[leaf.path]])
+            mine = evaluation.coordinates_of_gradient(self.own[position[leaf.path]])
             wide = self.autodiff.gradient[info.start : info.stop]
             if leaf.mode == "rev":
                 leaf = dataclasses.replace(leaf, working_error=relative(mine, wide))

@@ -8,11 +8,13 @@ an error in one row on one side of every mask of the rows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+AUTODIFF = "autodiff is "
 SIGNS = np.array([-1, 1], np.float32)
 
 
@@ -76,18 +78,18 @@ def pattern(
         return bool(np.all(np.abs(other - numeric)[fine] <= slack[fine]))
 
     if not np.any(gradient):
-        return factor_words(0)
+        return AUTODIFF + factor_words(0)
     product = float(np.sum((mine * numeric)[fine]))
     square = float(np.sum(np.square(numeric[fine])))
     if square > 0 and product != 0:
         factor = product / square
         # A factor near one would explain anything that is nearly right.
         if abs(factor - 1) > 1e-4 and explains(mine / factor):
-            return factor_words(factor)
+            return AUTODIFF + factor_words(factor)
     for words, other in transforms(gradient):
         for sign, with_sign in ((1, ""), (-1, " and of the opposite sign")):
             if not np.array_equal(other, gradient) and explains(sign * seen(other)):
-                return words + with_sign
+                return AUTODIFF + words + with_sign
     return ""
 
 
@@ -149,6 +151,35 @@ def search(
     axes = tuple(i if only else None for i, only in zip(index, single, strict=True))
     alone = all(only or size == 1 for only, size in zip(single, shape, strict=True))
     return Location(tuple(index), axes, alone)
+
+
+def descend(
+    size: int,
+    error: Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]],
+    generator: np.random.Generator,
+    bases: int = 3,
+    parts: int = 16,
+) -> int:
+    """An element with one of the largest errors: always on into the part with the most error.
+
+    Args:
+      size: of the leaf, flat.
+      error, generator, bases: of `search`.
+      parts: into how many a range is cut.
+    """
+    start, stop = 0, size
+    while stop - start > 1:
+        edges = np.unique(np.linspace(start, stop, parts + 1).astype(int))
+        directions = []
+        for first, last in itertools.pairwise(edges):
+            for _ in range(bases):
+                one = np.zeros(size, np.float32)
+                one[first:last] = generator.choice(SIGNS, last - first)
+                directions.append(one)
+        found = error(directions)[0].reshape(-1, bases)
+        largest = int(np.argmax(np.sum(found**2, axis=1)))
+        start, stop = int(edges[largest]), int(edges[largest + 1])
+    return start
 
 
 def where_words(location: Location, shape: tuple[int, ...], count: int | None) -> str:

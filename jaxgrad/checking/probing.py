@@ -186,7 +186,7 @@ class Prober:
             return numeric
         again = self._long([directions[r] for r in chosen], owner[chosen])
         old = Derivative(*(a[chosen] for a in numeric))
-        take = (again.error <= old.error) | old.kink | again.kink | (old.sides < 2)
+        take = ~_allows(again, old) | old.kink | again.kink | (old.sides < 2)
         return put(numeric, np.array(chosen)[take], Derivative(*(a[take] for a in again)))
 
     def _long(self, directions, owner) -> Derivative:
@@ -200,9 +200,18 @@ class Prober:
         if len(small):
             picked = [directions[n] for n in small]
             nearer = self.ladder(picked, own[small] * LARGEST_STEP, noise=noise[small])
-            better = nearer.error < found.error[small]
+            # Steps far larger than the coordinate may agree on what holds elsewhere.
+            better = ~_allows(nearer, Derivative(*(a[small] for a in found)))
             found = put(found, small[better], Derivative(*(a[better] for a in nearer)))
         return found
+
+
+def _allows(looked: Derivative, believed: Derivative) -> np.ndarray:
+    """Whether what was `believed` is more precise than what was seen, and not against it."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(looked.value - believed.value)
+        agree = (apart <= looked.error + believed.error) & (believed.error < looked.error)
+    return agree | ~np.isfinite(looked.error)
 
 
 def along(gradient: np.ndarray, directions: Directions) -> np.ndarray:
