@@ -86,6 +86,10 @@ def resolve(
     steps, plus, minus = (np.asarray(a, np.float64) for a in (steps, plus, minus))
     floor = np.broadcast_to(np.asarray(floor, np.float64), steps.shape[:1])
     with np.errstate(all="ignore"):
+        # Errors are not larger than the changes that the smallest steps make, if they make any.
+        last = np.abs(np.concatenate([plus[:, -3:], minus[:, -3:]], axis=1))
+        last = np.max(np.where(np.isfinite(last), last, 0.0), axis=1)
+        floor = np.where(last > 0, np.minimum(floor, last), floor)
         floor = np.maximum(floor, _quantum(plus, minus, coarsest))
         central = _best((plus - minus) / (2 * steps), steps, 2, floor)
         right = _best(plus / steps, steps, 1, floor)

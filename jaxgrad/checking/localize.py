@@ -174,7 +174,8 @@ def descend(
         for first, last in itertools.pairwise(edges):
             for _ in range(bases):
                 one = np.zeros(size, np.float32)
-                one[first:last] = generator.choice(SIGNS, last - first)
+                # Not signs, under which two equal errors may cancel.
+                one[first:last] = generator.standard_normal(last - first, np.float32)
                 directions.append(one)
         found = error(directions)[0].reshape(-1, bases)
         largest = int(np.argmax(np.sum(found**2, axis=1)))
