@@ -70,6 +70,106 @@ def test_course_example(x64):
     assert float(differences.relative_error(numeric, jnp.float64(6.0))) < 1e-11
 
 
+@pytest.mark.parametrize(
+    ("f", "second"),
+    [(jnp.exp, np.exp), (jnp.sin, lambda x: -np.sin(x)), (lambda x: x**2, lambda x: 2)],
+)
+def test_one_sided_error_is_of_first_order(x64, f, second):
+    theta, exact = jnp.float64(0.7), float(jax.grad(f)(jnp.float64(0.7)))
+    errors = [
+        float(differences.one_sided_difference(f, theta, eps)) - exact
+        for eps in (2e-4, 1e-4, -1e-4)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=1e-3)
+    assert errors[1] == pytest.approx(second(0.7) * 1e-4 / 2, rel=1e-3)
+    assert errors[2] == pytest.approx(-errors[1], rel=1e-3)
+
+
+def test_complex_step_is_right_to_rounding(params):
+    numeric = differences.complex_step(loss, params)
+    exact = jax.grad(loss)(params)
+    assert jax.tree.structure(numeric) == jax.tree.structure(exact)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), numeric, exact)
+    # Not analytic: it does not notice.
+    assert float(differences.complex_step(jnp.abs, jnp.float64(-2.0))) != -1.0
+
+
+def test_taylor_remainder_falls_by_the_square_only_for_the_right_gradient(params, key):
+    exact = jax.grad(loss)(params)
+    direction = jax.tree.map(jnp.ones_like, params)
+    right = differences.taylor_remainder(loss, params, exact, direction)
+    wrong = differences.taylor_remainder(
+        loss, params, jax.tree.map(lambda g: 1.1 * g, exact), direction
+    )
+    assert right.remainder.shape == right.steps.shape == (10,)
+    assert float(right.slope) == pytest.approx(2, abs=0.1)
+    assert float(wrong.slope) == pytest.approx(1, abs=0.15)
+    linear = differences.taylor_remainder(jnp.sum, jnp.ones(3), jnp.ones(3), jnp.ones(3))
+    assert jnp.isnan(linear.slope)
+
+
+def test_derivative_along_a_direction_lies_in_its_bar(params):
+    exact = jax.grad(loss)(params)
+    direction = jax.tree.map(lambda a: jnp.cos(7 * a), params)
+    true = sum(
+        float(jnp.vdot(a, b))
+        for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(direction), strict=True)
+    )
+    found = differences.derivative(loss, params, direction)
+    assert abs(found.value - true) <= found.error < 1e-8 * abs(true)
+    assert not found.kink
+    twice = differences.derivative(loss, params, jax.tree.map(lambda a: 2e5 * a, direction))
+    assert twice.value == pytest.approx(2e5 * true, rel=1e-9)
+
+
+def test_gradient_with_bars_in_the_structure_of_the_argument(params):
+    found = differences.gradient(loss, params)
+    exact = jax.grad(loss)(params)
+    assert jax.tree.structure(found.value) == jax.tree.structure(exact)
+
+    def inside(value, error, true):
+        assert value.shape == true.shape
+        assert np.all(np.abs(value - true) <= error)
+        assert np.all(error <= 1e-8 * (1 + np.abs(true)))
+
+    jax.tree.map(inside, found.value, found.error, exact)
+
+
+def test_gradient_of_a_float32_function_is_found_in_float64():
+    found = differences.gradient(lambda x: jnp.sum(jnp.exp(x)), jnp.float32([0.5, -1.0]))
+    np.testing.assert_allclose(found.value, np.exp([0.5, -1.0]), rtol=1e-9)
+
+
+def test_the_other_leaves_are_not_perturbed(x64):
+    seen = []
+
+    def f(p):
+        seen.append({name: leaf.shape for name, leaf in p.items()})
+        return jnp.sum(p["a"]) * jnp.sum(p["b"])
+
+    point = {"a": jnp.arange(300.0), "b": jnp.ones((2, 2))}
+    numeric = differences.central_difference(f, point, eps=1e-2)
+    np.testing.assert_allclose(numeric["a"], jnp.full(300, 4.0), rtol=1e-9)
+    assert set(map(str, seen)) == {str({"a": (300,), "b": (2, 2)})}
+
+
+def test_empty_leaves_stay_empty(x64):
+    point = {"a": jnp.ones(2), "empty": jnp.zeros((0, 3))}
+
+    def f(p):
+        return jnp.sum(p["a"] ** 2) + jnp.sum(p["empty"])
+
+    for numeric in (
+        differences.central_difference(f, point),
+        differences.one_sided_difference(f, point),
+        differences.complex_step(f, point),
+        differences.gradient(f, point).value,
+        differences.gradient(f, point).error,
+    ):
+        assert numeric["empty"].shape == (0, 3)
+    np.testing.assert_allclose(numeric["a"], 0, atol=1e-8)
+
+
 def test_default_step_and_dtype():
     numeric = differences.central_difference(jnp.square, jnp.float32(3.0))
     assert numeric.dtype == jnp.float32
@@ -185,6 +285,33 @@ def test_tiers(text, error, name):
             ValueError,
             r"shapes of numeric, \[\(2, 3\)\]",
         ),
+        (
+            lambda: differences.one_sided_difference(jnp.sin, 1.0, 0.0),
+            ValueError,
+            "eps must not be 0",
+        ),
+        (lambda: differences.complex_step(jnp.sin, 1.0, -1.0), ValueError, "eps.*-1"),
+        (
+            lambda: differences.complex_step(jnp.sum, jnp.arange(3)),
+            TypeError,
+            "x must have floating",
+        ),
+        (
+            lambda: differences.taylor_remainder(jnp.sum, jnp.ones(3), jnp.ones(2), jnp.ones(3)),
+            ValueError,
+            "gradient must have the structure and shapes of x",
+        ),
+        (
+            lambda: differences.derivative(jnp.sum, jnp.ones(3), jnp.ones(2)),
+            ValueError,
+            "direction must have the structure",
+        ),
+        (
+            lambda: differences.derivative(jnp.sum, jnp.ones(3), jnp.zeros(3)),
+            ValueError,
+            "direction must be finite and not zero",
+        ),
+        (lambda: differences.gradient(jnp.sin, jnp.ones(3)), ValueError, "f must return a scalar"),
         (
             lambda: differences.tier(0.1, "third"),
             ValueError,

@@ -243,15 +243,16 @@ def gradient(f: Callable[[Any], Any], x: Any) -> Gradient:
     prober = Prober(opened, np.random.default_rng(0))
     everywhere = [True] * len(opened.leaves)
     probes = prober.probe(everywhere, 2, lambda _, found: 1e-7 * np.abs(found.value))
-    found = [(p.numeric.value, p.numeric.error) for p in probes]
-    value, error = (
-        jax.tree.unflatten(
-            jax.tree.structure(x),
-            [part[i].reshape(leaf.shape) for part, leaf in zip(found, opened.leaves, strict=True)],
+
+    def like_x(parts):
+        left = iter(parts)
+        return jax.tree.map(
+            lambda a: next(left).reshape(np.shape(a)) if np.size(a) else np.zeros(np.shape(a)), x
         )
-        for i in range(2)
+
+    return Gradient(
+        like_x([p.numeric.value for p in probes]), like_x([p.numeric.error for p in probes])
     )
-    return Gradient(value, error)
 
 
 def _by_coordinate(f, x, eps, moves, combine, *, signed=False, checked=False):
@@ -270,6 +271,9 @@ def _by_coordinate(f, x, eps, moves, combine, *, signed=False, checked=False):
     leaves, tree = jax.tree.flatten(x)
     out = []
     for j, leaf in enumerate(map(jnp.asarray, leaves)):
+        if leaf.size == 0:
+            out.append(leaf)
+            continue
 
         def along(i, j=j, leaf=leaf):
             def value(move):

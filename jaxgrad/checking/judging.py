@@ -79,7 +79,10 @@ class Judge:
         reason = ""
         if verdict is Verdict.WRONG:
             place = localize.among(grave.reshape(leaf.axes), apart.reshape(leaf.axes))
-            if not place.alone:
+            if found.size == 1 and numeric.value[0] != 0:
+                factor = autodiff[0] / numeric.value[0]
+                reason = localize.AUTODIFF + localize.factor_words(factor)
+            elif not place.alone:
                 bars = numeric.error + 10 * slack
                 reason = localize.pattern(
                     autodiff.reshape(leaf.axes), np.ravel, numeric.value, bars
