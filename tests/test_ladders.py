@@ -218,3 +218,27 @@ def test_a_jump_larger_than_rounding_is_a_jump():
     assert as_rounding.error[0] > 1
     assert as_jump.value[0] == 0
     assert as_jump.error[0] < 1e-6
+
+
+def test_extrapolation_is_of_fourth_order():
+    for f, x, true in ((np.exp, 0.3, np.exp(0.3)), (np.sin, 0.7, np.cos(0.7))):
+        errors = []
+        for largest in (0.4, 0.2, 0.1):
+            steps, plus, minus, floor = ladder(f, x, largest, 3)
+            found = ladders.resolve(steps[None], plus[None], minus[None], floor)
+            # The middle step is the only one with a larger and a smaller one.
+            assert found.step[0] == pytest.approx(largest / 8)
+            errors.append(abs(found.value[0] - true))
+            plain = abs((plus - minus)[1] / (2 * steps[1]) - true)
+            assert errors[-1] < 0.1 * plain
+        assert errors[0] / errors[1] == pytest.approx(16, rel=0.1)
+
+
+def test_short_ladders_with_coarse_steps_have_wide_bars():
+    generator = np.random.default_rng(1)
+    for _ in range(300):
+        rate, phase = generator.uniform(0.5, 30), generator.uniform(0, 6)
+        x = generator.normal()
+        steps, plus, minus, floor = ladder(lambda t: np.sin(rate * t + phase), x, 0.5, 4)  # noqa: B023
+        found = ladders.resolve(steps[None], plus[None], minus[None], floor)
+        assert abs(found.value[0] - rate * np.cos(rate * x + phase)) <= found.error[0]
