@@ -27,7 +27,7 @@ TIERS = {
 }
 """What each seed text says of a relative error below the number."""
 
-BATCH_BYTES = 2**20
+BATCH_BYTES = 2**22
 """Copies of a perturbed leaf that are held at a time: what stays in a core's cache."""
 
 
@@ -275,17 +275,26 @@ def _by_coordinate(f, x, eps, moves, combine, *, signed=False, checked=False):
             out.append(leaf)
             continue
 
-        def along(i, j=j, leaf=leaf):
-            def value(move):
-                moved = leaf.ravel().at[i].add(move).reshape(leaf.shape)
-                return f(tree.unflatten([*leaves[:j], moved, *leaves[j + 1 :]]))
+        def value(moved, j=j, leaf=leaf):
+            return f(tree.unflatten([*leaves[:j], moved.reshape(leaf.shape), *leaves[j + 1 :]]))
 
-            return combine(jax.vmap(value)(jnp.asarray([m * eps for m in moves], leaf.dtype)))
+        columns = leaf.shape[-1] if leaf.ndim else 1
+        rows = leaf.reshape(-1, columns)
+        size = leaf.size * leaf.dtype.itemsize * len(moves)
+        batch = int(np.clip(BATCH_BYTES // size, 1, min(leaf.size, 64)))
+        steps = jnp.tile(jnp.asarray([m * eps for m in moves], leaf.dtype), batch)
+        copies = batch * len(moves)
 
-        size = max(leaf.size * leaf.dtype.itemsize * len(moves), 1)
-        batch = int(np.clip(BATCH_BYTES // size, 1, max(min(leaf.size, 64), 1)))
-        found = jax.lax.map(along, jnp.arange(leaf.size), batch_size=batch)
-        out.append(found.reshape(leaf.shape))
+        def along(start, rows=rows, columns=columns, steps=steps, copies=copies, value=value):
+            at = jnp.minimum(start + jnp.arange(copies) // len(moves), rows.size - 1)
+            # Copies lie beside each other before the last axis, as products of matrices want them.
+            moved = jnp.broadcast_to(rows[:, None], (len(rows), copies, columns))
+            moved = moved.at[at // columns, jnp.arange(copies), at % columns].add(steps)
+            found = jax.vmap(value, in_axes=1)(moved)
+            return combine(found.reshape(-1, len(moves)).T)
+
+        found = jax.lax.map(along, jnp.arange(0, leaf.size, batch))
+        out.append(found.ravel()[: leaf.size].reshape(leaf.shape))
     return tree.unflatten(out)
 
 
