@@ -78,7 +78,7 @@ def check(sizes: tuple[int, ...], trials: int) -> dict[str, Any]:
             start = time.perf_counter()
             report = jaxgrad.check_grads(loss, weights, x, labels)
             seconds.append(time.perf_counter() - start)
-        assert report.ok, f"\n{report}"
+            assert report.ok, f"\n{report}"
         generator = np.random.default_rng(1)
         found, again = 0, []
         for trial in range(trials):

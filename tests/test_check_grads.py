@@ -729,3 +729,21 @@ def test_errors(call, error, match):
 def test_it_is_at_the_top_level():
     assert jaxgrad.check_grads is check_grads
     assert math.isinf(functools.reduce(max, [math.inf]))
+
+
+def test_the_tolerance_of_a_solver_is_no_mistake():
+    matrix = jnp.diag(jnp.arange(1.0, 21.0)) + 0.1
+
+    def solved(b, tol):
+        solve = functools.partial(jax.scipy.sparse.linalg.cg, tol=tol)
+        x = jax.lax.custom_linear_solve(
+            lambda v: matrix @ v, b, lambda _, b: solve(matrix, b)[0], symmetric=True
+        )
+        return jnp.sum(x**3 * jnp.arange(20.0))
+
+    b = jnp.linspace(1.0, 2.0, 20)
+    assert check_grads(lambda b: solved(b, 1e-4), b).ok
+    rule = with_backward(
+        lambda b: solved(b, 1e-4), lambda args, ct: (0.99 * ct * jax.grad(solved)(args[0], 1e-4),)
+    )
+    assert check_grads(rule, b).verdict is Verdict.WRONG

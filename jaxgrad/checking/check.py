@@ -56,12 +56,13 @@ def check_grads(
     The numeric derivative is taken in float64 if `f` allows it, whatever the type of the arguments,
     with steps and error bars found from the values of `f` alone. A gradient is wrong if it lies
     outside of the error bar by more than `rtol` of the element itself and a hundred-thousandth of
-    the leaf's root mean square (more if `f` computes in float32 or less).
+    the leaf's root mean square (more if `f` computes in float32 or less, and ten times as much if
+    it has loops that stop at a tolerance, as solvers have).
 
     Args:
       f: returns a real number, or an array or pytree of them, which is then weighted by a random
-        cotangent. Called with tracers, as `jax.jit` does; a function that cannot be traced is
-        called point by point.
+        cotangent. Called with tracers and compiled once for each function, as by `jax.jit`; a
+        function that cannot be traced is called point by point.
       *args: as for `jax.grad`. Leaves that are not floating point are held fixed.
       argnums: which of `args` are differentiated.
       has_aux: whether `f` returns a pair whose second part is not differentiated.
@@ -173,6 +174,8 @@ def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]
         if reverse:
             found = judge.in_own_type(found)
             found = [_with_identities(opened, leaf, checks) for leaf in found]
+        if judge.rtol > settings.rtol:
+            notes.append(f"f has loops that stop at a tolerance: {judge.rtol:g} is let pass")
         notes += _meant_to_differ(opened, found)
     precision = "float64" if opened.wide else "the type of the arguments"
     done = Report(

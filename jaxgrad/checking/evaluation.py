@@ -1,8 +1,8 @@
 """A function and its arguments, opened for a check.
 
-`open_function` sorts the leaves of the arguments into those that are moved and those that stay,
-finds the widest precision that the function allows, and compiles what a check needs: the change
-of the function along given directions, and its derivatives by autodiff. The moved leaves, real and
+`Opened` sorts the leaves of the arguments into those that are moved and those that stay, finds the
+widest precision that the function allows, and compiles what a check needs: the change of the
+function along given directions, and its derivatives by autodiff. The moved leaves, real and
 imaginary parts apart, are the coordinates `0 ... size - 1` of a real vector, leaf after leaf.
 """
 
@@ -98,9 +98,16 @@ class _Call:
 
 
 class Opened:
-    """What `open_function` returns.
+    """A function and its arguments, ready to be evaluated and differentiated.
+
+    Raises `TypeError` or `ValueError` if nothing can be differentiated or the function raises.
 
     Attributes:
+      call: the function of (moved leaves, fixed arrays), which returns its inexact outputs.
+      given, given_fixed: the moved leaves and the other arrays, as the user gave them.
+      moved, fixed: the same in the precision of the check.
+      batched: whether the function is evaluated under `vmap`.
+      programs: what is compiled, kept from one check of the function to the next.
       leaves: the leaves that are moved.
       left_out: (path, why) of the others among the differentiated arguments.
       size: number of coordinates.
@@ -300,7 +307,8 @@ class Programs:
     def evaluate(self, what, moved, fixed, cotangents, directions, which, steps, rows):
         """`what` at the rows `(directions[which[r]], steps[r])`, `rows` of them at a time."""
         if not self.traced:
-            function = functools.partial(what, self.call, moved, fixed, cotangents)
+            base = self.call(moved, fixed)
+            function = functools.partial(what, self.call, moved, fixed, cotangents, base)
             return np.array(
                 [float(function(directions[i], t)) for i, t in zip(which, steps, strict=True)]
             )
@@ -328,20 +336,23 @@ class Programs:
         return self._derived[name]
 
 
-def _change(call, moved, fixed, cotangents, direction, step):
-    out = call(_plus(moved, shifts(moved, step, direction)), fixed)
-    return weighted(cotangents, [v - b for v, b in zip(out, call(moved, fixed), strict=True)])
+def _change(call, moved, fixed, cotangents, base, direction, step):
+    out = call(plus(moved, shifts(moved, step, direction)), fixed)
+    return weighted(cotangents, [v - b for v, b in zip(out, base, strict=True)])
 
 
-def _push(call, moved, fixed, cotangents, direction, step):
+def _push(call, moved, fixed, cotangents, base, direction, step):
+    del base
     tangent = shifts(moved, step, direction)
     return weighted(cotangents, jax.jvp(lambda m: call(m, fixed), (moved,), (tangent,))[1])
 
 
 def _rows(what, call, rows, moved, fixed, cotangents, directions, which, steps, count):
+    base = call(moved, fixed)
+
     def one(row):
         index, step = row
-        return what(call, moved, fixed, cotangents, directions[index], step)
+        return what(call, moved, fixed, cotangents, base, directions[index], step)
 
     def body(i, out):
         part = [jax.lax.dynamic_slice_in_dim(a, i * rows, rows) for a in (which, steps)]
@@ -379,7 +390,8 @@ def shifts(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]:
     return out
 
 
-def _plus(leaves, shifts):
+def plus(leaves: Sequence[Any], shifts: Sequence[Any]) -> list[jax.Array]:
+    """Each leaf moved by its shift."""
     return [leaf + shift for leaf, shift in zip(leaves, shifts, strict=True)]
 
 

@@ -9,13 +9,17 @@ import numpy as np
 
 from jaxgrad.checking import evaluation, localize, probing, verdicts
 from jaxgrad.checking.autodiff import Autodiff
-from jaxgrad.checking.evaluation import LeafInfo
+from jaxgrad.checking.evaluation import Directions, LeafInfo
 from jaxgrad.checking.identities import norm
 from jaxgrad.checking.ladders import Derivative
 from jaxgrad.checking.probing import Prober, Probes, rms
 from jaxgrad.checking.report import Leaf
 from jaxgrad.checking.verdicts import ORDER, Verdict
 
+LOOKED_AT = 64
+"""So many errors are looked at for kinks that narrow types cannot avoid."""
+SOLVED = 1e-3
+"""Relative error that is let pass where loops stop at a tolerance."""
 TOO_WIDE = 0.05
 """An error bar of so large a share of the gradient tells nothing."""
 
@@ -31,10 +35,13 @@ class Judge:
     """
 
     def __init__(self, prober: Prober, autodiff: Autodiff, complete, rtol: float, own):
-        self.prober, self.autodiff, self.complete, self.rtol = prober, autodiff, complete, rtol
+        self.prober, self.autodiff, self.complete = prober, autodiff, complete
         self.opened, self.own = prober.opened, own
+        # A solver's tolerance is an error of the function and of its derivative, not a mistake.
+        iterates = self.opened.facts is not None and self.opened.facts.iterates
+        self.rtol = max(rtol, SOLVED) if iterates else rtol
         eps = autodiff.eps
-        self.floor = max(1e-5, 300 * eps if eps < 1e-4 else 30 * eps)
+        self.floor = max(self.rtol / 10, 1e-5, 300 * eps if eps < 1e-4 else 30 * eps)
         self.rounding = 30 * eps if eps > 1e-12 else 1e-11
 
     def slack(self, j: int, numeric: Derivative) -> np.ndarray:
@@ -49,7 +56,7 @@ class Judge:
         """The verdict on leaf `j`."""
         autodiff = self.autodiff.along(probes.directions, mode)
         if self.complete[j]:
-            return self._complete(j, mode, autodiff, probes.numeric)
+            return self._complete(j, mode, autodiff, probes)
         return self._large(j, mode, autodiff, probes)
 
     def _vanishes(self, j: int) -> bool:
@@ -68,10 +75,32 @@ class Judge:
         size = np.maximum(np.abs(numeric.value), max(rms(numeric.value), least))
         return verdicts.judge(autodiff, numeric, slack, TOO_WIDE * size)
 
-    def _complete(self, j, mode, autodiff, numeric: Derivative) -> Leaf:
-        leaf = self.opened.leaves[j]
+    def _kinks_within(self, found, directions: Directions, autodiff, numeric, slack):
+        """Where float64 is not possible, take back what a kink within the step explains.
+
+        A difference is the mean of the slopes along the way. Where autodiff's slopes on that way
+        lie on both sides of it, there is a kink that steps of this precision cannot avoid.
+        """
+        rows = np.flatnonzero(found == ORDER.index(Verdict.WRONG))
+        if self.opened.wide or self.autodiff.gradient is None or len(rows) > LOOKED_AT:
+            return found
+        found = found.copy()
+        for r in rows:
+            way = numeric.step[r] * np.array([-1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1])
+            slopes = [
+                probing.along(self.autodiff.at(directions[r], t), [directions[r]]) for t in way
+            ]
+            slopes = np.append(np.concatenate(slopes), autodiff[r])
+            margin = numeric.error[r] + slack[r]
+            if slopes.min() - margin <= numeric.value[r] <= slopes.max() + margin:
+                found[r] = ORDER.index(Verdict.KINK)
+        return found
+
+    def _complete(self, j, mode, autodiff, probes: Probes) -> Leaf:
+        leaf, numeric = self.opened.leaves[j], probes.numeric
         slack = self.slack(j, numeric)
         found = self._verdicts(j, autodiff, numeric, slack)
+        found = self._kinks_within(found, probes.directions, autodiff, numeric, slack)
         verdict = ORDER[int(found.min())]
         grave = found == found.min()
         apart = _apart(autodiff, numeric.value)
@@ -91,10 +120,10 @@ class Judge:
             reason = reason or "wrong at " + localize.where_words(place, leaf.axes, count)
         elif verdict is Verdict.KINK:
             left, right = numeric.left[worst], numeric.right[worst]
-            reason = (
-                f"kink at {int(grave.sum())} of {found.size} coordinates, one-sided slopes "
-                f"{left:.4g} and {right:.4g}"
-            )
+            slopes = f"one-sided slopes {left:.4g} and {right:.4g}"
+            if not numeric.kink[worst]:
+                slopes = "within the smallest step that this precision resolves"
+            reason = f"kink at {int(grave.sum())} of {found.size} coordinates, {slopes}"
         elif verdict is not Verdict.AGREE:
             reason = self._why(verdict, numeric, worst, autodiff[worst])
         index, mine, theirs = _element(leaf, worst, autodiff, numeric.value)
@@ -118,6 +147,7 @@ class Judge:
         leaf, numeric = self.opened.leaves[j], probes.numeric
         slack = self.slack(j, numeric)
         found = self._verdicts(j, autodiff, numeric, slack)
+        found = self._kinks_within(found, probes.directions, autodiff, numeric, slack)
         apart = _apart(autodiff, numeric.value)
         bars = numeric.error + slack
         worst = int(np.argmax(np.where(np.isnan(apart - bars), -np.inf, apart - bars)))
@@ -162,6 +192,7 @@ class Judge:
         allowed = self.rtol * np.abs(there.value) + self.floor * typical
         known = TOO_WIDE * np.maximum(np.abs(there.value), typical)
         judged = verdicts.judge(mine, there, allowed, known)
+        judged = self._kinks_within(judged, units, mine, there, allowed)
         pick = int(np.lexsort((-_apart(mine, there.value), judged))[0])
         verdict = ORDER[int(judged[pick])]
         if verdict not in (Verdict.WRONG, Verdict.NONFINITE):

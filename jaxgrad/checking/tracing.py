@@ -23,6 +23,7 @@ class Facts(NamedTuple):
       eps: relative rounding of the narrowest floating-point type that values pass through.
       equations: how many operations, those inside loops counted once.
       loops: whether there are loops or branches.
+      iterates: whether a loop runs until a condition holds, as those of solvers do.
       stops: whether `stop_gradient` is called.
       rules: names of the functions with a derivative of their own.
       forward: whether forward mode is defined, as it is not for `custom_vjp`.
@@ -32,6 +33,7 @@ class Facts(NamedTuple):
     eps: float
     equations: int
     loops: bool
+    iterates: bool
     stops: bool
     rules: tuple[str, ...]
     forward: bool
@@ -48,11 +50,12 @@ def facts(function: Callable[..., Any], *args: Any) -> Facts:
     for constant in closed.consts:
         digest.update(_bytes(constant))
     eps = [_eps(v.aval) for v in closed.jaxpr.invars]
-    count, loops, stops, rules, forward = 0, False, False, [], True
+    count, loops, iterates, stops, rules, forward = 0, False, False, False, [], True
     for equation in _equations(closed.jaxpr):
         name = equation.primitive.name
         count += 1
         loops |= name in LOOPS
+        iterates |= name == "while"
         stops |= name == "stop_gradient"
         # The host may compute in any precision.
         eps.append(HOST_EPS if "callback" in name else 0.0)
@@ -68,7 +71,9 @@ def facts(function: Callable[..., Any], *args: Any) -> Facts:
         narrowed = [e for e in made if e > min((t for t in taken if t), default=e)]
         eps += narrowed
     names = tuple(dict.fromkeys(rules))
-    return Facts(digest.hexdigest(), max(eps, default=0.0), count, loops, stops, names, forward)
+    return Facts(
+        digest.hexdigest(), max(eps, default=0.0), count, loops, iterates, stops, names, forward
+    )
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
