@@ -127,7 +127,8 @@ class Judge:
         elif verdict is not Verdict.AGREE:
             reason = self._why(verdict, numeric, worst, autodiff[worst])
         index, mine, theirs = _element(leaf, worst, autodiff, numeric.value)
-        bars = (numeric.error + slack)[np.isfinite(numeric.error)]
+        # An error shows through the numeric derivative's own.
+        bars = (2 * numeric.error + slack)[np.isfinite(numeric.error)]
         return Leaf(
             path=leaf.path,
             verdict=verdict,
@@ -150,6 +151,7 @@ class Judge:
         found = self._kinks_within(found, probes.directions, autodiff, numeric, slack)
         apart = _apart(autodiff, numeric.value)
         bars = numeric.error + slack
+        detectable = (bars + numeric.error)[np.isfinite(bars)]
         worst = int(np.argmax(np.where(np.isnan(apart - bars), -np.inf, apart - bars)))
         normal = len(autodiff) // 2
         out = Leaf(
@@ -158,7 +160,7 @@ class Judge:
             shape=leaf.shape,
             relative_error=relative(autodiff, numeric.value),
             error_bar=float(numeric.error[worst]),
-            minimum_detectable=float(np.max(bars[np.isfinite(bars)], initial=0.0)) or math.inf,
+            minimum_detectable=float(np.max(detectable, initial=0.0)) or math.inf,
             worst_index=None,
             autodiff=float(autodiff[worst]),
             numeric=float(numeric.value[worst]),

@@ -25,11 +25,12 @@ class Leaf:
       error_bar: of `numeric`.
       minimum_detectable: an error of one element that this check would have caught, in the units of
         the gradient. For a large leaf it is one that each random direction of signs shows; an
-        error of that norm spread over elements is missed with `miss_probability`.
+        error of ten times that norm spread over elements is missed with `miss_probability`.
       worst_index: of the element that is furthest off; `None` for a large leaf in order.
       autodiff, numeric: the two derivatives there, or along the direction that is furthest off.
       coverage: "every element" or "directions".
-      miss_probability: bound for an error of twice the norm `minimum_detectable`, in any shape.
+      miss_probability: bound for an error of ten times the norm `minimum_detectable`, of any shape:
+        that each normal direction lies so nearly across it.
       working_error: relative distance of the gradient in the leaf's own dtype from the float64 one;
         `None` where they are the same computation.
       reason: what is wrong, or why it could not be resolved, in words.
@@ -130,6 +131,15 @@ class Report:
             if leaf.working_error is not None and leaf.working_error > 1e3 * _eps(leaf.dtype)
         ]
         notes = list(self.notes)
+        partly = [leaf for leaf in self.leaves if leaf.coverage == "directions"]
+        if partly:
+            chance = max(leaf.miss_probability for leaf in partly)
+            notes.append(
+                "checked along directions: "
+                + ", ".join(_title(leaf, self.leaves) for leaf in partly)
+                + '; one element off by more than "finds" is always seen, errors of ten times '
+                f"that norm over many elements are missed with a probability below {chance:.0e}"
+            )
         if held:
             notes.append("identities that hold: " + ", ".join(held))
         for identity in self.identities:
