@@ -8,6 +8,15 @@ from jaxgrad import check_grads
 from jaxgrad.checking import Verdict
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Each case is compiled to be run a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_verdict(case):
