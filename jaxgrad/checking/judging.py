@@ -85,7 +85,7 @@ class Judge:
         if self.opened.wide or self.autodiff.gradient is None or len(rows) > LOOKED_AT:
             return found
         found = found.copy()
-        for r in rows:
+        for r in rows.tolist():
             way = numeric.step[r] * np.array([-1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1])
             slopes = [
                 probing.along(self.autodiff.at(directions[r], t), [directions[r]]) for t in way
