@@ -747,3 +747,19 @@ def test_the_tolerance_of_a_solver_is_no_mistake():
         lambda b: solved(b, 1e-4), lambda args, ct: (0.99 * ct * jax.grad(solved)(args[0], 1e-4),)
     )
     assert check_grads(rule, b).verdict is Verdict.WRONG
+
+
+def test_kinks_that_float32_cannot_avoid(key):
+    shifts = jax.random.uniform(key, (3000,), jnp.float32, -1.0, 1.0)
+
+    def f(x):
+        # Refused in float64: the carry would change its type.
+        return jax.lax.scan(
+            lambda c, s: (c + jnp.sum(jax.nn.relu(x * 1e-2 + s)), None), jnp.float32(0), shifts
+        )[0]
+
+    for seed in range(3):
+        x = jax.random.normal(jax.random.fold_in(key, seed), (3,))
+        assert check_grads(f, x).ok
+    double = with_backward(f, lambda args, ct: (2 * ct * jax.grad(f)(args[0]),))
+    assert check_grads(double, x).verdict is Verdict.WRONG
