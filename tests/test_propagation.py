@@ -353,7 +353,8 @@ def test_gradient_equals_float64_where_float32_ends(key, phi, slope, w_variance,
             h = activations.get(phi)(z)
             logs.append(float(jnp.log(jnp.mean(t**2))))
     assert max(map(abs, logs)) > 90
-    np.testing.assert_allclose(single.log_gradient, logs, rtol=1e-3)
+    # A saturated slope's log is twice its pre-activation, hundreds here, rounded to float32.
+    np.testing.assert_allclose(single.log_gradient, logs, rtol=2e-4)
 
 
 def test_exact_survives_depth_too(key):
