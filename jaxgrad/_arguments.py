@@ -107,3 +107,20 @@ def distinct(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{name} must not be empty, got no values; give at least one")
     if len(set(values)) != len(values):
         raise ValueError(f"{name} must not repeat a value, got {list(values)}; drop the repeats")
+
+
+def numbers(name: str, value: Any, *, minimum: float = -math.inf, above: bool = False) -> None:
+    """Raise unless all of `value` are finite real numbers, at least (or `above`) `minimum`."""
+    if is_traced(value):
+        return
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be numbers, got {value!r}; pass floats") from None
+    bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
+    wrong = ~np.isfinite(array) | (array <= minimum if above else array < minimum)
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be finite and {bound}, got {array[wrong].ravel()[0]:g}; "
+            "pass an ordinary number"
+        )

@@ -7,6 +7,7 @@ Everywhere in jaxgrad an activation is given as a name of the table (`"tanh"`), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,6 +34,8 @@ class Activation:
       constants: names and values of what the function takes besides the array.
       parameters: names and initial values of the scalars that are trained with the network.
       randomized: whether the function takes a PRNG `key`; with `key=None` it is deterministic.
+      mixture: of a randomized function, weights and constants of the deterministic ones that it is on
+        average over its draws, as far as second and fourth moments go.
       degrees: how the function scales near zero and far out, as exponents `(p, q)`: for `c -> 0`
         `phi(c x) ~ c^p`, for `c -> inf` `phi(c x) ~ c^q`. `None` where nobody has said; they are
         then measured.
@@ -55,6 +58,7 @@ class Activation:
     constants: tuple[tuple[str, float], ...] = ()
     parameters: tuple[tuple[str, float], ...] = ()
     randomized: bool = False
+    mixture: tuple[tuple[float, tuple[tuple[str, float], ...]], ...] = ()
     degrees: tuple[float, float] | None = None
     scaled_slope: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
     reference: str = ""
@@ -158,9 +162,20 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
     """
     _arguments.scalar("lower", lower)
     _arguments.scalar("upper", upper, minimum=lower)
+    # Three Gauss-Legendre slopes have the moments of the uniform one up to the fifth.
+    offset = (upper - lower) / 2 * math.sqrt(3 / 5)
+    middle = (upper + lower) / 2
     return Activation(
         "randomized_leaky_relu",
         _randomized_leaky_relu,
+        mixture=tuple(
+            (weight, (("lower", slope), ("upper", slope)))
+            for weight, slope in (
+                (5 / 18, middle - offset),
+                (8 / 18, middle),
+                (5 / 18, middle + offset),
+            )
+        ),
         constants=(("lower", float(lower)), ("upper", float(upper))),
         kinks=(0.0,),
         randomized=True,
