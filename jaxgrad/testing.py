@@ -51,7 +51,7 @@ def check_grads(
       order: derivatives up to this one are checked.
       modes: "fwd" for forward mode, "rev" for reverse mode.
       atol, eps: accepted and not used; error bars and steps are found from the function's values.
-      rtol: if larger than 1e-4, the relative error that is let pass.
+      rtol: if larger than 1e-5, the relative error that is let pass.
 
     Raises:
       AssertionError: with a table of the leaves.
@@ -68,5 +68,5 @@ def check_grads(
         argnums=tuple(range(len(args))),
         order=order,
         modes=modes,
-        rtol=max(1e-4, rtol or 0.0),
+        rtol=max(1e-5, rtol or 0.0),
     )

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 import jaxgrad
-from jaxgrad.checking import Verdict, check_grads
+from jaxgrad.checking import Verdict, check_grads, widening
 
 
 def with_backward(function, backward):
@@ -272,12 +272,21 @@ def test_a_function_that_must_stay_in_float32():
     x = jnp.linspace(0.3, 2.0, 6)
     inside = check_grads(f, x)
     assert (inside.verdict, inside.precision) == (Verdict.AGREE, "float64")
-    given = check_grads(strict_scan, x)
+    strict = check_grads(strict_scan, x)
+    assert (strict.verdict, strict.precision) == (Verdict.AGREE, "float64")
+
+    def host(x):
+        kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda x: np.sin(np.asarray(x)), kind, x)
+
+    right = with_backward(host, lambda args, ct: (ct * jnp.cos(args[0]),))
+    wrong = with_backward(host, lambda args, ct: (1.2 * ct * jnp.cos(args[0]),))
+    # What the host computes cannot be computed in another precision.
+    given = check_grads(lambda x: strict_scan(right(x)), x)
     assert (given.verdict, given.precision) == (Verdict.AGREE, "the type of the arguments")
     assert given.leaves[0].minimum_detectable < 0.05
     assert "float64 was not possible" in str(given)
-    rule = with_backward(strict_scan, lambda args, ct: (1.2 * ct * jnp.cos(args[0]),))
-    assert check_grads(rule, x).verdict is Verdict.WRONG
+    assert check_grads(lambda x: strict_scan(wrong(x)), x).verdict is Verdict.WRONG
 
 
 def test_functions_that_cannot_be_traced_or_mapped(key):
@@ -745,17 +754,87 @@ def test_the_tolerance_of_a_solver_is_no_mistake():
     assert check_grads(rule, b).verdict is Verdict.WRONG
 
 
-def test_kinks_that_float32_cannot_avoid(key):
+def test_functions_that_round_to_float32_are_checked_without_the_rounding(key):
     shifts = jax.random.uniform(key, (3000,), jnp.float32, -1.0, 1.0)
 
     def f(x):
-        # Refused in float64: the carry would change its type.
+        # Refused in float64, since the carry would change its type; kinks at every float32 step.
         return jax.lax.scan(
             lambda c, s: (c + jnp.sum(jax.nn.relu(x * 1e-2 + s)), None), jnp.float32(0), shifts
         )[0]
 
-    for seed in range(3):
-        x = jax.random.normal(jax.random.fold_in(key, seed), (3,))
-        assert check_grads(f, x).ok
-    double = with_backward(f, lambda args, ct: (2 * ct * jax.grad(f)(args[0]),))
-    assert check_grads(double, x).verdict is Verdict.WRONG
+    x = jax.random.normal(key, (3,))
+    report = check_grads(f, x)
+    assert report.precision == "float64"
+    assert report.leaves[0].error_bar < 1e-6
+    slightly = with_backward(f, lambda args, ct: (1.001 * ct * jax.grad(f)(args[0]),))
+    assert check_grads(slightly, x).verdict is Verdict.WRONG
+
+
+WEIGHTS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
+
+
+def _branches(x):
+    return jax.lax.cond(x[0] > 0, lambda v: jnp.sum(v**2), lambda v: jnp.sum(v**3), x)
+
+
+def _until(x):
+    return jax.lax.while_loop(
+        lambda c: c[1] < 5, lambda c: (c[0] * 1.5 + c[0] ** 2, c[1] + 1), (x, 0)
+    )[0]
+
+
+def _solved(x):
+    a = jnp.eye(3, dtype=jnp.float32) * 3 + jnp.outer(x, x)
+    return jax.scipy.linalg.solve(a, x, assume_a="pos")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda x: x @ WEIGHTS,
+        lambda x: jax.nn.softmax(x),
+        _branches,
+        _until,
+        _solved,
+        lambda x: jnp.zeros(5, x.dtype).at[jnp.array([1, 1, 3])].add(x),
+        lambda x: jax.checkpoint(jnp.tanh)(x) + jax.random.normal(jax.random.key(0), (3,)),
+        lambda x: jnp.abs(jnp.fft.fft(x)) ** 2,
+        lambda x: jnp.cumsum(jnp.sort(x)) + jnp.linspace(0.0, 1.0, 3),
+    ],
+    ids=["matmul", "softmax", "cond", "while", "solve", "scatter", "random", "complex", "sort"],
+)
+@pytest.mark.parametrize("narrow", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_widening_removes_the_rounding_inside(inner, narrow):
+    x = np.array([0.3, -0.7, 1.1])
+
+    def f(x):
+        return inner(x.astype(narrow).astype(jnp.float32))
+
+    with jax.enable_x64(True):
+        wide = widening.widened(lambda moved, fixed: [f(moved[0])], [x], [])
+        assert wide is not None
+        found = wide([x], [])[0]
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found, inner(jnp.asarray(x)), rtol=3e-6, atol=1e-6)
+        # A step that float32 does not see moves it.
+        moved = wide([x + 1e-9], [])[0]
+        slope = jax.jvp(inner, (x,), (np.ones(3),))[1]
+        np.testing.assert_allclose((moved - found) / 1e-9, slope, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_widened_is_left_as_it_is():
+    def host(x):
+        kind = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(lambda v: np.float32(v.sum()), kind, x)
+
+    assert widening.widened(lambda moved, fixed: [host(moved[0])], [jnp.ones(2)], []) is None
+
+
+def test_a_function_that_is_another_without_its_rounding_is_left_as_it_is():
+    def f(x):
+        # In float32 the large constant swallows the rest; the barrier keeps it from cancelling.
+        swallowed = jax.lax.optimization_barrier(x.astype(jnp.float32) + 1e8) - 1e8
+        return jnp.sum(swallowed) + 1e-3 * jnp.sum(x)
+
+    assert check_grads(f, jnp.array([0.3, -0.7])).leaves[0].verdict is not Verdict.AGREE

@@ -64,18 +64,6 @@ class Autodiff:
         self.several = [np.asarray(g) for g in several]
         self.pushed = None if pushed is None else np.asarray(pushed, np.float64)
 
-    def at(self, direction: tuple[int, np.ndarray], step: float) -> np.ndarray:
-        """The gradient as coordinates at the point moved by `step` along `direction`."""
-        opened = self.opened
-        first, values = direction
-        move = np.zeros(opened.size)
-        move[first : first + len(values)] = step * values
-        with opened.context():
-            moved = evaluation.plus(opened.moved, evaluation.shifts(opened.moved, 1.0, move))
-        given = (moved, opened.fixed, opened.cotangents)
-        leaves = opened.derived("backward", opened.backward, *given)
-        return np.concatenate(list(map(evaluation.coordinates_of_gradient, leaves)))
-
     def along(self, directions: Directions, mode: str) -> np.ndarray:
         """The derivative along each direction by reverse ("rev") or forward ("fwd") mode."""
         if mode == "rev" and self.gradient is not None:

@@ -47,7 +47,7 @@ def check_grads(
     order: int = 1,
     exhaustive: int = 1024,
     directions: int = 6,
-    rtol: float = 1e-4,
+    rtol: float = 1e-5,
     strict: bool = False,
     key: jax.Array | None = None,
 ) -> Report:
@@ -140,7 +140,7 @@ def check_grads(
 def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]:
     """Check one function at one point."""
     notes = []
-    if not opened.wide:
+    if opened.deterministic and not opened.numeric.wide:
         notes.append(f"float64 was not possible, so error bars are wide: {opened.why_narrow}")
     if opened.facts is None and opened.deterministic:
         notes.append("f cannot be traced: it was called point by point")
@@ -177,7 +177,8 @@ def _check(opened: Opened, settings: Settings) -> tuple[Report, Autodiff | None]
         if judge.rtol > settings.rtol:
             notes.append(f"f has loops that stop at a tolerance: {judge.rtol:g} is let pass")
         notes += _meant_to_differ(opened, found)
-    precision = "float64" if opened.wide else "the type of the arguments"
+    wide = opened.numeric.wide if opened.deterministic else opened.wide
+    precision = "float64" if wide else "the type of the arguments"
     done = Report(
         report.sort(found),
         tuple(checks),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _arguments
-from jaxgrad.checking import tracing
+from jaxgrad.checking import tracing, widening
 
 CHUNK_BYTES = 2**23
 ROWS_BYTES = 2**22
@@ -51,6 +51,23 @@ class LeafInfo(NamedTuple):
     def axes(self) -> tuple[int, ...]:
         """The shape of its coordinates: for a complex leaf, two by its shape."""
         return (2, *self.shape) if self.complex else self.shape
+
+
+class Numeric(NamedTuple):
+    """The function as its numeric derivative is taken: in float64 throughout where possible.
+
+    Attributes:
+      programs: what is compiled of it.
+      moved, fixed: its arguments.
+      wide: whether it is evaluated in float64.
+      eps: rounding of the narrowest type that its values pass through.
+    """
+
+    programs: Programs
+    moved: list[Any]
+    fixed: list[Any]
+    wide: bool
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,7 @@ class Opened:
       size: number of coordinates.
       point: the coordinates, `[size]`, float64.
       wide: whether the function is evaluated in float64.
+      numeric: the function as its numeric derivative is taken.
       why_narrow: what it raised in float64, or "".
       facts: of the trace, or `None` if the function cannot be traced.
       eps: rounding of the narrowest type that its values pass through.
@@ -132,6 +150,7 @@ class Opened:
     deterministic: bool
     outputs: list[np.ndarray]
     cotangents: list[np.ndarray]
+    numeric: Numeric
 
     def __init__(self, f, args, argnums, has_aux, holomorphic, seed):
         tree, kinds, values, self.leaves, self.left_out = _sorted(args, argnums, holomorphic)
@@ -145,6 +164,7 @@ class Opened:
         self._attempt(given, fixed)
         if self.deterministic:
             self._outputs(holomorphic, seed)
+            self.numeric = self._numeric()
         else:
             self.outputs, self.cotangents, self.batched = [], [], False
 
@@ -205,6 +225,26 @@ class Opened:
         else:
             self.cotangents = [_cotangent(v, generator) for v in self.outputs]
 
+    def _numeric(self) -> Numeric:
+        """The function without the rounding to narrower types inside, if it is still the same."""
+        as_is = Numeric(self.programs, self.moved, self.fixed, self.wide, self.eps)
+        if self.eps <= np.finfo(np.float64).eps or not self.programs.traced:
+            return as_is
+        with self.context():
+            programs = self.programs.widened(self.moved, self.fixed)
+        if programs is None:
+            return as_is
+        with _precision(True):
+            moved, fixed = ([_widened(v) for v in part] for part in (self.moved, self.fixed))
+            found, batched = programs.values(moved, fixed)
+        near = all(
+            np.allclose(wide, narrow, rtol=0, atol=self.eps**0.5 * _largest(narrow), equal_nan=True)
+            for wide, narrow in zip(found, self.outputs, strict=True)
+        )
+        if not near or batched != self.batched:
+            return as_is
+        return Numeric(programs, moved, fixed, True, float(np.finfo(np.float64).eps))
+
     def backward(self, moved, fixed, cotangents):
         """The gradient of the weighted outputs by reverse mode, as leaves."""
         out, pull = jax.vjp(lambda m: self.call(m, fixed), list(moved))
@@ -213,12 +253,8 @@ class Opened:
     @contextlib.contextmanager
     def context(self):
         """The precision of the check; leaves JAX's settings as they were."""
-        with jax.default_matmul_precision("highest"):
-            if self.wide:
-                with jax.enable_x64(True):
-                    yield
-            else:
-                yield
+        with _precision(self.wide):
+            yield
 
     @property
     def total(self) -> float:
@@ -250,15 +286,17 @@ class Opened:
         for part, dense, rows in self._chunks(directions, steps):
             moves = np.concatenate([[0.0], rows.ravel()])
             which = np.concatenate([[0], np.repeat(np.arange(len(part)), rows.shape[1])])
-            change = self._evaluate(_change, dense, which, moves)
+            change = self._evaluate(_change, self.numeric, dense, which, moves)
             found.append((change[1:] - change[0]).reshape(rows.shape))
         return np.concatenate(found)
 
     def pushforwards(self, directions: Directions) -> np.ndarray:
         """The weighted tangent of the outputs along each direction by forward mode, `[P]`."""
         found = []
+        as_is = Numeric(self.programs, self.moved, self.fixed, self.wide, self.eps)
         for part, dense, _ in self._chunks(directions, np.empty((len(directions), 0))):
-            found.append(self._evaluate(_push, dense, np.arange(len(part)), np.ones(len(part))))
+            every, ones = np.arange(len(part)), np.ones(len(part))
+            found.append(self._evaluate(_push, as_is, dense, every, ones))
         return np.concatenate(found)
 
     def _chunks(self, directions, steps):
@@ -271,11 +309,11 @@ class Opened:
                 row[first : first + len(values)] = values
             yield part, dense, steps[start : start + chunk]
 
-    def _evaluate(self, what, dense, which, steps):
+    def _evaluate(self, what, of: Numeric, dense, which, steps):
         rows = int(np.clip(ROWS_BYTES // (8 * self.size), 1, 64)) if self.batched else 1
-        with self.context():
-            return self.programs.evaluate(
-                what, self.moved, self.fixed, self.cotangents, dense, which, steps, rows
+        with _precision(of.wide):
+            return of.programs.evaluate(
+                what, of.moved, of.fixed, self.cotangents, dense, which, steps, rows
             )
 
     def derived(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -292,6 +330,15 @@ class Programs:
         self.one = jax.jit(call) if traced else call
         self.batched: bool | None = None if traced else False
         self._derived: dict[Any, Callable[..., Any]] = {}
+        self._tried_wider, self._wider = False, None
+
+    def widened(self, moved, fixed) -> Programs | None:
+        """The programs of the function in float64 throughout; `None` if that is not possible."""
+        if not self._tried_wider:
+            self._tried_wider = True
+            call = widening.widened(self.call, moved, fixed)
+            self._wider = None if call is None else Programs(call, traced=True)
+        return self._wider
 
     def values(self, moved, fixed):
         """The outputs, and whether the function can be vmapped."""
@@ -360,6 +407,16 @@ def _rows(what, call, rows, moved, fixed, cotangents, directions, which, steps, 
         return jax.lax.dynamic_update_slice_in_dim(out, found.astype(out.dtype), i * rows, 0)
 
     return jax.lax.fori_loop(0, count, body, jnp.zeros_like(steps))
+
+
+@contextlib.contextmanager
+def _precision(wide: bool):
+    with jax.default_matmul_precision("highest"):
+        if wide:
+            with jax.enable_x64(True):
+                yield
+        else:
+            yield
 
 
 @functools.lru_cache(maxsize=32)
@@ -539,6 +596,10 @@ def _widened(value):
 
 def _eps(value) -> float:
     return float(jnp.finfo(value.dtype).eps)
+
+
+def _largest(value) -> float:
+    return float(np.max(np.abs(value), initial=0.0, where=np.isfinite(value)))
 
 
 def _same(a, b):

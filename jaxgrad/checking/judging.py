@@ -9,15 +9,13 @@ import numpy as np
 
 from jaxgrad.checking import evaluation, localize, probing, verdicts
 from jaxgrad.checking.autodiff import Autodiff
-from jaxgrad.checking.evaluation import Directions, LeafInfo
+from jaxgrad.checking.evaluation import LeafInfo
 from jaxgrad.checking.identities import norm
 from jaxgrad.checking.ladders import Derivative
 from jaxgrad.checking.probing import Prober, Probes, rms
 from jaxgrad.checking.report import Leaf
 from jaxgrad.checking.verdicts import ORDER, Verdict
 
-LOOKED_AT = 64
-"""So many errors are looked at for kinks that narrow types cannot avoid."""
 SOLVED = 1e-3
 """Relative error that is let pass where loops stop at a tolerance."""
 TOO_WIDE = 0.05
@@ -75,32 +73,10 @@ class Judge:
         size = np.maximum(np.abs(numeric.value), max(rms(numeric.value), least))
         return verdicts.judge(autodiff, numeric, slack, TOO_WIDE * size)
 
-    def _kinks_within(self, found, directions: Directions, autodiff, numeric, slack):
-        """Where float64 is not possible, take back what a kink within the step explains.
-
-        A difference is the mean of the slopes along the way. Where autodiff's slopes on that way
-        lie on both sides of it, there is a kink that steps of this precision cannot avoid.
-        """
-        rows = np.flatnonzero(found == ORDER.index(Verdict.WRONG))
-        if self.opened.wide or self.autodiff.gradient is None or len(rows) > LOOKED_AT:
-            return found
-        found = found.copy()
-        for r in rows.tolist():
-            way = numeric.step[r] * np.array([-1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1])
-            slopes = [
-                probing.along(self.autodiff.at(directions[r], t), [directions[r]]) for t in way
-            ]
-            slopes = np.append(np.concatenate(slopes), autodiff[r])
-            margin = numeric.error[r] + slack[r]
-            if slopes.min() - margin <= numeric.value[r] <= slopes.max() + margin:
-                found[r] = ORDER.index(Verdict.KINK)
-        return found
-
     def _complete(self, j, mode, autodiff, probes: Probes) -> Leaf:
         leaf, numeric = self.opened.leaves[j], probes.numeric
         slack = self.slack(j, numeric)
         found = self._verdicts(j, autodiff, numeric, slack)
-        found = self._kinks_within(found, probes.directions, autodiff, numeric, slack)
         verdict = ORDER[int(found.min())]
         grave = found == found.min()
         apart = _apart(autodiff, numeric.value)
@@ -148,7 +124,6 @@ class Judge:
         leaf, numeric = self.opened.leaves[j], probes.numeric
         slack = self.slack(j, numeric)
         found = self._verdicts(j, autodiff, numeric, slack)
-        found = self._kinks_within(found, probes.directions, autodiff, numeric, slack)
         apart = _apart(autodiff, numeric.value)
         bars = numeric.error + slack
         detectable = (bars + numeric.error)[np.isfinite(bars)]
@@ -194,7 +169,6 @@ class Judge:
         allowed = self.rtol * np.abs(there.value) + self.floor * typical
         known = TOO_WIDE * np.maximum(np.abs(there.value), typical)
         judged = verdicts.judge(mine, there, allowed, known)
-        judged = self._kinks_within(judged, units, mine, there, allowed)
         pick = int(np.lexsort((-_apart(mine, there.value), judged))[0])
         verdict = ORDER[int(judged[pick])]
         if verdict not in (Verdict.WRONG, Verdict.NONFINITE):
@@ -254,7 +228,7 @@ class Judge:
             return "the function is not finite close by; move the point inside the domain"
         if numeric.sides[at] == 1:
             return "the point is at an edge of the domain, where no slope settles; move it inside"
-        if not self.opened.wide:
+        if not self.opened.numeric.wide:
             return (
                 "rounding of the arguments' type hides the derivative; let f take float64, or "
                 "subtract constants from its value"

@@ -45,10 +45,11 @@ class Prober:
     def __init__(self, opened: Opened, generator: np.random.Generator):
         self.opened, self.generator = opened, generator
         # Where values pass through a narrower type, tiny steps move nothing or only a part of f.
-        self.long = 14 if opened.wide and opened.eps < 1e-12 else 7
+        numeric = opened.numeric
+        self.long = 14 if numeric.wide and numeric.eps < 1e-12 else 7
         self.total = opened.total
-        self.rounding = self.total * np.finfo(np.float64 if opened.wide else np.float32).eps
-        self.coarsest = 100 * opened.eps * self.total
+        self.rounding = self.total * np.finfo(np.float64 if numeric.wide else np.float32).eps
+        self.coarsest = 100 * numeric.eps * self.total
         self.scales = np.array([opened.scale(leaf) for leaf in opened.leaves])
 
     def probe(
@@ -156,7 +157,7 @@ class Prober:
         first = np.array([start for start, _ in directions])
         for leaf in self.opened.leaves:
             rows = np.flatnonzero(alone & (first >= leaf.start) & (first < leaf.stop))
-            kind = np.float64 if self.opened.wide else np.dtype(jnp.finfo(leaf.dtype).dtype)
+            kind = np.float64 if self.opened.numeric.wide else np.dtype(jnp.finfo(leaf.dtype).dtype)
             x = self.opened.point[first[rows]].astype(kind)[:, None]
             h = steps[rows].astype(kind)
             with np.errstate(over="ignore", invalid="ignore"):
