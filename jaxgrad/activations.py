@@ -34,8 +34,8 @@ class Activation:
       constants: names and values of what the function takes besides the array.
       parameters: names and initial values of the scalars that are trained with the network.
       randomized: whether the function takes a PRNG `key`; with `key=None` it is deterministic.
-      mixture: of a randomized function, weights and constants of the deterministic ones that it is on
-        average over its draws, as far as second and fourth moments go.
+      mixture: of a randomized function, weights and constants of the deterministic ones that it is
+        on average over its draws, as far as fourth moments go.
       degrees: how the function scales near zero and far out, as exponents `(p, q)`: for `c -> 0`
         `phi(c x) ~ c^p`, for `c -> inf` `phi(c x) ~ c^q`. `None` where nobody has said; they are
         then measured.

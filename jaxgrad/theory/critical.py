@@ -104,10 +104,8 @@ def _line(phi: Activation, q):
     b_variance = jnp.where(jnp.abs(b_variance) < 1e-13 * q, 0.0, b_variance)
     exists = b_variance >= 0
     w_variance = jnp.exp(-found.log_slope)
-    return Critical(
-        *(jnp.where(exists, value, jnp.nan) for value in (w_variance, b_variance, q)),
-        jnp.where(exists, found.elasticity * ratio / q, jnp.nan),
-    )
+    point = Critical(w_variance, b_variance, q, found.elasticity * ratio / q)
+    return jax.tree.map(lambda leaf: jnp.where(exists, leaf, jnp.nan), point)
 
 
 def _relative(phi, at):
@@ -136,10 +134,10 @@ def _towards_zero(phi) -> tuple[bool, bool, float]:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         sides = jnp.asarray([-1e-150, 1e-150])
         slope = sum(
-            share * jnp.mean(jax.jvp(function, (sides,), (jnp.ones(2),))[1] ** 2)
+            share * float(jnp.mean(jax.jvp(function, (sides,), (jnp.ones(2),))[1] ** 2))
             for share, function in quadrature.versions(phi)
         )
-        w_variance = 1 / float(slope) if slope > 0 else math.inf
+        w_variance = 1 / slope if slope > 0 else math.inf
     every = bool(np.all(np.abs(relative) < 1e-10))
     # Without biases a small signal must shrink, or it would leave the limit.
     first = int(np.searchsorted(GRID, grid[0]))
@@ -181,7 +179,7 @@ def _critical(phi, b_variance):
 
     roots = jax.lax.stop_gradient(jax.vmap(root)(index))
     good = jnp.isfinite(distance[index]) & (_relative(phi, roots)[1] <= 1 + 1e-5)
-    at = jnp.where(jnp.any(good), roots[jnp.argmax(good)], 0.0)
+    at = jnp.where(jnp.any(good), roots[jax.lax.argmax(good, 0, jnp.int32)], 0.0)
 
     def bias(at):
         found = moments.statistics(phi, at)
@@ -199,7 +197,7 @@ def _critical(phi, b_variance):
     point = Critical(jnp.exp(-found.log_slope), b_variance, jnp.exp(at), chi_par_there)
     point = jax.tree.map(lambda leaf: jnp.where(exists, leaf, jnp.nan), point)
     if every or small:
-        end = Critical(w_small, 0.0, 1.0 if every else 0.0, 1.0)
+        end = Critical(*map(jnp.asarray, (w_small, 0.0, 1.0 if every else 0.0, 1.0)))
         point = jax.tree.map(
             lambda leaf, limit: jnp.where(b_variance == 0, limit, leaf), point, end
         )
@@ -213,7 +211,7 @@ def _smallest(phi) -> Critical:
     grid, relative, chi_par = _on_grid(phi)
     allowed = (chi_par <= _STABLE) & (relative > _ROUNDING)
     if not allowed.any():
-        return Critical(*(np.float64(np.nan),) * 4)  # pyright: ignore[reportArgumentType]
+        return _line(phi, np.nan)
     index = int(np.argmin(np.where(allowed, relative * np.exp(grid), np.inf)))
     low, high = (grid[np.clip(index + i, 0, len(grid) - 1)] for i in (-1, 1))
     return _least(phi, low, high)

@@ -181,6 +181,11 @@ def excess(square: Any, log_q: Any, log_w: Any, log_b: Any) -> jax.Array:
     return jnp.logaddexp(log_w + square, log_b) - log_q
 
 
+def _first(true):
+    """Index of the first that is true; in 32 bits, which every program has."""
+    return jax.lax.argmax(true, 0, jnp.int32)
+
+
 def _logs(*values):
     # The logarithm of zero has no derivative; the fixed point of zero variance needs none.
     values = [jnp.asarray(value, jnp.float64) for value in values]
@@ -233,15 +238,14 @@ def _at_end(phi, rows_index, log_w):
 def known(phi) -> tuple[int, int]:
     """First and last index of the table where the averages are known."""
     rows = table(phi)
-    finite = np.isfinite(rows.square).all(axis=0) & np.isfinite(rows.slope).all(axis=0)
-    if not finite.any():
+    finite = np.all(np.isfinite(np.concatenate([rows.square, rows.slope])), axis=0).tolist()
+    if not any(finite):
         raise ValueError(
             f"activation {phi.name!r} must have a finite second moment that is not 0, but it has "
             "none at any variance; rescale or bound it"
         )
-    middle = int(np.flatnonzero(finite)[0])
-    last = middle + int(np.argmin(np.append(finite[middle:], False))) - 1
-    return middle, last
+    first = finite.index(True)
+    return first, [*finite, False].index(False, first) - 1
 
 
 @in_float64
@@ -288,9 +292,7 @@ def _fixed_points(phi, w_variance, b_variance):
 
     before = jnp.sign(value[jnp.where(touches, found - 1, found)])
     following = value[jnp.minimum(found[:, None] + 1 + jnp.arange(3)[None], len(grid) - 1)]
-    after = jnp.sign(
-        jnp.take_along_axis(following, jnp.argmax(following != 0, axis=1)[:, None], 1)[:, 0]
-    )
+    after = jnp.sign(jax.vmap(lambda row: row[_first(row != 0)])(following))
     by_slope = jnp.where(jnp.abs(chi_par) < 1, Stability.STABLE, Stability.UNSTABLE)
     by_sign = jnp.where(before > after, Stability.STABLE, Stability.UNSTABLE)
     by_sign = jnp.where(before == after, Stability.HALF_STABLE, by_sign)
@@ -301,7 +303,7 @@ def _fixed_points(phi, w_variance, b_variance):
     end_par, end_perp = _at_end(phi, first, log_w)
     through = (log_b == -jnp.inf) & (rows[1, first] > 1 - 1e-6) & (log_w > -jnp.inf)
     through = through | ((log_b == -jnp.inf) & (log_w == -jnp.inf))
-    above = value[jnp.argmax(value != 0)]
+    above = value[_first(value != 0)]
     end = jnp.where(above < 0, Stability.STABLE, Stability.UNSTABLE)
     end = jnp.where(neutral, Stability.NEUTRAL, end)
 
@@ -338,7 +340,7 @@ def _limit(phi, w_variance, b_variance, q):
         rests = jnp.where(
             up, (grid > start) & (value <= _TOUCH), (grid < start) & (value >= -_TOUCH)
         )
-        index = jnp.where(up, jnp.argmax(rests), len(grid) - 1 - jnp.argmax(rests[::-1]))
+        index = jnp.where(up, _first(rests), len(grid) - 1 - _first(rests[::-1]))
         near = jnp.clip(jnp.where(up, index - 1, index + 1), 0, len(grid) - 1)
         inner = jnp.asarray(grid)[near]
         inner = jnp.where(up, jnp.maximum(inner, start), jnp.minimum(inner, start))

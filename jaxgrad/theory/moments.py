@@ -137,16 +137,17 @@ def _statistics(activation, mesh, log_q):
     near = jnp.clip(log_q, -_FAR, _FAR)
     x, weights = quadrature.nodes(mesh.edges, near)
     weights = jnp.where(near <= mesh.log_q, weights, jnp.nan)
-    parts = 0.0
+    parts = jnp.zeros((4, *x.shape))
     for share, function in quadrature.versions(activation):
         value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
         parts += share * jnp.stack([value, value * value, slope * slope, value * slope * x])
     mean, square, slope_square, cross = parts
     m, d = jnp.sum(square * weights), jnp.sum(slope_square * weights)
-    edge = jnp.maximum(square[0] * weights[0], square[-1] * weights[-1])
-    m = jnp.where(edge > 1e-12 * m, jnp.nan, m)
-    elasticity = jnp.sum(cross * weights) / m
     z = x * jnp.exp(-0.5 * near)
+    # What lies at the ends tells of what lies beyond them.
+    end = jnp.sum(jnp.where(jnp.abs(z) > quadrature.REACH - 1, square * weights, 0.0))
+    m = jnp.where(end > 1e-12 * m, jnp.nan, m)
+    elasticity = jnp.sum(cross * weights) / m
     slope_elasticity = jnp.sum(slope_square * weights * (z * z - 1)) / (2 * d)
     beyond = log_q - near
     return Statistics(

@@ -162,8 +162,8 @@ def _refine(name, function, kinks):
         rest = panels[~(good | tiny)]
         if len(rest) > 20_000:
             raise ValueError(
-                f"activation must be smooth between a few kinks, with finite slopes, but {name!r} is too "
-                "rough for its averages to be computed; smooth it"
+                "activation must be smooth between a few kinks, with finite slopes, but "
+                f"{name!r} is too rough for its averages to be computed; smooth it"
             )
         middle = rest.mean(axis=1)
         panels = np.concatenate(
@@ -174,7 +174,9 @@ def _refine(name, function, kinks):
     new = {float(point) for point in points[apart]} if len(points) else set()
 
     edges = np.unique(np.concatenate(done))
-    while True:
+    count = len(edges) + 1
+    while len(edges) < count:
+        count = len(edges)
         # Every second edge goes if the two panels beside it are as smooth together.
         for first in (1, 2):
             at = np.arange(first, len(edges) - 1, 2)
@@ -186,10 +188,7 @@ def _refine(name, function, kinks):
                 within = [(cut + end) / 2 + abs(cut - end) / 2 * _NODES for end in (-1, 1)]
                 at = at[smooth(np.hstack([low, high]), np.hstack(within))[0]]
             edges = np.delete(edges, at)
-            if first == 1:
-                removed = len(at)
-        if removed + len(at) == 0:
-            return set(edges.tolist()), new
+    return set(edges.tolist()), new
 
 
 class Average(NamedTuple):

@@ -57,13 +57,12 @@ def table(activation: Activation) -> Table:
 
 def interpolate(rows: np.ndarray, at: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Value and derivative at a log variance within the table, by quintic Hermite interpolation."""
-    rows = jnp.asarray(rows)
     index = jnp.clip(jnp.floor((at - LOW) / STEP), 0, len(GRID) - 2).astype(jnp.int32)
     u = (at - LOW) / STEP - index
-    left, right = (rows[:, index + i] for i in (0, 1))
+    left, right = (jnp.asarray(rows)[:, index + i] for i in (0, 1))
     scale = np.asarray([1.0, STEP, STEP**2 / 2])
 
-    def value(u):
+    def polynomial(u):
         # Taylor polynomial at the left, and what is missing at the right in powers from the third.
         a = left * scale.reshape((3,) + (1,) * (left.ndim - 1))
         b = right * scale.reshape((3,) + (1,) * (left.ndim - 1))
@@ -75,5 +74,5 @@ def interpolate(rows: np.ndarray, at: jax.Array) -> tuple[jax.Array, jax.Array]:
         c5 = 6 * r0 - 3 * r1 + r2 / 2
         return a[0] + u * (a[1] + u * (a[2] + u * (c3 + u * (c4 + u * c5))))
 
-    value, slope = jax.jvp(value, (u,), (jnp.ones_like(u),))
+    value, slope = jax.jvp(polynomial, (u,), (jnp.ones_like(u),))
     return value, slope / STEP
