@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxgrad.activations import Activation
 from jaxgrad.theory import quadrature
+from jaxgrad.theory._float64 import in_float64
 
 _FAR = 60.0
 """Beyond this log variance an activation is taken to follow its power law."""
@@ -100,6 +101,7 @@ def pair(activation: Activation, log_q: Any, gap: Any) -> tuple[jax.Array, jax.A
     return _each(functools.partial(_pair, activation, quadrature.mesh(activation)), log_q, gap)
 
 
+@in_float64
 def activate(moments: Moments, activation: Activation) -> Moments:
     """The moments after an activation.
 
