@@ -347,7 +347,7 @@ def test_regimes_are_as_predicted_but_for_one_percent_a_layer(name):
         predicted = jax.vmap(lambda w: theory.predict(name, depth, w).log_ratio)(variances)
     depths = np.arange(1, depth + 1)
     classified = regimes.classify(measured, depths)
-    found, error = np.asarray(classified.regime), np.asarray(classified.growth_se)
+    found, error = np.asarray(classified.regime), np.asarray(classified.log_ratio_se)
 
     def label(log_ratio):
         return np.asarray(regimes.classify(np.stack([log_ratio] * 2), depths).regime)
@@ -355,7 +355,7 @@ def test_regimes_are_as_predicted_but_for_one_percent_a_layer(name):
     band = 0.01 * (depths - 1)[None]
     low, high = (label(np.asarray(predicted) + sign * band) for sign in (-1, 1))
     # Near an unstable length, as GELU's at 2.2, networks of one width differ by more than a band.
-    clear = (low == high) & (error < 0.01)
+    clear = (low == high) & (error < 0.4)
     assert clear.mean() > 0.75
     assert len(np.unique(found)) == 3
     np.testing.assert_array_equal(found[clear], low[clear])
