@@ -7,7 +7,7 @@ a thousand layers compile as fast as four.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jaxgrad import _arguments, activations, initializers
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
+from jaxgrad.layers import Layer
 
 Params = dict[str, Any]
 """`{"first": layer, "hidden": layers, "readout": layer}`.
@@ -234,3 +235,110 @@ def check(params: Params, x: jax.Array, phi: Activation) -> jax.Array:
             f"pass activation={phi.name!r} to jaxgrad.networks.init"
         )
     return x
+
+
+def init_blocks(
+    key: jax.Array, block: Layer, shape: Sequence[int], depth: int, *, dtype: Any = jnp.float32
+) -> Any:
+    """Draw the parameters of `depth` copies of one block.
+
+    Block `l` draws from `fold_in(key, l)`, so a deeper network of the same key begins with the
+    blocks of the shallower one.
+
+    Args:
+      key: PRNG key.
+      block: a layer that keeps the shape of its input, see `jaxgrad.layers`.
+      shape: of one example, without the batch: `(features,)` or `(*spatial, channels)`.
+      depth: number of blocks.
+      dtype: floating dtype of the parameters.
+
+    Returns:
+      The block's parameters, each with a leading axis of `depth`.
+
+    Raises:
+      ValueError, TypeError: if the depth or shape is not as described, or the block changes the
+        shape or has no parameters.
+
+    >>> import jax
+    >>> from jaxgrad import layers
+    >>> block = layers.residual(layers.sequential(layers.activation("relu"), layers.dense(8)))
+    >>> params = init_blocks(jax.random.key(0), block, (8,), 100)
+    >>> apply_blocks(params, jnp.ones((2, 8)), block).shape
+    (2, 8)
+    """
+    depth = _arguments.integer("depth", depth, 1)
+    shape = _arguments.shape("shape", shape, 1)
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
+
+    def draw(key_block):
+        params, after = block.init(key_block, shape, dtype)
+        if tuple(after) != shape:
+            raise ValueError(
+                f"block must keep the shape {shape}, to be stacked, got {tuple(after)}; put the "
+                "change of width into a first layer of your own"
+            )
+        if not jax.tree.leaves(params):
+            raise ValueError(
+                "block must have parameters, whose leading axis is the depth, got none; add a "
+                "layer of weights to it"
+            )
+        return params
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, depth + 1))
+    return jax.lax.map(draw, keys)
+
+
+def apply_blocks(
+    params: Any, x: jax.Array, block: Layer, *, key: jax.Array | None = None
+) -> jax.Array:
+    """The output of the last of a stack of blocks, by one scan over depth.
+
+    Args:
+      params: from `init_blocks`.
+      x: inputs, `[batch, *shape]`, floating point.
+      block: the one given to `init_blocks`.
+      key: PRNG key of dropout and of randomized activations; `None` switches both off.
+
+    Returns:
+      `[batch, *shape]`.
+
+    Raises:
+      ValueError, TypeError: if the parameters, inputs and block do not fit each other, or the
+        inputs are not floating point or not finite.
+    """
+    x, depth = check_blocks(params, x, block)
+
+    def step(h, inputs):
+        index, layer = inputs
+        key_block = None if key is None else jax.random.fold_in(key, index)
+        return block.apply(layer, h, key_block), None
+
+    return jax.lax.scan(step, x, (jnp.arange(depth), params))[0]
+
+
+def check_blocks(params: Any, x: jax.Array, block: Layer) -> tuple[jax.Array, int]:
+    """Return the inputs in the dtype of the outputs, and the depth, if all fit, or raise.
+
+    Raises:
+      ValueError, TypeError: see `apply_blocks`.
+    """
+    x = _arguments.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    if not isinstance(block, Layer):
+        raise TypeError(f"block must be a jaxgrad.layers.Layer, got {block!r}; see that module")
+    depths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
+    if len(depths) != 1 or () in depths or (0,) in depths:
+        raise ValueError(
+            "params must be arrays with one leading axis, the depth, got leading axes "
+            f"{sorted(depths)}; make them with jaxgrad.networks.init_blocks"
+        )
+    ((depth,),) = depths
+    layer = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params)
+    x = x.astype(jnp.result_type(x, *jax.tree.leaves(params)))
+    out = jax.eval_shape(lambda layer, h: block.apply(layer, h, None), layer, x)
+    if (out.shape, out.dtype) != (x.shape, x.dtype):
+        raise ValueError(
+            f"block must map x of {x.dtype} and shape {x.shape} to the same, got {out.dtype} and "
+            f"{out.shape}; fit x to the shape given to jaxgrad.networks.init_blocks"
+        )
+    return x, depth

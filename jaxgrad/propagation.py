@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxgrad import _arguments, activations, networks
 from jaxgrad.activations import Activation
+from jaxgrad.layers import Layer
 from jaxgrad.networks import Params
 
 WINDOW = 16.0
@@ -438,3 +439,110 @@ def _checked(params, x, activation, w_variance, b_variance, saturation):
     x = x.astype(jnp.promote_types(jnp.result_type(x, params["first"]["kernel"]), jnp.float32))
     scales = tuple(0.5 * jnp.log(jnp.asarray(v, x.dtype)) for v in (w_variance, b_variance))
     return phi, x, scales
+
+
+class Blocks(NamedTuple):
+    """A signal and a gradient through a stack of blocks; logs are natural.
+
+    Attributes:
+      log_signal: log mean square of each block's output over examples and units, `[depth]`.
+      log_gradient: log mean square of the tangent over examples and units, `[depth]`: an unbiased
+        estimate, before the log, of the squared Frobenius norm of the Jacobian of the blocks so far
+        with respect to `x`, per output.
+      log_norm: the same for each example, `[depth, batch]`.
+    """
+
+    log_signal: jax.Array
+    log_gradient: jax.Array
+    log_norm: jax.Array
+
+
+def probe_blocks(
+    params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    block: Layer,
+    *,
+    tangent: jax.Array | None = None,
+) -> Blocks:
+    """Carry the signal and a random tangent forward through every depth of a stack of blocks.
+
+    The whole batch moves at once, so that batch norm is seen with what it does across examples.
+    Dropout and randomized activations draw. The signal of a homogeneous block is rescaled on the
+    way and neither overflows nor underflows; that of another block is as the floating-point
+    numbers allow.
+
+    Args:
+      params: from `jaxgrad.networks.init_blocks`.
+      x: inputs, `[batch, *shape]`, floating point, finite.
+      key: PRNG key of the tangent and of the blocks' draws; not the one that drew `params`.
+      block: the one given to `init_blocks`.
+      tangent: the change of `x`, of its shape; `None` draws it, standard normal. With another
+        than such a draw the result is the growth in that direction.
+
+    Returns:
+      `Blocks`. Zero gradients have the log -inf; what is not finite is returned, not raised.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxgrad import layers
+    >>> block = layers.sequential(layers.dense(32, w_variance=4.0), layers.activation("relu"))
+    >>> params = networks.init_blocks(jax.random.key(0), block, (32,), 100)
+    >>> out = probe_blocks(params, jnp.ones((4, 32)), jax.random.key(1), block)
+    >>> growth = jnp.diff(out.log_gradient).mean() / jnp.log(2)
+    >>> bool(abs(growth - 1) < 0.3)
+    True
+    """
+    x = _arguments.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x, depth = networks.check_blocks(params, x, block)
+    key_tangent, key_blocks = jax.random.split(key)
+    if tangent is None:
+        tangent = jax.random.normal(key_tangent, x.shape, jnp.float32)
+    tangent = _arguments.floating("tangent", tangent, x.ndim, "the shape of x")
+    if tangent.shape != x.shape:
+        raise ValueError(
+            f"tangent must have the shape of x, {x.shape}, got {tangent.shape}; reshape it"
+        )
+
+    def step(carry, inputs):
+        h, log_h, t, log_t = carry
+        index, layer = inputs
+        key_block = jax.random.fold_in(key_blocks, index)
+        h, t = jax.jvp(lambda h: block.apply(layer, h, key_block), (h,), (t,))
+        t, shift_t, log_square = rescaled(t, together=block.mixes)
+        if block.homogeneous:
+            h, shift_h, log_signal = rescaled(h, together=block.mixes)
+        else:
+            shift_h, log_signal = jnp.zeros_like(log_h), rescaled(h, together=False)[2]
+        carry = (h, log_h + shift_h, t, log_t + shift_t)
+        return carry, (log_h + log_signal, log_t + log_square)
+
+    zeros = jnp.zeros(len(x), x.dtype)
+    carry = (x, zeros, tangent.astype(x.dtype), zeros)
+    log_signal, log_norm = jax.lax.scan(step, carry, (jnp.arange(depth), params))[1]
+    return Blocks(_log_mean(log_signal), _log_mean(log_norm), log_norm)
+
+
+def rescaled(a: jax.Array, *, together: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Divide examples by their root mean square, or all by the largest one if `together`.
+
+    Args:
+      a: `[batch, *shape]`.
+      together: whether the examples must keep their ratios.
+
+    Returns:
+      The array divided; the logs of the squares that it was divided by, and of the examples' mean
+      squares, both `[batch]`. What is zero stays zero.
+    """
+    flat = a.reshape(len(a), -1)
+    largest = jnp.max(jnp.abs(flat), axis=1)
+    ordinary = jnp.where(largest > 0, largest, 1.0)
+    # Squares of the ratios to the largest do not overflow, nor all underflow.
+    log_square = jnp.log(jnp.mean(jnp.square(flat / ordinary[:, None]), axis=1))
+    log_square = log_square + 2 * jnp.log(ordinary)
+    shift = jnp.broadcast_to(jnp.max(log_square), log_square.shape) if together else log_square
+    shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
+    return (flat * jnp.exp(-shift / 2)[:, None]).reshape(a.shape), shift, log_square
