@@ -102,7 +102,7 @@ def phases() -> Iterator[Row]:
     yield digits("4 tanh (1.3, 0.05): xi_c", 7.834, angle.xi_c, 3)
     yield digits("4 tanh (1.3, 0.05): xi_q", 1.785, where.xi_q, 3)
     for w in (1.3, 2.5):
-        gap = theory.predict("tanh", 190, w, 0.05, input_gap=0.4).gap
+        gap = np.asarray(theory.predict("tanh", 190, w, 0.05, input_gap=0.4).gap)
         end = theory.correlation("tanh", w, 0.05)
         decay = np.log(np.abs((gap[180] - end.gap) / (gap[160] - end.gap))) / 20
         yield digits(f"5 tanh ({w}, 0.05): -1 / decay over 20 layers", end.xi_c, -1 / decay, 3)
@@ -183,7 +183,7 @@ def architectures() -> Iterator[Row]:
         layers.layer_norm(),
         layers.activation("tanh"),
     )
-    m, d = (f("tanh", 1.0) for f in (theory.second_moment, theory.slope_moment))
+    m, d = (float(f("tanh", 1.0)) for f in (theory.second_moment, theory.slope_moment))
     yield digits("20 layer norm, tanh (1.5, 0.3)", 1.5 * d / (1.5 * m + 0.3), growth(biased), 12)
     depth = 64
 
@@ -230,7 +230,7 @@ def finite_width() -> Iterator[Row]:
         return jnp.sum(jax.jacobian(output)(x) ** 2) / width
 
     yield sampled(
-        "9 ReLU, width 8: squared Jacobian / n", (w / 2) ** depth, over_seeds(jacobian, 40_000, 500)
+        "9 ReLU, width 8: squared Jacobian / n", (w / 2) ** depth, over_seeds(jacobian, 10_000, 500)
     )
     for name, k in (
         ("relu", 5.0),
@@ -255,7 +255,7 @@ def finite_width() -> Iterator[Row]:
     yield digits("24 about -5 / (2n)", -5 / (2 * n), law.mean_log, 2)
     yield digits("24 variance about 5 / n", 5 / n, law.var_log, 1)
     layers_ = 10
-    sample = over_seeds(square("relu", n, layers_, log=True), 2000, 50)
+    sample = over_seeds(square("relu", n, layers_, log=True), 800, 50)
     yield sampled("24 measured: mean log of ten layers", layers_ * float(law.mean_log), sample)
     spread = (sample - sample.mean()) ** 2
     yield sampled("24 measured: variance of the log", layers_ * float(law.var_log), spread)
@@ -267,17 +267,17 @@ def finite_width() -> Iterator[Row]:
         params = networks.init(keys[0], 3, 3, 10)
         return jnp.any(networks.apply(params, jax.random.normal(keys[1], (1, 3)), "relu") > 0)
 
-    yield sampled("28 measured", (1 - 2**-3) ** 10, over_seeds(alive, 20_000, 500))
+    yield sampled("28 measured", (1 - 2**-3) ** 10, over_seeds(alive, 10_000, 500))
 
     def deep(key):
         keys = jax.random.split(key, 3)
-        params = networks.init(keys[0], 256, 256, 1000)
-        x = jax.random.normal(keys[1], (1, 256))
+        params = networks.init(keys[0], 64, 64, 1000)
+        x = jax.random.normal(keys[1], (1, 64))
         out = propagation.probe(params, x, keys[2], "relu", w_variance=4.0)
         return (out.log_gradient[-1] - out.log_gradient[0]) / 999 / jnp.log(2)
 
     sample = over_seeds(deep, 8, 1)
-    typical = 1 + float(theory.finite_width.layer_law("relu", 1.0, 2.0, 256).mean_log) / math.log(2)
+    typical = 1 + float(theory.finite_width.layer_law("relu", 1.0, 2.0, 64).mean_log) / math.log(2)
     yield sampled("33 ReLU, w_variance 4, depth 1000: doublings a layer", typical, sample)
     exact = theory.predict("relu", 1000, 4.0).log_gradient
     yield digits("33 mean over networks: doublings a layer", 1.0, np.diff(exact)[-1] / np.log(2), 9)
@@ -302,7 +302,11 @@ def spectra() -> Iterator[Row]:
     found = theory.spectra.largest_eigenvalue(4)
     yield digits("26 linear Gaussian, L = 4: largest eigenvalue", 12.207, found, 3)
     q = theory.critical("tanh", 0.05).q
-    for weights, expected in (("orthogonal", 6.845), ("gaussian", 26.845)):
+    cases: tuple[tuple[theory.spectra.Weights, float], ...] = (
+        ("orthogonal", 6.845),
+        ("gaussian", 26.845),
+    )
+    for weights, expected in cases:
         found = theory.spectra.spectrum_variance("tanh", q, 20, weights)
         yield digits(f"27 tanh critical, L = 20, {weights}", expected, found, 3)
 

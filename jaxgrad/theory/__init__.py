@@ -8,12 +8,13 @@ depth.
 
 Notation: weights of variance `w_variance / fan_in`, biases of `b_variance`, pre-activations of `q`;
 `M(q) = E phi^2`, `D(q) = E phi'^2`; `chi_perp = w_variance D`, the growth per layer of a squared
-gradient; `chi_par = w_variance M'`, the stability of the length; `gap = 1 - c`, with the correlation
-`c` of two examples.
+gradient; `chi_par = w_variance M'`, the stability of the length; `gap = 1 - c`, with `c` the
+correlation of two examples.
 
 Sources: Poole et al. (2016), Schoenholz et al. (2017), Roberts, Yaida, Hanin (2022).
 """
 
+from jaxgrad.theory import finite_width, spectra
 from jaxgrad.theory.critical import Critical, critical, critical_line
 from jaxgrad.theory.fixed_points import (
     Correlation,
@@ -27,6 +28,7 @@ from jaxgrad.theory.fixed_points import (
 from jaxgrad.theory.maps import c_map, chi_par, chi_perp, q_map, second_moment, slope_moment
 from jaxgrad.theory.moments import Moments, activate
 from jaxgrad.theory.prediction import Prediction, moments_of, predict, predict_blocks
+from jaxgrad.theory.tailored import tailored_relu
 
 __all__ = [
     "Correlation",
@@ -43,6 +45,7 @@ __all__ = [
     "correlation",
     "critical",
     "critical_line",
+    "finite_width",
     "fixed_points",
     "limit",
     "moments_of",
@@ -51,4 +54,6 @@ __all__ = [
     "q_map",
     "second_moment",
     "slope_moment",
+    "spectra",
+    "tailored_relu",
 ]

@@ -27,10 +27,16 @@ def in_float64(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if jax.config.read("jax_enable_x64"):
             return function(*args, **kwargs)
+        # A tracer may stand for a Python number, whose type would change with the setting.
+        args, kwargs = jax.tree.map(_settled, (args, kwargs))
         with jax.enable_x64(True):
             return jax.tree.map(_returned, function(*args, **kwargs))
 
     return wrapped
+
+
+def _settled(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if _arguments.is_traced(leaf) else leaf
 
 
 def _returned(leaf: Any) -> Any:

@@ -76,7 +76,7 @@ def critical(activation: Phi, b_variance: Any = None) -> Critical:
 
     Returns:
       `Critical`; NaN where no point with a stable length exists for this bias variance, as for
-      sigmoid and small biases. Of several, the one with `q` nearest to 1.
+      GELU and small biases. Of several, the one with `q` nearest to 1.
 
     Raises:
       ValueError, TypeError: if the bias variance is negative, and as `second_moment`.

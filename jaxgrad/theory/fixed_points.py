@@ -18,7 +18,7 @@ import numpy as np
 from jaxgrad import activations
 from jaxgrad.theory import moments
 from jaxgrad.theory._float64 import in_float64
-from jaxgrad.theory.maps import Phi, variances
+from jaxgrad.theory.maps import Phi, next_log_q, variances
 from jaxgrad.theory.tables import GRID, HIGH, LOW, interpolate, table
 
 SLOTS = 8
@@ -206,15 +206,14 @@ def _solve(rows, low, high, log_w, log_b):
     return (low + high) / 2
 
 
-def _polish(phi, at, log_w, log_b):
+def _polish(phi, at, log_w, b_variance):
     """One Newton step with exact averages, through which derivatives pass, and the slopes there."""
     at = jax.lax.stop_gradient(at)
     found = moments.statistics(phi, at)
-    share = jnp.exp(log_w + found.log_square - jnp.logaddexp(log_w + found.log_square, log_b))
+    after = next_log_q(found.log_square, log_w, b_variance)
+    share = jnp.exp(log_w + found.log_square - after)
     slope = jax.lax.stop_gradient(share * found.elasticity - 1)
-    step = -excess(found.log_square, at, log_w, log_b) / jnp.where(
-        jnp.abs(slope) > 1e-6, slope, jnp.inf
-    )
+    step = (at - after) / jnp.where(jnp.abs(slope) > 1e-6, slope, jnp.inf)
     at = at + jnp.where(jnp.isfinite(step), jnp.clip(step, -1e-3, 1e-3), 0.0)
     found = moments.statistics(phi, at)
     return (
@@ -288,7 +287,7 @@ def _fixed_points(phi, w_variance, b_variance):
     touches = touching[found]
     low, high = grid[found], grid[jnp.minimum(found + 1, len(grid) - 1)]
     root = jnp.where(touches, low, _solve(rows, low, high, log_w, log_b))
-    root, chi_par, chi_perp = _polish(phi, root, log_w, log_b)
+    root, chi_par, chi_perp = _polish(phi, root, log_w, b_variance)
 
     before = jnp.sign(value[jnp.where(touches, found - 1, found)])
     following = value[jnp.minimum(found[:, None] + 1 + jnp.arange(3)[None], len(grid) - 1)]
@@ -347,7 +346,7 @@ def _limit(phi, w_variance, b_variance, q):
         outer = jnp.asarray(grid)[index]
         root = jnp.where(still, start, _solve(rows, inner, outer, log_w, log_b))
         ends = jnp.any(rests) | still
-        root, chi_par, chi_perp = _polish(phi, jnp.where(ends, root, 0.0), log_w, log_b)
+        root, chi_par, chi_perp = _polish(phi, jnp.where(ends, root, 0.0), log_w, b_variance)
         low, high = (_at_end(phi, at, log_w) for at in (first, last))
         lost = [jnp.where(up, *pair) for pair in zip(high, low, strict=True)]
         return Limit(

@@ -112,6 +112,15 @@ def variances(w_variance: Any, b_variance: Any) -> tuple[Any, Any]:
     return w_variance, b_variance
 
 
+def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> jax.Array:
+    """`log(w M + b)` from logs of `M` and `w`, with its derivative by `b` where that is 0."""
+    weighted = log_w + log_square
+    positive = b_variance > 0
+    both = jnp.logaddexp(weighted, jnp.log(jnp.where(positive, b_variance, 1.0)))
+    inverse = jnp.exp(-jnp.where(jnp.isfinite(weighted), weighted, 0.0))
+    return jnp.where(positive, both, weighted + b_variance * jax.lax.stop_gradient(inverse))
+
+
 def _positive(name, value):
     _arguments.numbers(name, value, minimum=0.0, above=True)
     return value

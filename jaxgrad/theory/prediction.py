@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxgrad import _arguments, activations
 from jaxgrad.theory import moments
 from jaxgrad.theory._float64 import in_float64
-from jaxgrad.theory.maps import Phi, variances
+from jaxgrad.theory.maps import Phi, next_log_q, variances
 from jaxgrad.theory.moments import Moments
 
 
@@ -143,7 +143,7 @@ def _moments_of(x, gap):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _predict(phi, depth, w_variance, b_variance, input_square, input_gap):
     w_variance, b_variance = (jnp.asarray(v, jnp.float64) for v in (w_variance, b_variance))
-    log_w, log_b = jnp.log(w_variance), jnp.log(b_variance)
+    log_w = jnp.log(w_variance)
     log_input = jnp.log(jnp.asarray(input_square, jnp.float64))
     gap = input_gap
     if gap is not None:
@@ -151,7 +151,7 @@ def _predict(phi, depth, w_variance, b_variance, input_square, input_gap):
 
     def step(carry, _):
         log_input, gap, log_gradient = carry
-        log_q = jnp.logaddexp(log_w + log_input, log_b)
+        log_q = next_log_q(log_input, log_w, b_variance)
         found = moments.statistics(phi, log_q)
         before, after = gap, None
         if gap is not None:

@@ -1,0 +1,119 @@
+"""Singular values of the Jacobian of a deep random network, at infinite width or for linear layers.
+
+A mean squared gradient is the mean of the squared singular values; how far these spread says how
+differently directions fare.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxgrad import _arguments, activations
+from jaxgrad.theory import finite_width
+from jaxgrad.theory._float64 import in_float64
+from jaxgrad.theory.maps import Phi
+
+Weights = Literal["gaussian", "orthogonal"]
+
+
+def lyapunov_exponents(width: int, w_variance: Any = 1.0) -> jax.Array:
+    """Growth per layer of the singular values of a product of many Gaussian matrices.
+
+    Args:
+      width: number of units `n`.
+      w_variance: of the weights times `n`, a number above 0, may be traced.
+
+    Returns:
+      Limits of `log(singular value) / depth`, not squared, in decreasing order, `[width]`. They
+      differ, so that a deep linear network keeps one direction only; their spread does not shrink
+      with the width.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described.
+
+    Source: Newman (1986), The distribution of Lyapunov exponents: exact results for random
+    matrices.
+
+    >>> lyapunov_exponents(8)[[0, -1]].round(4).tolist()
+    [-0.0651, -1.6749]
+    """
+    width = _arguments.integer("width", width, 1)
+    _arguments.scalar("w_variance", w_variance, minimum=0.0, above=True)
+    return _lyapunov_exponents(width, w_variance)
+
+
+def largest_eigenvalue(depth: Any) -> jax.Array:
+    """The largest eigenvalue of `J J^T` for `depth` wide linear layers of critical variance.
+
+    Args:
+      depth: number of Gaussian matrices `L`, at least 1, of any shape, may be traced.
+
+    Returns:
+      `(L + 1)^(L + 1) / L^L`, about `e L`: the mean eigenvalue is 1 at any depth.
+
+    Raises:
+      ValueError, TypeError: if the depth is not as described.
+
+    Source: Pennington, Schoenholz, Ganguli (2017), Resurrecting the sigmoid in deep learning
+    through dynamical isometry, sec. 2.5.
+
+    >>> round(float(largest_eigenvalue(4)), 3)
+    12.207
+    """
+    _arguments.numbers("depth", depth, minimum=1.0)
+    return _largest_eigenvalue(depth)
+
+
+def spectrum_variance(
+    activation: Phi, q: Any, depth: Any, weights: Weights = "gaussian"
+) -> jax.Array:
+    """Variance of the eigenvalues of `J J^T` over their squared mean, at infinite width.
+
+    Args:
+      activation: see `jaxgrad.activations.get`.
+      q: variance of the pre-activations of every layer, above 0; numbers may be traced.
+      depth: number of layers, at least 0.
+      weights: independent `gaussian` weights, or `orthogonal` matrices.
+
+    Returns:
+      `L (mu_2 / mu_1^2 - 1)` for orthogonal weights and more by `L` for Gaussian ones, where `mu_k`
+      is `E phi'^(2 k)`: it grows with depth unless the slope is the same everywhere.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described, and as `second_moment`.
+
+    Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
+
+    >>> [round(float(spectrum_variance("relu", 1.0, 10, w))) for w in ("orthogonal", "gaussian")]
+    [10, 20]
+    """
+    _arguments.scalar("q", q, minimum=0.0, above=True)
+    _arguments.scalar("depth", depth, minimum=0.0)
+    _arguments.choice("weights", weights, ("gaussian", "orthogonal"))
+    return _spectrum_variance(activations.get(activation), weights == "gaussian", q, depth)
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _lyapunov_exponents(width, w_variance):
+    free = jnp.arange(width, 0, -1, dtype=jnp.float64)
+    scale = jnp.log(2 * jnp.asarray(w_variance, jnp.float64) / width)
+    return (scale + jax.scipy.special.digamma(free / 2)) / 2
+
+
+@in_float64
+@jax.jit
+def _largest_eigenvalue(depth):
+    depth = jnp.asarray(depth, jnp.float64)
+    return (depth + 1) * jnp.exp(depth * jnp.log1p(1 / depth))
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _spectrum_variance(phi, gaussian, q, depth):
+    slope = finite_width.fourth(phi, jnp.log(jnp.asarray(q, jnp.float64))).slope
+    return depth * (slope - 1 + gaussian)
