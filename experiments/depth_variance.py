@@ -16,8 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from experiments import frontend
-from jaxgrad import activations, initializers, networks, plotting, propagation, regimes, sweeps
+from experiments import frontend, growth
+from jaxgrad import (
+    activations,
+    initializers,
+    networks,
+    plotting,
+    propagation,
+    regimes,
+    sweeps,
+    theory,
+)
 
 INITIALIZERS = {
     "normal": initializers.lecun("normal"),
@@ -25,6 +34,9 @@ INITIALIZERS = {
     "truncated": initializers.lecun("truncated"),
     "orthogonal": initializers.orthogonal(),
 }
+
+_COMPARED = 7
+"""So many weight variances are compared with theory in numbers."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,12 @@ VARIABLES = {
         "1",
         "natural log of the squared gradient of each layer's pre-activations, deepest network",
     ),
+    "log_typical": sweeps.Variable(
+        ("compared", "depth"),
+        "1",
+        "mean over examples of the natural log of the squared gradient of the first layer's "
+        "pre-activations, at the variances of the comparison with theory",
+    ),
 }
 
 
@@ -110,10 +128,11 @@ def measure(config: Config, progress: Any = None) -> xarray.Dataset:
         # Raises if the folder is something else, which must not be lost.
         sweeps.open_store(store).close()
         shutil.rmtree(store)
-    variances = np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
+    variances = grid(config)
+    compared = np.stack([compared_variances(config, name) for name in config.activations])
     bias = None if config.b_variance == 0 else initializers.normal(1.0)
 
-    def cell(key, point, x, variances):
+    def cell(key, point, x, variances, compared):
         name = point["activation"]
         key_init, key_gradient = jax.random.split(key)
         params = networks.init(
@@ -158,7 +177,13 @@ def measure(config: Config, progress: Any = None) -> xarray.Dataset:
 
         # One matrix product serves all variances of a probe; the rows of `exact` are many already.
         over = jax.vmap(ratios) if config.gradient == "probe" else _mapped(ratios)
-        return over(variances) | {"log_profile": _mapped(profile)(variances)}
+        typical = jax.vmap(
+            lambda w: growth.measure(params, x, key_gradient, name, w, config.b_variance)
+        )
+        return over(variances) | {
+            "log_profile": _mapped(profile)(variances),
+            "log_typical": typical(compared[config.activations.index(name)]),
+        }
 
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     return sweeps.run(
@@ -166,7 +191,7 @@ def measure(config: Config, progress: Any = None) -> xarray.Dataset:
         {"activation": config.activations, "seed": tuple(seeds)},
         VARIABLES,
         key=jax.random.key(0),
-        args=(jnp.asarray(x), jnp.asarray(variances, jnp.float32)),
+        args=tuple(jnp.asarray(array, jnp.float32) for array in (x, variances, compared)),
         coords={
             "w_variance": variances,
             "depth": np.arange(1, config.depth + 1),
@@ -178,6 +203,78 @@ def measure(config: Config, progress: Any = None) -> xarray.Dataset:
         memory_limit=config.memory * 2**20,
         progress=progress,
     )
+
+
+def grid(config: Config) -> np.ndarray:
+    """The weight variances of the map."""
+    return np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
+
+
+def compared_variances(config: Config, name: str) -> np.ndarray:
+    """A few weight variances of the map, the one nearest to the critical one replaced by it."""
+    at = np.linspace(0, config.w_variances - 1, min(_COMPARED, config.w_variances))
+    chosen = grid(config)[at.round().astype(int)]
+    critical = float(theory.critical(name, config.b_variance).w_variance)
+    if config.w_variance_min < critical < config.w_variance_max:
+        chosen[np.abs(np.log(chosen / critical)).argmin()] = critical
+    return chosen
+
+
+def predict(config: Config) -> xarray.Dataset:
+    """What theory says of the map, of its profiles and of the compared variances.
+
+    Variables over the activation and, in this order, what the measurement has but no seed:
+    `log_ratio` and `log_profile` at infinite width; `log_infinite` and `log_typical` for a typical
+    example, at infinite width and at the width; `compared_w_variance`; and `xi`, the layers over
+    which a squared gradient changes by e, over a finer grid of variances.
+    """
+    x = frontend.inputs(config.data, config.examples, config.first_seed)
+    square = np.mean(np.square(x, dtype=np.float64))
+    fine = np.geomspace(config.w_variance_min, config.w_variance_max, 401)
+    rows = []
+    for name in config.activations:
+        variances = compared_variances(config, name)
+        every = np.append(grid(config), variances)
+        biases = np.full_like(every, config.b_variance)
+        found = growth.follow(name, config.depth, every, biases, x, width=config.width)
+        first, last = found.log_gradient[: config.w_variances], found.log_last_gradient
+        # A network cut off below layer k has the gradient of the whole, less that of the rest.
+        below = first[:, :-1] + np.log(grid(config))[:, None, None]
+        below = np.concatenate([np.zeros_like(first[:, :1]), below], axis=1)
+        limit = theory.limit(name, fine, config.b_variance, fine * square + config.b_variance)
+        rows.append(
+            {
+                "log_ratio": _log_mean(first) - _log_mean(last[: config.w_variances]),
+                "log_profile": _log_mean(first[:, -1:] - below),
+                "log_infinite": found.infinite[config.w_variances :],
+                "log_typical": found.typical[config.w_variances :],
+                "compared_w_variance": variances,
+                "xi": np.asarray(limit.xi_gradient),
+            }
+        )
+    dims = {name: variable.dims for name, variable in VARIABLES.items()} | {
+        "log_infinite": ("compared", "depth"),
+        "compared_w_variance": ("compared",),
+        "xi": ("fine_w_variance",),
+    }
+    layers = np.arange(1, config.depth + 1)
+    return xarray.Dataset(
+        {
+            name: (("activation", *dims[name]), np.stack([r[name] for r in rows]))
+            for name in rows[0]
+        },
+        {
+            "activation": list(config.activations),
+            "w_variance": grid(config),
+            "fine_w_variance": fine,
+            "depth": layers,
+            "layer": layers,
+        },
+    )
+
+
+def _log_mean(logs):
+    return np.logaddexp.reduce(logs, axis=-1) - np.log(logs.shape[-1])
 
 
 def _mapped(function):
@@ -248,6 +345,69 @@ def report(dataset: xarray.Dataset, config: Config) -> str:
     return "\n".join(lines)
 
 
+def compare(dataset: xarray.Dataset, predicted: xarray.Dataset, config: Config) -> str:
+    """Measured and predicted growth per layer, and what only the width makes vanish."""
+    lines = [
+        "\nTheory beside measurement: growth per layer of the log squared gradient of a typical",
+        f"example over {config.depth} layers, mean over {config.seeds} seeds ± standard error;",
+        f"z: difference from theory at width {config.width}, in standard errors.",
+    ]
+    if config.depth < 2:
+        return "\nOne layer has no growth to compare with theory."
+    for name in config.activations:
+        expected = predicted.sel(activation=name)
+        chosen = dataset["log_typical"].sel(activation=name).transpose("seed", "compared", "depth")
+        sample = growth.per_layer(np.asarray(chosen.values, np.float64))
+        mean, error = (np.asarray(part) for part in regimes.mean_and_error(sample))
+        infinite, typical = (
+            growth.per_layer(expected[key].values) for key in ("log_infinite", "log_typical")
+        )
+        variances = expected["compared_w_variance"].values
+        rows = [
+            (
+                f"{variances[i]:.4g}",
+                f"{mean[i]:+.4f} ± {error[i]:.4f}",
+                f"{infinite[i]:+.4f}",
+                f"{typical[i]:+.4f}",
+                f"{mean[i] - typical[i]:+.4f}",
+                growth.z_score(mean[i], error[i], typical[i]),
+            )
+            for i in range(len(variances))
+        ]
+        headings = (
+            "weight variance",
+            "measured",
+            "infinite width",
+            f"width {config.width}",
+            "difference",
+            "z",
+        )
+        lines += [f"\n{name}:", frontend.table(headings, rows)]
+        critical = float(theory.critical(name, config.b_variance).w_variance)
+        at = np.flatnonzero(variances == critical)
+        if at.size:
+            totals = [(config.depth - 1) * value[at[0]] for value in (infinite, typical, mean)]
+            lines.append(_at_critical(name, critical, totals, config))
+        else:
+            lines.append(
+                f"{name} has no critical weight variance from {config.w_variance_min:g} to "
+                f"{config.w_variance_max:g} with this bias variance."
+            )
+    return "\n".join(lines)
+
+
+def _at_critical(name: str, critical: float, totals: list[Any], config: Config) -> str:
+    infinite, typical, measured = (np.exp(total / 2) for total in totals)
+    text = (
+        f"At the critical weight variance {critical:.4g} the gradient norm changes over "
+        f"{config.depth} layers by a factor of {infinite:.3g} at infinite width, and of "
+        f"{typical:.3g} in a typical network of width {config.width} (measured: {measured:.3g})"
+    )
+    if typical * config.ratio < 1 <= infinite * config.ratio:
+        text += f": critical at infinite width, {name} vanishes at this width and depth"
+    return text + "."
+
+
 def _ranges(stable: np.ndarray, variances: np.ndarray) -> str:
     edges = np.flatnonzero(np.diff(np.pad(stable.astype(int), 1)))
     parts = []
@@ -281,7 +441,10 @@ def run(config: Config) -> None:
     start = time.perf_counter()
     dataset = measure(config, frontend.Bar("networks"))
     print(report(dataset, config))
-    figure = plotting.depth_variance(dataset, regimes.Thresholds(config.ratio, config.z))
+    predicted = predict(config)
+    print(compare(dataset, predicted, config))
+    thresholds = regimes.Thresholds(config.ratio, config.z)
+    figure = plotting.depth_variance(dataset, thresholds, predicted)
     path = config.output.with_name(config.output.name + ".png")
     figure.savefig(path, dpi=110)
     count = config.seeds * config.w_variances * config.depth * len(config.activations)

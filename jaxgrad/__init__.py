@@ -5,9 +5,12 @@ vmapped or sharded code. Importing the library changes no JAX setting and starts
 
 Modules:
   activations: a table of activation functions with their kinks and sources.
+  theory: what mean-field theory says: fixed points, slopes, critical points, finite width.
   initializers: weight initializers with the signature of `jax.nn.initializers`.
-  networks: `init` and `apply` of fully connected networks over a parameter pytree.
+  layers: dense, convolution, norms, dropout, residual: one protocol, open to layers of your own.
+  networks: `init` and `apply` of deep networks over a parameter pytree.
   propagation: what a signal and a gradient do, layer by layer, in logarithms.
+  jacobians: singular values and Lyapunov exponents of a deep network.
   regimes: measured numbers to vanishing, stable or exploding, with a confidence.
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   normalization: standardize inputs by the training set.
@@ -20,6 +23,8 @@ from jaxgrad import (
     activations,
     checking,
     initializers,
+    jacobians,
+    layers,
     networks,
     normalization,
     plotting,
@@ -27,6 +32,7 @@ from jaxgrad import (
     regimes,
     sweeps,
     testing,
+    theory,
 )
 from jaxgrad.checking import check_grads
 
@@ -37,6 +43,8 @@ __all__ = [
     "check_grads",
     "checking",
     "initializers",
+    "jacobians",
+    "layers",
     "networks",
     "normalization",
     "plotting",
@@ -44,4 +52,5 @@ __all__ = [
     "regimes",
     "sweeps",
     "testing",
+    "theory",
 ]

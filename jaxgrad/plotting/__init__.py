@@ -1,0 +1,23 @@
+"""Figures of results, one file a question. Matplotlib is imported when a function is called."""
+
+from jaxgrad.plotting.activations import activations
+from jaxgrad.plotting.depth_variance import depth_variance
+from jaxgrad.plotting.gradient_check import (
+    gradient_check_dropout,
+    gradient_check_kinks,
+    gradient_check_regulariser,
+    gradient_check_steps,
+    gradient_check_training,
+)
+from jaxgrad.plotting.phase_diagram import phase_diagram
+
+__all__ = [
+    "activations",
+    "depth_variance",
+    "gradient_check_dropout",
+    "gradient_check_kinks",
+    "gradient_check_regulariser",
+    "gradient_check_steps",
+    "gradient_check_training",
+    "phase_diagram",
+]

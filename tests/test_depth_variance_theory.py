@@ -1,0 +1,91 @@
+"""The map of depth against variance: its theory is right, and the measurement agrees."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import depth_variance, growth
+from jaxgrad import plotting
+
+SMALL = depth_variance.Config(
+    activations=("relu",), depth=8, width=64, w_variances=9, examples=8, seeds=12
+)
+
+
+@pytest.fixture(scope="module")
+def predicted():
+    return depth_variance.predict(SMALL).sel(activation="relu")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    output = tmp_path_factory.mktemp("map") / "small"
+    return depth_variance.measure(dataclasses.replace(SMALL, output=output)).load()
+
+
+def test_relu_gradient_grows_by_half_the_variance_a_layer(predicted):
+    w = predicted["w_variance"].values[:, None]
+    between = np.arange(SMALL.depth)[None]
+    np.testing.assert_allclose(predicted["log_ratio"], between * np.log(w / 2), atol=1e-9)
+    profile = predicted["log_profile"] - predicted["log_profile"].isel(layer=-1)
+    np.testing.assert_allclose(profile, between[:, ::-1] * np.log(w / 2), atol=1e-9)
+    fine = predicted["fine_w_variance"].values
+    away = np.abs(fine / 2 - 1) > 1e-6
+    expected = 1 / np.abs(np.log(fine[away] / 2))
+    np.testing.assert_allclose(predicted["xi"].values[away], expected, rtol=1e-9)
+
+
+def test_the_critical_variance_is_among_those_compared():
+    assert 2.0 in depth_variance.compared_variances(SMALL, "relu")
+    # With biases the length grows at 2, so that no point is critical.
+    config = dataclasses.replace(SMALL, b_variance=0.05)
+    compared = depth_variance.compared_variances(config, "relu")
+    assert np.isin(compared, depth_variance.grid(SMALL)).all()
+
+
+def test_a_typical_example_is_as_theory_says_at_this_width(dataset, predicted):
+    sample = growth.per_layer(dataset["log_typical"].sel(activation="relu").values)
+    error = sample.std(axis=0, ddof=1) / np.sqrt(SMALL.seeds)
+    typical = growth.per_layer(predicted["log_typical"].values)
+    infinite = growth.per_layer(predicted["log_infinite"].values)
+    assert np.all(np.abs(sample.mean(axis=0) - typical) < 3 * error)
+    # k / (2 n), with k = 5 for ReLU.
+    np.testing.assert_allclose(infinite - typical, 5 / 2 / SMALL.width, rtol=0.05)
+
+
+def test_comparison_in_words(dataset, predicted):
+    text = depth_variance.compare(dataset, predicted.expand_dims("activation"), SMALL)
+    row = next(line.split() for line in text.splitlines() if line.startswith("2 "))
+    assert row[4] in ("+0.0000", "-0.0000")
+    assert "At the critical weight variance 2 the gradient norm changes over 8 layers" in text
+    assert "vanishes" not in text
+
+
+def test_a_narrow_deep_network_vanishes_though_critical():
+    config = dataclasses.replace(SMALL, width=32, depth=256)
+    found = growth.follow("relu", 256, np.array([2.0]), np.zeros(1), np.ones((1, 4)), width=32)
+    totals = [value[0, -1] - value[0, 0] for value in (found.infinite, found.typical)]
+    assert abs(totals[0]) < 1e-9
+    assert np.exp(totals[1] / 2) < 1e-4
+    words = depth_variance._at_critical("relu", 2.0, [*totals, totals[1]], config)
+    assert words.endswith("relu vanishes at this width and depth.")
+
+
+def test_without_a_critical_variance_it_says_so(dataset, predicted):
+    config = dataclasses.replace(SMALL, w_variance_min=2.5)
+    assert np.all(depth_variance.compared_variances(config, "relu") >= 2.49)
+    changed = predicted.assign(compared_w_variance=predicted["compared_w_variance"] + 0.1)
+    text = depth_variance.compare(dataset, changed.expand_dims("activation"), config)
+    assert "relu has no critical weight variance from 2.5 to 8" in text
+
+
+def test_figure_draws_theory_over_the_measurement(dataset, predicted):
+    figure = plotting.depth_variance(dataset, theory=predicted.expand_dims("activation"))
+    level, scale = figure.axes[0].lines[-2:]
+    np.testing.assert_allclose(np.asarray(level.get_ydata()), 2.0, rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(scale.get_xdata()), 6 * predicted["xi"])
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "theory, infinite width: gradient level" in words
+    alone = plotting.depth_variance(dataset)
+    assert len(alone.legends[0].get_texts()) == 3
