@@ -16,7 +16,7 @@ import numpy as np
 from jaxgrad.activations import Activation
 from jaxgrad.theory import moments
 
-LOW, HIGH, STEP = -28.0, 28.0, 0.125
+LOW, HIGH, STEP = -28.0, 28.0, 0.0625
 """The table covers log variances, so variances from 7e-13 to 1e12."""
 
 GRID = np.linspace(LOW, HIGH, int((HIGH - LOW) / STEP) + 1)
