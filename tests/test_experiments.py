@@ -14,15 +14,24 @@ import xarray
 from experiments import depth_variance
 from jaxgrad import plotting, regimes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parent.parent
 SMALL = {"depth": 6, "width": 12, "w_variances": 5, "examples": 8, "seeds": 3}
+
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
 
 
 def command(*options, folder, **environment):
     return subprocess.run(
         [sys.executable, "-m", "experiments.depth_variance", *map(str, options)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"} | environment,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -96,12 +105,11 @@ def test_figure_has_words_on_every_axis(dataset):
 
 def test_killed_and_resumed_equals_uninterrupted(dataset, tmp_path):
     options = [str(o) for o in flags(**SMALL)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     store = tmp_path / "results" / "depth_variance.zarr" / "computed"
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.depth_variance", *options],
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -147,7 +147,7 @@ def limit(activation: Phi, w_variance: Any, b_variance: Any = 0.0, q: Any = 1.0)
     Raises:
       ValueError, TypeError: as `fixed_points`.
 
-    >>> float(limit("relu", 1.0, 0.5).q)
+    >>> round(float(limit("relu", 1.0, 0.5).q), 9)
     1.0
     """
     w_variance, b_variance = variances(w_variance, b_variance)

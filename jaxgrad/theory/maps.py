@@ -35,7 +35,7 @@ def second_moment(activation: Phi, q: Any) -> jax.Array:
       ValueError, TypeError: if a variance is not above 0, or the activation is not elementwise, NaN
         somewhere, or nowhere smooth.
 
-    >>> float(second_moment("relu", 3.0))
+    >>> round(float(second_moment("relu", 3.0)), 12)
     1.5
     """
     return _average(activations.get(activation), _positive("q", q), "log_square")
@@ -46,7 +46,7 @@ def slope_moment(activation: Phi, q: Any) -> jax.Array:
 
     Args, Returns, Raises: as `second_moment`.
 
-    >>> float(slope_moment("relu", 3.0))
+    >>> round(float(slope_moment("relu", 3.0)), 12)
     0.5
     """
     return _average(activations.get(activation), _positive("q", q), "log_slope")
