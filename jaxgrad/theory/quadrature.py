@@ -24,10 +24,12 @@ from jaxgrad.activations import Activation
 REACH = 14.0
 """Gaussians are cut at this many standard deviations, beyond which lies 1e-44 of their mass."""
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
+"""Of a panel from -1 to 1."""
+
 _BOUND = 1500.0
 _TOLERANCE = 1e-13
-_BATCH = 1024
+_BATCH = 4096
 
 
 class Mesh(NamedTuple):
@@ -97,8 +99,8 @@ def _check_elementwise(name, function):
         )
 
 
-def _refine(name, function, kinks):
-    """Panels on which function and slope are polynomials: their edges, and the kinks found."""
+def evaluator(function: Callable[[Any], jax.Array]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function that gives values and slopes at an array of points, compiled once for all."""
 
     @jax.jit
     def value_and_slope(x):
@@ -112,8 +114,14 @@ def _refine(name, function, kinks):
             for i in (0, 1)
         ]
 
+    return evaluate
+
+
+def _refine(name, function, kinks):
+    """Panels on which function and slope are polynomials: their edges, and the kinks found."""
+    evaluate = evaluator(function)
     vandermonde = np.polynomial.legendre.legvander
-    to_series = vandermonde(_NODES, 15) * _WEIGHTS[:, None] * (2 * np.arange(16) + 1) / 2
+    to_series = vandermonde(NODES, 15) * WEIGHTS[:, None] * (2 * np.arange(16) + 1) / 2
     ordinary = [np.abs(part).max() for part in evaluate(np.linspace(-1.0, 1.0, 9))]
     if min(ordinary) == 0:
         ordinary = [np.abs(part).max() for part in evaluate(np.linspace(-32.0, 32.0, 999))]
@@ -121,7 +129,7 @@ def _refine(name, function, kinks):
     def smooth(panels, within):
         """Whether the series at a panel's nodes is short, and right at points `within` it."""
         half = np.diff(panels) / 2
-        x = panels.mean(axis=1, keepdims=True) + half * _NODES
+        x = panels.mean(axis=1, keepdims=True) + half * NODES
         within = np.concatenate([within, np.broadcast_to(1e-9 - 1, half.shape)], axis=1)
         within = np.concatenate([within, -within[:, -1:]], axis=1)
         parts = evaluate(x)
@@ -185,7 +193,7 @@ def _refine(name, function, kinks):
                 low, middle, high = (edges[at + i][:, None] for i in (-1, 0, 1))
                 # What the wide panel's nodes do not see, those of its parts do.
                 cut = (2 * middle - low - high) / (high - low)
-                within = [(cut + end) / 2 + abs(cut - end) / 2 * _NODES for end in (-1, 1)]
+                within = [(cut + end) / 2 + abs(cut - end) / 2 * NODES for end in (-1, 1)]
                 at = at[smooth(np.hstack([low, high]), np.hstack(within))[0]]
             edges = np.delete(edges, at)
     return set(edges.tolist()), new
@@ -217,8 +225,8 @@ def nodes(edges: Any, log_q: jax.Array, mean: Any = 0.0, reach: float = REACH) -
     inner = jnp.clip((jnp.asarray(edges) - centre) / fixed, -reach, reach)
     bounds = jnp.sort(jnp.concatenate([jnp.asarray(own), inner]))
     half = (bounds[1:] - bounds[:-1])[:, None] / 2
-    z = ((bounds[1:] + bounds[:-1])[:, None] / 2 + half * _NODES[None]).ravel()
-    measure = (half * _WEIGHTS[None]).ravel()
+    z = ((bounds[1:] + bounds[:-1])[:, None] / 2 + half * NODES[None]).ravel()
+    measure = (half * WEIGHTS[None]).ravel()
     x = centre + fixed * z
     ratio = fixed / scale
     at = (x - mean) / scale
