@@ -1,0 +1,70 @@
+"""Theory against measured networks: growth per layer, and the regimes that follow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgrad import activations, networks, propagation, regimes, theory
+
+
+@pytest.mark.parametrize("name", list(activations.TABLE))
+def test_measured_growth_agrees_with_theory_at_five_variances(name):
+    width, depth, seeds = 600, 8, 10
+    variances = jnp.array([0.6, 1.0, 1.6, 2.2, 4.0])
+
+    def measure(seed):
+        key = jax.random.fold_in(jax.random.key(11), seed)
+        keys = jax.random.split(key, 3)
+        params = networks.init(keys[0], 40, width, depth, activation=name)
+        x = jax.random.normal(keys[1], (4, 40))
+        x = x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True))
+
+        def one(w):
+            return propagation.probe(params, x, keys[2], name, w_variance=w).log_ratio[-1]
+
+        return jax.vmap(one)(variances) / (depth - 1)
+
+    measured = np.asarray(jax.jit(lambda seeds: jax.lax.map(measure, seeds))(jnp.arange(seeds)))
+    with jax.enable_x64(True):
+        predicted = jax.vmap(lambda w: theory.predict(name, depth, w).log_ratio[-1])(variances)
+    predicted = np.asarray(predicted) / (depth - 1)
+    error = measured.std(axis=0, ddof=1) / np.sqrt(seeds)
+    apart = np.abs(measured.mean(axis=0) - predicted)
+    # Eighty comparisons in all, of which four would miss two standard errors by chance.
+    assert np.all(apart < np.maximum(3 * error, 0.01)), (measured.mean(axis=0), predicted, error)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu"])
+def test_regimes_are_as_predicted_but_for_one_percent_a_layer(name):
+    width, depth, seeds = 600, 28, 5
+    variances = jnp.geomspace(0.6, 4.5, 9)
+
+    def measure(seed):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(5), seed), 3)
+        params = networks.init(keys[0], 40, width, depth)
+        x = jax.random.normal(keys[1], (2, 40))
+        x = x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True))
+
+        def one(w):
+            return propagation.probe(params, x, keys[2], name, w_variance=w).log_ratio
+
+        return jax.vmap(one)(variances)
+
+    measured = jax.jit(lambda seeds: jax.lax.map(measure, seeds))(jnp.arange(seeds))
+    with jax.enable_x64(True):
+        predicted = jax.vmap(lambda w: theory.predict(name, depth, w).log_ratio)(variances)
+    depths = np.arange(1, depth + 1)
+    classified = regimes.classify(measured, depths)
+    found, error = np.asarray(classified.regime), np.asarray(classified.log_ratio_se)
+
+    def label(log_ratio):
+        return np.asarray(regimes.classify(np.stack([log_ratio] * 2), depths).regime)
+
+    band = 0.01 * (depths - 1)[None]
+    low, high = (label(np.asarray(predicted) + sign * band) for sign in (-1, 1))
+    # Near an unstable length, as GELU's at 2.2, networks of one width differ by more than a band.
+    clear = (low == high) & (error < 0.4)
+    assert clear.mean() > 0.75
+    assert len(np.unique(found)) == 3
+    np.testing.assert_array_equal(found[clear], low[clear])
