@@ -131,8 +131,7 @@ def phases() -> Iterator[Row]:
         (16, "silu", (14.320174, 1.988005, 0.555143)),
     ):
         point = theory.critical(name)
-        # The derivative of a touching point is steep: its place has fewer digits than its value.
-        yield digits(f"{row} {name}, both slopes 1: q", expected[0], point.q, 5)
+        yield digits(f"{row} {name}, both slopes 1: q", expected[0], point.q, 6)
         yield digits(f"{row} {name}, both slopes 1: w_variance", expected[1], point.w_variance, 6)
         yield digits(f"{row} {name}, both slopes 1: b_variance", expected[2], point.b_variance, 6)
         yield digits(f"{row} {name}, both slopes 1: chi_par", 1.0, point.chi_par, 6)
@@ -252,8 +251,9 @@ def finite_width() -> Iterator[Row]:
         logs = np.asarray(jax.scipy.special.digamma(count / 2.0)) + math.log(4 / n)
     share = np.exp(log_share) / np.exp(log_share).sum()
     yield digits("24 ReLU He, width 64: mean log of a layer", share @ logs, law.mean_log, 8)
-    yield digits("24 about -5 / (2n)", -5 / (2 * n), law.mean_log, 2)
-    yield digits("24 variance about 5 / n", 5 / n, law.var_log, 1)
+    wide = theory.finite_width.layer_law("relu", 1.0, 2.0, 100_000)
+    yield digits("24 width 1e5: n times the mean", -2.5, 1e5 * wide.mean_log, 3)
+    yield digits("24 width 1e5: n times the variance", 5.0, 1e5 * wide.var_log, 3)
     layers_ = 10
     sample = over_seeds(square("relu", n, layers_, log=True), 800, 50)
     yield sampled("24 measured: mean log of ten layers", layers_ * float(law.mean_log), sample)

@@ -818,11 +818,11 @@ def test_widening_removes_the_rounding_inside(inner, narrow):
         assert wide is not None
         found = wide([x], [])[0]
         assert found.dtype == jnp.float64
-        np.testing.assert_allclose(found, inner(jnp.asarray(x)), rtol=3e-6, atol=1e-6)
+        np.testing.assert_allclose(found, inner(jnp.asarray(x)), rtol=1e-13, atol=1e-13)
         # A step that float32 does not see moves it.
         moved = wide([x + 1e-9], [])[0]
         slope = jax.jvp(inner, (x,), (np.ones(3),))[1]
-        np.testing.assert_allclose((moved - found) / 1e-9, slope, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose((moved - found) / 1e-9, slope, rtol=1e-6, atol=1e-6)
 
 
 def test_what_cannot_be_widened_is_left_as_it_is():
@@ -839,4 +839,4 @@ def test_a_function_that_is_another_without_its_rounding_is_left_as_it_is():
         swallowed = jax.lax.optimization_barrier(x.astype(jnp.float32) + 1e8) - 1e8
         return jnp.sum(swallowed) + 1e-3 * jnp.sum(x)
 
-    assert check_grads(f, jnp.array([0.3, -0.7])).leaves[0].verdict is not Verdict.AGREE
+    assert check_grads(f, jnp.array([0.3, -0.7])).verdict is Verdict.WRONG

@@ -85,7 +85,7 @@ def test_without_a_critical_variance_it_says_so(dataset, predicted):
 def test_figure_draws_theory_over_the_measurement(dataset, predicted):
     figure = plotting.depth_variance(dataset, theory=predicted.expand_dims("activation"))
     level, scale = figure.axes[0].lines[-2:]
-    np.testing.assert_allclose(np.asarray(level.get_ydata()), 2.0, rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(level.get_ydata()), 2.0, rtol=1e-6)
     np.testing.assert_allclose(np.asarray(scale.get_xdata()), 6 * predicted["xi"])
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "theory, infinite width: gradient level" in words

@@ -31,11 +31,10 @@ def test_measured_growth_agrees_with_theory_at_five_variances(name):
     predicted = np.asarray(predicted) / (depth - 1)
     error = measured.std(axis=0, ddof=1) / np.sqrt(seeds)
     apart = np.abs(measured.mean(axis=0) - predicted)
-    # Eighty comparisons in all, of which four would miss two standard errors by chance.
-    assert np.all(apart < np.maximum(3 * error, 0.01)), (measured.mean(axis=0), predicted, error)
+    assert np.all(apart < np.maximum(2 * error, 0.01)), (measured.mean(axis=0), predicted, error)
 
 
-@pytest.mark.parametrize("name", ["tanh", "gelu"])
+@pytest.mark.parametrize("name", ["tanh", "relu", "gelu"])
 def test_regimes_are_as_predicted_but_for_one_percent_a_layer(name):
     width, depth, seeds = 600, 28, 5
     variances = jnp.geomspace(0.6, 4.5, 9)

@@ -226,7 +226,7 @@ def _least(phi, low, high):
     def cost(at):
         relative, chi_par = _relative(phi, at)
         # Points that are not allowed come after all others, the farther the worse.
-        excess = jnp.maximum(chi_par - _STABLE, 0.0) + jnp.maximum(-relative, 0.0)
+        excess = jnp.maximum(chi_par - 1, 0.0) + jnp.maximum(-relative, 0.0)
         return jnp.where(excess > 0, 1e9 + excess, relative * jnp.exp(at))
 
     def shrink(_, ends):
