@@ -222,15 +222,12 @@ def test_several_fixed_points_are_those_of_a_fine_scan(phi, w, b):
 
 
 def test_a_touching_fixed_point_is_half_stable():
-    def phi(x):
-        # Its second moment is convex and then concave, so that a line can touch it from below.
-        return _step(x)
-
-    # The length map has slope 1 at q and, with this bias, passes through it.
+    # The second moment is convex and then concave, so that a line can touch it from below: the
+    # length map has slope 1 at q and, with this bias, passes through it.
     q = 2.0
-    w = 1 / theory.chi_par(phi, q, 1.0)
-    b = q - w * theory.second_moment(phi, q)
-    found = theory.fixed_points(phi, w, b)
+    w = 1 / theory.chi_par(_step, q, 1.0)
+    b = q - w * theory.second_moment(_step, q)
+    found = theory.fixed_points(_step, w, b)
     there = found.stability >= 0
     assert Stability.HALF_STABLE in found.stability[there]
     at = int(np.flatnonzero(found.stability == Stability.HALF_STABLE)[0])

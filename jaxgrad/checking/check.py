@@ -56,8 +56,8 @@ def check_grads(
     The numeric derivative is taken in float64 if `f` allows it, whatever the type of the arguments,
     with steps and error bars found from the values of `f` alone. A gradient is wrong if it lies
     outside of the error bar by more than `rtol` of the element itself and a hundred-thousandth of
-    the leaf's root mean square (more if `f` computes in float32 or less, and ten times as much if
-    it has loops that stop at a tolerance, as solvers have).
+    the leaf's root mean square (more if `f` computes in float32 or less, and 1e-3 if it has loops
+    that stop at a tolerance, as solvers have).
 
     Args:
       f: returns a real number, or an array or pytree of them, which is then weighted by a random

@@ -19,7 +19,7 @@ from jaxgrad import activations
 from jaxgrad.theory import moments
 from jaxgrad.theory._float64 import in_float64
 from jaxgrad.theory.maps import Phi, next_log_q, variances
-from jaxgrad.theory.tables import GRID, HIGH, LOW, interpolate, table
+from jaxgrad.theory.tables import GRID, interpolate, table
 
 SLOTS = 8
 """At most so many fixed points are returned."""
@@ -407,16 +407,3 @@ def _correlation(phi, w_variance, b_variance, q):
     return Correlation(
         jnp.where(ordered, 0.0 * where.q, newton), jnp.where(ordered, where.chi_perp, chaotic)
     )
-
-
-__all__ = [
-    "HIGH",
-    "LOW",
-    "Correlation",
-    "FixedPoints",
-    "Limit",
-    "Stability",
-    "correlation",
-    "fixed_points",
-    "limit",
-]
