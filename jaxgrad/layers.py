@@ -5,10 +5,23 @@ A `Layer` is a tuple of pure functions. `sequential` and `residual` make layers 
 thousand of them compile as fast as four. Hyper-parameters are closed over and may be traced, so
 that `jax.vmap` over `w_variance` or a dropout rate works.
 
+`apply` is a network as it is drawn: batch norm takes its statistics from the batch. For training,
+`init_state` and `apply_state` carry what a layer keeps beside its parameters, such as running
+statistics, and switch between training and use:
+
+>>> import jax, jax.numpy as jnp
+>>> network = sequential(dense(8), batch_norm(1e-5), activation("relu"), dropout(0.9), dense(3))
+>>> params, _ = network.init(jax.random.key(0), (4,), jnp.float32)
+>>> state = init_state(network, params)
+>>> x = jax.random.normal(jax.random.key(1), (32, 4))
+>>> out, state = apply_state(network, params, state, x, jax.random.key(2))  # in training
+>>> out, _ = apply_state(network, params, state, x, None)  # in use
+>>> out.shape
+(32, 3)
+
 A layer of your own is three functions and what is true of them:
 
 >>> import dataclasses, math
->>> import jax, jax.numpy as jnp
 >>> from jaxgrad.theory import Moments
 >>> def gain(factor):
 ...     def init(key, shape, dtype):
@@ -45,10 +58,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations, initializers
+from jaxgrad import _arguments, activations, initializers, normalization, regularization
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
-from jaxgrad.theory import Moments, activate
+from jaxgrad.theory import Moments, activate, predict_blocks
 from jaxgrad.theory._float64 import in_float64
 
 Params = Any
@@ -56,6 +69,22 @@ Params = Any
 
 Shape = tuple[int, ...]
 """Of one example: `(features,)` or `(*spatial, channels)`."""
+
+
+State = Any
+"""What a layer keeps from batch to batch: any pytree of arrays, `()` for nothing."""
+
+
+class Running(NamedTuple):
+    """How a layer keeps something from batch to batch beside its parameters.
+
+    Attributes:
+      init: `params -> state` before the first batch.
+      apply: `(params, state, h, key) -> (h, state)`; with a key in training, with `None` in use.
+    """
+
+    init: Callable[[Params], State]
+    apply: Callable[[Params, State, jax.Array, jax.Array | None], tuple[jax.Array, State]]
 
 
 class Layer(NamedTuple):
@@ -70,6 +99,7 @@ class Layer(NamedTuple):
       homogeneous: whether `apply(params, c h) = c apply(params, h)` for every `c > 0`, one for each
         example; the signal is then rescaled on its way through a deep network, which is exact.
       mixes: whether an output depends on other examples of the batch, as in batch norm.
+      running: what it keeps from batch to batch; `None` for nothing, see `apply_state`.
     """
 
     init: Callable[[jax.Array, Shape, Any], tuple[Params, Shape]]
@@ -77,6 +107,42 @@ class Layer(NamedTuple):
     predict: Callable[[Moments], Moments]
     homogeneous: bool
     mixes: bool = False
+    running: Running | None = None
+
+
+def init_state(layer: Layer, params: Params) -> State:
+    """What a layer keeps beside its parameters, before the first batch.
+
+    Args:
+      layer: any.
+      params: its parameters.
+
+    Returns:
+      A pytree for `apply_state`; `()` if the layer keeps nothing.
+    """
+    return () if layer.running is None else layer.running.init(params)
+
+
+def apply_state(
+    layer: Layer, params: Params, state: State, h: jax.Array, key: jax.Array | None
+) -> tuple[jax.Array, State]:
+    """The layer in training or in use.
+
+    Args:
+      layer: any.
+      params: its parameters.
+      state: from `init_state` or an earlier call.
+      h: `[batch, *shape]`.
+      key: a PRNG key in training: dropout and randomized activations draw, batch norm takes the
+        batch's statistics and updates the running ones. `None` in use: nothing is drawn, batch
+        norm takes the running statistics.
+
+    Returns:
+      The outputs `[batch, *shape]` and the next state, which in use is the same.
+    """
+    if layer.running is None:
+        return layer.apply(params, h, key), state
+    return layer.running.apply(params, state, h, key)
 
 
 def dense(
@@ -278,7 +344,8 @@ def layer_norm(epsilon: Any = 0.0) -> Layer:
     _arguments.scalar("epsilon", epsilon, minimum=0.0)
 
     def apply(params, h, key):
-        return _scaled(params, _standardized(h, (-1,), epsilon))
+        own = normalization.statistics(h, (-1,))
+        return _scaled(params, normalization.normalize(h, own, epsilon))
 
     @in_float64
     def predict(moments):
@@ -290,7 +357,7 @@ def layer_norm(epsilon: Any = 0.0) -> Layer:
     return Layer(_scale_init, apply, predict, homogeneous=False)
 
 
-def batch_norm(epsilon: Any = 0.0, spatial: int = 0) -> Layer:
+def batch_norm(epsilon: Any = 0.0, spatial: int = 0, momentum: Any = 0.9) -> Layer:
     """Subtract each unit's mean over the batch and divide by its standard deviation.
 
     The prediction is for a large batch: growth rates are off by order `1 / batch`. It takes all
@@ -302,9 +369,12 @@ def batch_norm(epsilon: Any = 0.0, spatial: int = 0) -> Layer:
     Args:
       epsilon: as of `layer_norm`.
       spatial: number of spatial axes, which are averaged like the batch.
+      momentum: of the running statistics, see `jaxgrad.normalization.update`; at least 0, may be
+        traced.
 
     Returns:
-      A `Layer` with parameters `{"scale": [units], "shift": [units]}`, at first ones and zeros.
+      A `Layer` with parameters `{"scale": [units], "shift": [units]}`, at first ones and zeros. Its
+      state is the running `jaxgrad.normalization.Statistics`, `[units]` each.
 
     Raises:
       ValueError, TypeError: if an argument is not as described, or inputs have other axes; by
@@ -313,7 +383,9 @@ def batch_norm(epsilon: Any = 0.0, spatial: int = 0) -> Layer:
     Source: Ioffe, Szegedy (2015); Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz (2019).
     """
     _arguments.scalar("epsilon", epsilon, minimum=0.0)
+    _arguments.scalar("momentum", momentum, minimum=0.0)
     spatial = _arguments.integer("spatial", spatial, 0)
+    axes = tuple(range(spatial + 1))
 
     def init(key, shape, dtype):
         if len(shape) != spatial + 1:
@@ -324,7 +396,18 @@ def batch_norm(epsilon: Any = 0.0, spatial: int = 0) -> Layer:
         return _scale_init(key, shape, dtype)
 
     def apply(params, h, key):
-        return _scaled(params, _standardized(h, tuple(range(spatial + 1)), epsilon))
+        batch = normalization.statistics(h, axes)
+        return _scaled(params, normalization.normalize(h, batch, epsilon))
+
+    def init_running(params):
+        shape = params["scale"].shape
+        return normalization.Statistics(jnp.zeros(shape), jnp.ones(shape))
+
+    def apply_running(params, running, h, key):
+        used = running if key is None else normalization.statistics(h, axes)
+        if key is not None:
+            running = normalization.update(running, used, momentum)
+        return _scaled(params, normalization.normalize(h, used, epsilon)), running
 
     @in_float64
     def predict(moments):
@@ -346,7 +429,8 @@ def batch_norm(epsilon: Any = 0.0, spatial: int = 0) -> Layer:
             epsilon,
         )
 
-    return Layer(init, apply, predict, homogeneous=False, mixes=True)
+    running = Running(init_running, apply_running)
+    return Layer(init, apply, predict, homogeneous=False, mixes=True, running=running)
 
 
 def dropout(keep_prob: Any) -> Layer:
@@ -366,20 +450,13 @@ def dropout(keep_prob: Any) -> Layer:
 
     Source of the prediction: Schoenholz et al. (2017), sec. 4.
     """
-    _arguments.scalar("keep_prob", keep_prob, minimum=0.0, above=True)
-    if not _arguments.is_traced(keep_prob) and keep_prob > 1:
-        raise ValueError(
-            f"keep_prob must be at most 1, got {keep_prob}; it is the share of units that stay"
-        )
+    regularization.check_keep_prob(keep_prob)
 
     def init(key, shape, dtype):
         return {}, shape
 
     def apply(params, h, key):
-        if key is None:
-            return h
-        kept = jax.random.uniform(key, h.shape, jnp.float32) < keep_prob
-        return jnp.where(kept, h / jnp.asarray(keep_prob, h.dtype), 0.0)
+        return regularization.dropout(key, h, keep_prob)
 
     @in_float64
     def predict(moments):
@@ -462,7 +539,15 @@ def residual(branch: Layer, scale: Any = 1.0) -> Layer:
             gaussian=moments.gaussian and added.gaussian,
         )
 
-    return Layer(init, apply, predict, branch.homogeneous, branch.mixes)
+    running = None
+    if branch.running is not None:
+
+        def apply_running(params, state, h, key):
+            added, state = apply_state(branch, params, state, h, key)
+            return h + (scale * added).astype(h.dtype), state
+
+        running = Running(branch.running.init, apply_running)
+    return Layer(init, apply, predict, branch.homogeneous, branch.mixes, running)
 
 
 def sequential(*layers: Layer) -> Layer:
@@ -506,13 +591,98 @@ def sequential(*layers: Layer) -> Layer:
             moments = layer.predict(moments)
         return moments
 
+    def init_running(params):
+        return tuple(map(init_state, layers, params))
+
+    def apply_running(params, state, h, key):
+        after = []
+        for i, (layer, part, kept) in enumerate(zip(layers, params, state, strict=True)):
+            key_layer = None if key is None else jax.random.fold_in(key, i)
+            h, kept = apply_state(layer, part, kept, h, key_layer)
+            after.append(kept)
+        return h, tuple(after)
+
+    keeps = any(layer.running is not None for layer in layers)
     return Layer(
         init,
         apply,
         predict,
         homogeneous=all(layer.homogeneous for layer in layers),
         mixes=any(layer.mixes for layer in layers),
+        running=Running(init_running, apply_running) if keeps else None,
     )
+
+
+def repeat(block: Layer, depth: int) -> Layer:
+    """`depth` copies of one block, one after the other, by one scan over depth.
+
+    Copy `l` of 1, ..., depth draws from `fold_in(key, l)`, so a deeper stack of the same key begins
+    with the copies of the shallower one.
+
+    Args:
+      block: a layer that keeps the shape of its input and has parameters.
+      depth: number of copies, at least 1.
+
+    Returns:
+      A `Layer` whose parameters are the block's, each with a leading axis of `depth`.
+
+    Raises:
+      ValueError, TypeError: if the depth is not as described; by `init`, if the block changes the
+        shape or has no parameters.
+
+    >>> stack = repeat(sequential(dense(8), activation("relu")), 100)
+    >>> params, shape = stack.init(jax.random.key(0), (8,), jnp.float32)
+    >>> params[0]["kernel"].shape, shape
+    ((100, 8, 8), (8,))
+    """
+    depth = _arguments.integer("depth", depth, 1)
+
+    def init(key, shape, dtype):
+        shape = tuple(shape)
+
+        def draw(key_block):
+            params, after = block.init(key_block, shape, dtype)
+            if tuple(after) != shape:
+                raise ValueError(
+                    f"block must keep the shape {shape}, to be stacked, got {tuple(after)}; put "
+                    "the change of width into a first layer of your own"
+                )
+            if not jax.tree.leaves(params):
+                raise ValueError(
+                    "block must have parameters, whose leading axis is the depth, got none; add a "
+                    "layer of weights to it"
+                )
+            return params
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, depth + 1))
+        return jax.lax.map(draw, keys), shape
+
+    def apply(params, h, key):
+        def step(h, inputs):
+            index, copy = inputs
+            return block.apply(copy, h, _of_copy(key, index)), None
+
+        return jax.lax.scan(step, h, (jnp.arange(depth), params))[0]
+
+    def predict(moments):
+        return jax.tree.map(lambda a: a[-1], predict_blocks(block.predict, moments, depth))
+
+    running = None
+    if block.running is not None:
+
+        def apply_running(params, state, h, key):
+            def step(h, inputs):
+                index, copy, kept = inputs
+                return apply_state(block, copy, kept, h, _of_copy(key, index))
+
+            return jax.lax.scan(step, h, (jnp.arange(depth), params, state))
+
+        running = Running(jax.vmap(block.running.init), apply_running)
+    return Layer(init, apply, predict, block.homogeneous, block.mixes, running)
+
+
+def _of_copy(key, index):
+    return None if key is None else jax.random.fold_in(key, index)
 
 
 _LARGE = 700.0
@@ -569,15 +739,6 @@ def _scale_init(key, shape, dtype):
 def _scaled(params, h):
     scale, shift = (jnp.broadcast_to(params[name], h.shape) for name in ("scale", "shift"))
     return h * scale + shift
-
-
-def _standardized(h, axes, epsilon):
-    centred = h - jnp.mean(h, axis=axes, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + epsilon
-    varies = variance > 0
-    # Masked inside too, since the branch not taken still has a derivative.
-    inverse = jax.lax.rsqrt(jnp.where(varies, variance, 1.0)).astype(h.dtype)
-    return jnp.where(varies, centred * inverse, 0.0)
 
 
 def _weighted(moments, w_variance, b_variance):

@@ -17,7 +17,7 @@ import numpy as np
 from jaxgrad import _arguments, activations, initializers
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
-from jaxgrad.layers import Layer
+from jaxgrad.layers import Layer, repeat
 
 Params = dict[str, Any]
 """`{"first": layer, "hidden": layers, "readout": layer}`.
@@ -242,8 +242,7 @@ def init_blocks(
 ) -> Any:
     """Draw the parameters of `depth` copies of one block.
 
-    Block `l` draws from `fold_in(key, l)`, so a deeper network of the same key begins with the
-    blocks of the shallower one.
+    Block `l` draws as of `jaxgrad.layers.repeat`.
 
     Args:
       key: PRNG key.
@@ -271,22 +270,7 @@ def init_blocks(
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
 
-    def draw(key_block):
-        params, after = block.init(key_block, shape, dtype)
-        if tuple(after) != shape:
-            raise ValueError(
-                f"block must keep the shape {shape}, to be stacked, got {tuple(after)}; put the "
-                "change of width into a first layer of your own"
-            )
-        if not jax.tree.leaves(params):
-            raise ValueError(
-                "block must have parameters, whose leading axis is the depth, got none; add a "
-                "layer of weights to it"
-            )
-        return params
-
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(1, depth + 1))
-    return jax.lax.map(draw, keys)
+    return repeat(block, depth).init(key, shape, dtype)[0]
 
 
 def apply_blocks(
@@ -309,12 +293,7 @@ def apply_blocks(
     """
     x, depth = check_blocks(params, x, block)
 
-    def step(h, inputs):
-        index, layer = inputs
-        key_block = None if key is None else jax.random.fold_in(key, index)
-        return block.apply(layer, h, key_block), None
-
-    return jax.lax.scan(step, x, (jnp.arange(depth), params))[0]
+    return repeat(block, depth).apply(params, x, key)
 
 
 def check_blocks(params: Any, x: jax.Array, block: Layer) -> tuple[jax.Array, int]:
