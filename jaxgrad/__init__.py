@@ -13,7 +13,9 @@ Modules:
   jacobians: singular values and Lyapunov exponents of a deep network.
   regimes: measured numbers to vanishing, stable or exploding, with a confidence.
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
-  normalization: standardize inputs by the training set.
+  normalization: standardize inputs by the training set; the parts of batch and layer norm.
+  regularization: L1 and L2 on weights, dropout, early stopping.
+  training: a whole run as one function; data splits; what train and dev errors say.
   checking: is a gradient right? `check_grads` is here at the top level, too.
   testing: `assert_grads` and a drop-in `check_grads` for test suites.
   plotting: figures of results, with matplotlib.
@@ -30,9 +32,11 @@ from jaxgrad import (
     plotting,
     propagation,
     regimes,
+    regularization,
     sweeps,
     testing,
     theory,
+    training,
 )
 from jaxgrad.checking import check_grads
 
@@ -50,7 +54,9 @@ __all__ = [
     "plotting",
     "propagation",
     "regimes",
+    "regularization",
     "sweeps",
     "testing",
     "theory",
+    "training",
 ]

@@ -1,0 +1,10 @@
+"""Train well: splits of the data, a whole run as one function, what its errors say.
+
+- `fit`: a training run as a pure function, for `jit` and `vmap`; returns `Fit`.
+- `splits`: train, dev and test sets by size, stratified; are two sets of one distribution?
+- `bias_variance`: from train and dev error to what to do next.
+"""
+
+from jaxgrad.training.fitting import Fit, fit
+
+__all__ = ["Fit", "fit"]

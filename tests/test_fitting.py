@@ -1,0 +1,160 @@
+"""A whole training run as one function."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgrad import training
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture
+def data(key):
+    x = jax.random.normal(key, (40, 3))
+    return {"x": x, "y": x @ jnp.asarray([1.0, -2.0, 0.5]) + 0.1}
+
+
+def loss(w, state, batch, key):
+    return jnp.mean((batch["x"] @ w - batch["y"]) ** 2), state
+
+
+def fit(data, key, rate=0.05, loss=loss, **change):
+    options: Any = {"steps": 24, "batch_size": 10} | change
+    return training.fit(loss, jnp.zeros(3), optax.sgd(rate), data, key, **options)
+
+
+def test_full_batches_are_gradient_descent(key, data):
+    found = fit(data, key, batch_size=40)
+    w = jnp.zeros(3)
+    for value in found.loss:
+        expected, gradient = jax.value_and_grad(lambda w: loss(w, (), data, None)[0])(w)
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        w = w - 0.05 * gradient
+    np.testing.assert_allclose(found.params, w, rtol=1e-4)
+    assert found.best is None
+
+
+def test_an_epoch_sees_every_example_once_in_a_new_order(key):
+    def record(w, state, batch, key):
+        count, seen = state
+        return jnp.sum(w * 0.0), (count + 1, seen.at[count].set(batch))
+
+    state = (jnp.zeros((), jnp.int32), jnp.zeros((24, 10), jnp.int32))
+    found = training.fit(
+        record, jnp.ones(1), optax.sgd(0.1), jnp.arange(43), key, steps=24, batch_size=10,
+        state=state,
+    )  # fmt: skip
+    epochs = np.asarray(found.state[1]).reshape(6, 40)
+    assert all(len(set(epoch)) == 40 for epoch in epochs)
+    assert set(epochs.ravel()) == set(range(43))
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_optimizer_numbers_and_keys_are_data(key, data):
+    traces = []
+
+    @jax.jit
+    def run(rate, key):
+        traces.append(1)
+        return fit(data, key, rate).params
+
+    rates, keys = jnp.asarray([0.01, 0.1]), jax.random.split(key, 2)
+    mapped = jax.vmap(run)(rates, keys)
+    for i in range(2):
+        np.testing.assert_allclose(mapped[i], run(rates[i], keys[i]), rtol=1e-4)
+    assert len(traces) == 1
+
+
+def test_evaluations_come_before_the_first_step_and_after_each_every(key, data):
+    def evaluate(w, state):
+        return jnp.sum(w**2), {"w": w}
+
+    found = fit(data, key, evaluate=evaluate, every=6)
+    assert found.error.shape == (5,)
+    np.testing.assert_array_equal(found.record["w"][0], 0)
+    np.testing.assert_allclose(found.record["w"][-1], found.params)
+    shorter = fit(data, key, evaluate=evaluate, every=3)
+    np.testing.assert_allclose(shorter.record["w"][::2], found.record["w"], rtol=1e-5)
+    np.testing.assert_allclose(shorter.loss, found.loss, rtol=1e-5)
+    assert int(found.best.best) == 0
+    without = fit(data, key)
+    np.testing.assert_allclose(without.params, found.params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_early_stopping_stops_and_returns_the_best(key, data, mapped):
+    """The error falls until the sum of the parameters' squares passes 1, then rises."""
+
+    def evaluate(w, state):
+        return jnp.abs(jnp.sum(w**2) - 1.0), jnp.sum(w**2)
+
+    def run(key):
+        return fit(data, key, steps=60, evaluate=evaluate, every=2, patience=3)
+
+    found = jax.vmap(run)(key[None]) if mapped else run(key)
+    found = jax.tree.map(lambda a: a[0], found) if mapped else found
+    best = int(found.best.best)
+    assert bool(found.best.stopped)
+    assert best == int(np.argmin(found.error)) > 0
+    steps = 2 * (best + 3)
+    assert np.all(np.isfinite(found.loss[:steps]))
+    assert np.all(np.isnan(found.loss[steps:]))
+    params, _ = found.best.params
+    np.testing.assert_allclose(np.sum(params**2), found.record[best], rtol=1e-5)
+    np.testing.assert_allclose(np.sum(found.params**2), found.record[best + 3], rtol=1e-5)
+    np.testing.assert_allclose(found.record[best + 3 :], found.record[-1], rtol=1e-6)
+
+
+def test_divergence_is_a_result(key, data):
+    def evaluate(w, state):
+        return jnp.sum(w**2), ()
+
+    found = fit(data, key, rate=1e20, evaluate=evaluate, every=12)
+    assert not np.isfinite(found.loss[-1])
+    assert int(found.best.best) == 0
+    chex.assert_trees_all_equal(found.best.params[0], jnp.zeros(3))
+
+
+def test_numpy_data(key, data):
+    found = fit(jax.tree.map(np.asarray, data), key)
+    np.testing.assert_allclose(found.params, fit(data, key).params, rtol=1e-6)
+
+
+def one_value(w, state, batch, key):
+    return jnp.sum(w)
+
+
+def grows(w, state, batch, key):
+    return jnp.sum(w), (state, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"every": 7}, "steps must be a multiple of every, got 24 and 7; take 28"),
+        ({"batch_size": 41}, "batch_size must be at most the 40 examples of data, got 41"),
+        ({"patience": 2}, "patience must come with evaluate"),
+        ({"patience": 0, "evaluate": lambda w, s: (0.0, ())}, "patience must be at least 1"),
+        ({"data": {"x": jnp.ones((40, 3)), "y": jnp.ones(39)}}, r"leading axes \[\(39,\), \(40,\)"),
+        ({"data": {}}, r"data must be arrays with one leading axis, .* got leading axes \[\]"),
+        ({"loss": one_value}, "loss must return a pair, a scalar and the next state"),
+        ({"loss": grows}, "loss must return a state like the one it gets"),
+    ],
+)
+def test_errors(key, data, change, match):
+    with pytest.raises((ValueError, TypeError), match=match):
+        fit(**{"data": data, "key": key} | change)
+
+
+def test_parameters_must_be_floating_point(key, data):
+    with pytest.raises(TypeError, match=r"params must be floating point, got int32 at \['n'\]"):
+        training.fit(
+            loss, {"n": jnp.ones(3, jnp.int32)}, optax.sgd(0.1), data, key, steps=1, batch_size=4
+        )
