@@ -5,6 +5,7 @@
 - `bias_variance`: from train and dev error to what to do next.
 """
 
+from jaxgrad.training import bias_variance, splits
 from jaxgrad.training.fitting import Fit, fit
 
-__all__ = ["Fit", "fit"]
+__all__ = ["Fit", "bias_variance", "fit", "splits"]
