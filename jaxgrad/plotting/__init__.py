@@ -1,6 +1,8 @@
 """Figures of results, one file a question. Matplotlib is imported when a function is called."""
 
 from jaxgrad.plotting.activations import activations
+from jaxgrad.plotting.bias_variance import bias_variance
+from jaxgrad.plotting.data_splits import data_splits
 from jaxgrad.plotting.depth_variance import depth_variance
 from jaxgrad.plotting.gradient_check import (
     gradient_check_dropout,
@@ -13,6 +15,8 @@ from jaxgrad.plotting.phase_diagram import phase_diagram
 
 __all__ = [
     "activations",
+    "bias_variance",
+    "data_splits",
     "depth_variance",
     "gradient_check_dropout",
     "gradient_check_kinks",
