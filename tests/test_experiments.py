@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray
 
-from experiments import depth_variance
+from experiments import depth_variance, frontend
 from jaxgrad import plotting, regimes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -50,25 +50,13 @@ def dataset(tmp_path_factory):
     return depth_variance.measure(depth_variance.Config(**SMALL, output=output)).load()
 
 
-def test_small_map_prints_a_table_and_draws_a_figure(tmp_path):
-    done = command(*flags(**SMALL, ratio=3), folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "relu, weight variance x fan-in" in done.stdout
-    assert "level at (± standard error)" in done.stdout
-    assert "Traceback" not in done.stderr
-    picture = matplotlib.image.imread(tmp_path / "results" / "depth_variance.png")
-    assert picture.shape[0] > 500
-    assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 50
-    with xarray.open_zarr(tmp_path / "results" / "depth_variance.zarr", chunks=None) as stored:
-        assert stored["log_ratio"].dims == ("activation", "seed", "w_variance", "depth")
-        assert stored["depth"].values.tolist() == list(range(1, 7))
-        assert bool(stored["computed"].all())
-        assert stored["w_variance"].attrs["units"] == "1/fan_in"
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    output = tmp_path_factory.mktemp("map") / "exact"
+    return depth_variance.measure(depth_variance.Config(**SMALL, gradient="exact", output=output))
 
 
-def test_exact_and_probe_modes_agree(dataset, tmp_path):
-    config = depth_variance.Config(**SMALL, gradient="exact", output=tmp_path / "exact")
-    exact = depth_variance.measure(config)
+def test_exact_and_probe_modes_agree(dataset, exact):
     for variable in ("log_activation", "dead", "saturated", "log_profile"):
         np.testing.assert_allclose(exact[variable], dataset[variable], rtol=1e-4, atol=1e-4)
     difference = exact["log_ratio"] - dataset["log_ratio"]
@@ -76,9 +64,7 @@ def test_exact_and_probe_modes_agree(dataset, tmp_path):
     assert float(np.abs(exact["log_ratio"].sel(depth=1)).max()) < 1e-5
 
 
-def test_profile_ends_where_the_ratio_says(dataset, tmp_path):
-    config = depth_variance.Config(**SMALL, gradient="exact", output=tmp_path / "exact")
-    exact = depth_variance.measure(config)
+def test_profile_ends_where_the_ratio_says(exact):
     profile = exact["log_profile"]
     ratio = profile.isel(layer=0) - profile.isel(layer=-1)
     np.testing.assert_allclose(ratio, exact["log_ratio"].isel(depth=-1), rtol=1e-4, atol=1e-4)
@@ -104,8 +90,9 @@ def test_figure_has_words_on_every_axis(dataset):
 
 
 def test_killed_and_resumed_equals_uninterrupted(dataset, tmp_path):
-    options = [str(o) for o in flags(**SMALL)]
-    store = tmp_path / "results" / "depth_variance.zarr" / "computed"
+    options = [str(o) for o in flags(**SMALL, ratio=3)]
+    results = tmp_path / "results"
+    store = results / "depth_variance.zarr" / "computed"
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.depth_variance", *options],
         cwd=tmp_path,
@@ -121,9 +108,19 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, tmp_path):
     assert list(store.glob("c/*/*"))
     done = command(*options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    with xarray.open_zarr(tmp_path / "results" / "depth_variance.zarr", chunks=None) as resumed:
+    assert "Traceback" not in done.stderr
+    assert "relu, weight variance x fan-in" in done.stdout
+    assert "level at (± standard error)" in done.stdout
+    picture = matplotlib.image.imread(results / "depth_variance.png")
+    assert picture.shape[0] > 500
+    assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 50
+    with xarray.open_zarr(results / "depth_variance.zarr", chunks=None) as stored:
+        assert stored["log_ratio"].dims == ("activation", "seed", "w_variance", "depth")
+        assert stored["depth"].values.tolist() == list(range(1, 7))
+        assert bool(stored["computed"].all())
+        assert stored["w_variance"].attrs["units"] == "1/fan_in"
         for variable in dataset.data_vars:
-            np.testing.assert_allclose(resumed[variable], dataset[variable], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(stored[variable], dataset[variable], rtol=1e-5, atol=1e-5)
 
 
 BAD = [
@@ -171,14 +168,22 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])
-def test_bad_input_ends_in_one_line(prepared, change, message):
-    done = command(*flags(**SMALL | change), folder=prepared)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert message in lines[0]
+def test_bad_input_ends_in_one_line(prepared, monkeypatch, change, message):
+    options = [str(option) for option in flags(**SMALL | change)]
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(sys, "argv", ["depth_variance", *options])
+    with pytest.raises(SystemExit) as stop:
+        frontend.main(depth_variance.Config, depth_variance.run)
+    assert isinstance(stop.value.code, str)
+    assert "\n" not in stop.value.code
+    assert message in stop.value.code
     assert not (prepared / "results").exists()
+
+
+def test_bad_input_is_printed_without_a_traceback(tmp_path):
+    done = command("--depth", "0", folder=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr == "error: depth must be finite and at least 1, got 0; change it\n"
 
 
 def test_help_reads_well(tmp_path):
