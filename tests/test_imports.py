@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "sweeps": {"_arguments"},
     "normalization": {"_arguments"},
     "regularization": {"_arguments"},
+    "augmentation": {"_arguments"},
     "training": {"_arguments", "regularization", "training"},
     "plotting": {"regimes", "plotting", "theory"},
     "checking": {"_arguments", "checking"},
