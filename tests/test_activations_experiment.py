@@ -8,8 +8,6 @@ import pytest
 from experiments import activations as experiment
 from jaxgrad import activations, plotting
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = experiment.Config(
     activations=("selu",), width=48, depth=30, seeds=8, examples=4, data="gaussian"
 )

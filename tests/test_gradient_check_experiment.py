@@ -14,8 +14,6 @@ from experiments import gradient_check
 from jaxgrad import plotting
 from jaxgrad.checking import Verdict
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parent.parent
 SMALL = gradient_check.Config(
     width=5,

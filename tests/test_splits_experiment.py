@@ -10,8 +10,6 @@ from jaxgrad.plotting.bias_variance import bias_variance as figure_of_errors
 from jaxgrad.plotting.data_splits import data_splits as figure_of_splits
 from jaxgrad.training.bias_variance import diagnose
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SPLITS = data_splits.Config(
     splits=100, train_examples=100, dev_sizes=(20, 80), trials=12, permutations=39, shift=1.5
 )

@@ -11,7 +11,10 @@ from jaxgrad.plotting.gradient_check import (
     gradient_check_steps,
     gradient_check_training,
 )
+from jaxgrad.plotting.input_normalization import input_normalization
+from jaxgrad.plotting.norm_layers import norm_layers
 from jaxgrad.plotting.phase_diagram import phase_diagram
+from jaxgrad.plotting.regularization import regularization
 
 __all__ = [
     "activations",
@@ -23,5 +26,8 @@ __all__ = [
     "gradient_check_regulariser",
     "gradient_check_steps",
     "gradient_check_training",
+    "input_normalization",
+    "norm_layers",
     "phase_diagram",
+    "regularization",
 ]

@@ -1,0 +1,174 @@
+"""The comparison of plain networks with batch and layer norm."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import norm_layers as experiment
+from jaxgrad import plotting
+
+SMALL = experiment.Config(
+    w_variances=(0.5, 2.0),
+    rates=(0.002, 0.05),
+    depths=(3,),
+    width=32,
+    steps=60,
+    every=30,
+    batch_size=32,
+    seeds=2,
+    start_depth=6,
+    start_width=32,
+    start_examples=64,
+    start_seeds=4,
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(experiment, "_QUICK", {})
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return experiment.digits(SMALL)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Four networks of seven hidden layers."""
+    return experiment.draw("relu", 32, 7, jnp.arange(4))
+
+
+@pytest.fixture(scope="module")
+def plain(drawn):
+    return jax.tree.map(lambda a: a[1], drawn)
+
+
+def test_growth_at_the_start_is_that_of_theory(sets, drawn):
+    x = sets["train"][0][: SMALL.start_examples]
+    mean, error, predicted = experiment.start("batch norm before", drawn, x, SMALL).growth()
+    np.testing.assert_allclose(predicted, np.log(np.pi / (np.pi - 1)), atol=2e-3)
+    # Width and batch are finite.
+    assert (np.abs(mean - predicted) < 3.5 * error + 4 / SMALL.start_width).all()
+    assert (mean > 5 * error).all()
+
+
+def test_gradients_are_those_of_what_enters_each_layer(plain, key):
+    kind = "batch norm before"
+    x, y = jax.random.normal(key, (6, 64)), jnp.arange(6)
+    first, hidden, last = params = experiment.prepared(plain, kind, 3, 1.3)
+    block = experiment.block(kind, 32, "relu")
+
+    @jax.jit
+    @jax.grad
+    def slopes(taps):
+        h = x @ first["kernel"]
+        for i, tap in enumerate(taps):
+            h = block.apply(jax.tree.map(lambda a, i=i: a[i], hidden), h + tap, None)
+        logits = jax.nn.log_softmax(h @ last["kernel"])
+        return -jnp.mean(logits[jnp.arange(6), y])
+
+    expected = jnp.linalg.norm(slopes(jnp.zeros((2, 6, 32))), axis=(1, 2))
+    found = experiment.gradients(kind, "relu", params, x, y)
+    np.testing.assert_allclose(10**found, expected, rtol=1e-4)
+
+
+def test_all_kinds_start_from_the_same_weights(plain):
+    for kind, names in experiment.KINDS.items():
+        first, hidden, _ = experiment.prepared(plain, kind, 3, 4.0)
+        net = experiment.network(kind, "relu", 32, 3)
+        fresh = jax.eval_shape(
+            lambda key, net=net: net.init(key, (64,), jnp.float32)[0], jax.random.key(0)
+        )
+        assert jax.tree.map(jnp.shape, fresh[1]) == jax.tree.map(jnp.shape, hidden)
+        kernel = hidden[names.index("dense")]["kernel"]
+        np.testing.assert_allclose(kernel, 2 * plain[1][0]["kernel"][:2], rtol=1e-6)
+        np.testing.assert_allclose(first["kernel"], 2 * plain[0]["kernel"], rtol=1e-6)
+
+
+def test_shallow_networks_learn_and_agree_in_use(sets, drawn):
+    weights = jax.tree.map(lambda a: a[: SMALL.seeds], drawn)
+    one, rate = experiment.train("batch norm before", 3, weights, sets, SMALL).best()
+    assert rate.shape == (2,)
+    assert one.gradient.shape == (2, 2, 3, 2)
+    assert one.ratio().shape == (2, 2, 3)
+    assert (one.test > 0.7).all()
+    assert (one.train_loss < 1.0).all()
+    assert np.abs(one.test - one.test_batch).max() < 0.1
+    assert not experiment.failed(one).any()
+
+
+def test_the_best_rate_is_that_of_best_mean_dev_accuracy():
+    dev = np.zeros((2, 2, 2, 1))
+    dev[:, 0, 1] = dev[:, 1, 0] = 0.5
+    test = np.arange(8.0).reshape(2, 2, 2)
+    gradient = np.zeros((2, 2, 2, 1, 3))
+    best, rate = experiment.Trained(gradient, dev, test, test, test, test, test).best()
+    assert rate.tolist() == [1, 0]
+    assert best.test.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    assert best.gradient.shape == (2, 2, 1, 3)
+
+
+def made(kind):
+    """Two seeds, two variances, three looks, two layers."""
+    ups = np.array([[1.0, 1.1]]).T
+    slope = {"plain": np.array([-1.0, 0.0]), "layer norm before": np.zeros(2)}.get(kind, np.ones(2))
+    depth = np.arange(1, 11)
+    growth = slope[:, None] * depth
+    start = experiment.Start(ups[..., None] * growth, growth)
+    gradient = np.zeros((2, 2, 3, 2))
+    gradient[..., 2, 0] = ups + 0.5
+    test = np.full((2, 2), 0.9)
+    loss = 0.1 * ups * np.ones((2, 2))
+    train = np.full((2, 2), 0.9 if kind == "layer norm before" else 0.99)
+    if kind == "plain":
+        gradient[:, 0, 1:] = -np.inf
+        test[:, 0] = 0.1
+        loss = 4 * loss
+    return start, experiment.Trained(gradient, gradient[..., 0], 0 * loss, train, loss, test, test)
+
+
+def test_report_and_figure_follow_the_numbers():
+    every = {kind: made(kind) for kind in experiment.KINDS}
+    results = experiment.Results(
+        {kind: start for kind, (start, _) in every.items()},
+        {(kind, 3): one for kind, (_, one) in every.items()},
+        {(kind, 3): np.array([0.002, 0.05]) for kind in experiment.KINDS},
+    )
+    assert experiment.nearest_to_critical(SMALL) == 1
+    text = experiment.report(results, SMALL)
+    assert text.count("it explodes at every variance") == 2
+    assert "- plain, depth 3: weight variance 0.5." in text
+    assert "- layer norm before, depth 3: nowhere." in text
+    assert "- depth 3: it drifts, by a factor 10^(+1.55 ± 0.05)" in text
+    assert "- layer norm before, depth 3: not to be compared, train accuracy 90.0% with" in text
+    assert "- batch norm after, depth 3: -0.315 ± 0.015 (plain +0.420): less overfitting." in text
+    assert " lost\n" in text
+    figure = plotting.norm_layers(results, SMALL.w_variances, SMALL.every, 1)
+    assert "plain: 1, batch norm before: 2" in figure.get_suptitle()
+    assert "0 or not finite" in figure.axes[2].texts[0].get_text()
+    for ax in figure.axes:
+        assert ax.get_title()
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": "swish9"}, "activation must be one of"),
+        ({"rates": ()}, "rates must be different numbers above 0"),
+        ({"w_variances": (0.0, 1.0)}, "w_variances must be different numbers above 0"),
+        ({"depths": (2,)}, "depths must be at least 3"),
+        ({"seeds": 1}, "seeds must be at least 2, got 1"),
+        ({"steps": 50}, "steps must be a multiple of every, got 50 and 30"),
+        ({"batch_size": 2000}, "batch_size must be at most the 1078 training examples"),
+    ],
+)
+def test_bad_input_is_named(change, message, tmp_path):
+    config = dataclasses.replace(SMALL, output=tmp_path / "figure.png", **change)
+    with pytest.raises(ValueError, match=message):
+        experiment.checked(config)
