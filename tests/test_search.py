@@ -1,0 +1,126 @@
+"""Search of hyper-parameters: scales, grids, coarse to fine, one compilation."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+
+from jaxgrad import training
+from jaxgrad.training import search
+
+SPACE = {"rate": search.log_uniform(1e-6, 10.0), "keep_prob": search.uniform(0.2, 1.0)}
+
+
+def test_points_are_even_on_their_scale(key):
+    """rate = 10 ** U(-6, 1), as the course notes have it."""
+    points = search.draw(key, SPACE, 5000)
+    for name, ends in (("rate", (-6.0, 7.0)), ("keep_prob", (0.2, 0.8))):
+        values = np.asarray(points[name], np.float64)
+        values = np.log10(values) if name == "rate" else values
+        assert scipy.stats.kstest(values, "uniform", args=ends).pvalue > 0.01
+    correlation = scipy.stats.spearmanr(points["rate"], points["keep_prob"]).statistic
+    assert abs(correlation) < 3 / np.sqrt(5000)
+
+
+def test_grid_has_all_combinations():
+    points = search.grid(SPACE, {"rate": 8, "keep_prob": 3})
+    np.testing.assert_allclose(np.unique(points["rate"]), 10.0 ** np.arange(-6, 2), rtol=2e-5)
+    pairs = set(zip(points["rate"].tolist(), points["keep_prob"].tolist(), strict=True))
+    assert len(pairs) == 24
+    np.testing.assert_allclose(points["keep_prob"][:3], [0.2, 0.6, 1.0], rtol=1e-6)
+    middle = search.grid(SPACE, 1)
+    np.testing.assert_allclose(middle["rate"], np.sqrt(1e-6 * 10), rtol=1e-5)
+
+
+def test_random_points_try_more_values_of_what_matters(key):
+    """Bergstra, Bengio (2012): of 25 points of a grid only 5 differ in the rate."""
+
+    def error(point):
+        return jnp.abs(jnp.log10(point["rate"]) + 2.3)
+
+    regular = jnp.min(error(search.grid(SPACE, 5)))
+    keys = jax.random.split(key, 200)
+    random = jax.vmap(lambda k: jnp.min(error(search.draw(k, SPACE, 25))))(keys)
+    assert np.mean(random) + 3 * np.std(random) / np.sqrt(200) < regular
+
+
+def test_narrowed_ranges_hold_the_best_points():
+    points = {"rate": 10.0 ** jnp.arange(-6.0, 2.0), "keep_prob": jnp.linspace(0.2, 1.0, 8)}
+    scores = jnp.abs(jnp.arange(8) - 3.0).at[3].set(jnp.nan)
+    found = search.narrow(SPACE, points, scores, keep=0.25)
+    # The two best are at 1e-4 and 1e-2, half a step is a quarter of seven powers of ten.
+    np.testing.assert_allclose(np.log10(found["rate"][:2]), [-5.75, -0.25], rtol=1e-5)
+    assert found["rate"].log
+    low, high, _ = found["keep_prob"]
+    assert 0.2 <= low < points["keep_prob"][2] < points["keep_prob"][4] < high <= 1.0
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_coarse_to_fine_finds_the_minimum_with_one_compilation(key, rounds):
+    traces = []
+
+    def error(point):
+        traces.append(1)
+        return (jnp.log10(point["rate"]) + 2) ** 2 + 4 * (point["keep_prob"] - 0.5) ** 2
+
+    found = search.search(key, error, SPACE, count=60, rounds=rounds)
+    assert len(traces) == 1
+    assert found.scores.shape == found.points["rate"].shape == (60 * rounds,)
+    assert float(found.best["rate"]) == float(found.points["rate"][np.argmin(found.scores)])
+    sizes = [np.log(space["rate"].high / space["rate"].low) for space in found.spaces]
+    assert all(later < earlier for earlier, later in itertools.pairwise(sizes))
+    closest = np.abs(np.log10(float(found.best["rate"])) + 2)
+    assert closest < (0.4 if rounds == 1 else 0.05)
+
+
+def test_a_training_run_is_searched_and_divergence_is_the_worst_score(key):
+    x = jax.random.normal(key, (64, 3))
+    data = {"x": x, "y": x @ jnp.asarray([1.0, -2.0, 0.5])}
+
+    def loss(w, state, batch, key):
+        return jnp.mean((batch["x"] @ w - batch["y"]) ** 2), state
+
+    def error(point):
+        fitted = training.fit(
+            loss, jnp.zeros(3), optax.sgd(point["rate"]), data, key, steps=40, batch_size=16
+        )
+        return loss(fitted.params, (), data, key)[0]
+
+    space = {"rate": search.log_uniform(1e-6, 1e6)}
+    found = search.search(key, error, space, count=40, rounds=2)
+    assert not np.all(np.isfinite(found.scores))
+    assert np.nanmin(found.scores) < 1e-6
+    assert 0.05 < float(found.best["rate"]) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda key: search.uniform(1.0, 1.0), "low must be below high, got 1 and 1"),
+        (lambda key: search.log_uniform(0.0, 1.0), "low must be greater than 0 for log_uniform"),
+        (lambda key: search.uniform(0.0, np.inf), "high must be finite"),
+        (lambda key: search.draw(key, {}, 3), "space must not be empty"),
+        (lambda key: search.draw(key, {"rate": (0, 1)}, 3), "space must map names to ranges"),
+        (lambda key: search.draw(key, SPACE, 0), "count must be at least 1"),
+        (lambda key: search.grid(SPACE, {"rate": 3}), r"counts must have the names of space"),
+        (
+            lambda key: search.narrow(SPACE, search.grid(SPACE, 2), np.ones(3)),
+            r"points must have one value of each .* \(3,\)",
+        ),
+        (
+            lambda key: search.narrow(SPACE, search.grid(SPACE, 2), np.full(4, np.nan)),
+            "scores must have a number",
+        ),
+        (
+            lambda key: search.search(key, lambda point: jnp.ones(2), SPACE, count=3),
+            r"evaluate must return one number, got shape \(2,\)",
+        ),
+    ],
+)
+def test_errors(key, call, match):
+    with pytest.raises((ValueError, TypeError), match=match):
+        call(key)
