@@ -10,8 +10,6 @@ import pytest
 
 from jaxgrad import activations, networks, propagation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 POINTS = np.concatenate([np.linspace(-6, 6, 97), [0.0, -1.0, 1.0, 1e-6, -1e-6]]).astype(np.float32)
 
 

@@ -11,8 +11,6 @@ from jax.sharding import NamedSharding
 import jaxgrad
 from jaxgrad.checking import Verdict, check_grads, widening
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def with_backward(function, backward):
     """`function` with `backward(args, cotangent)` for its reverse mode."""

@@ -9,8 +9,6 @@ import pytest
 
 from experiments import course_examples
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SAMPLED = 7
 CLAIMS = [
     "mean weight 0.9, 20 linear layers: output of input 1",

@@ -8,8 +8,6 @@ import pytest
 from experiments import depth_variance, growth
 from jaxgrad import plotting
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = depth_variance.Config(
     activations=("relu",), depth=8, width=64, w_variances=9, examples=8, seeds=12
 )

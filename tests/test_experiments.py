@@ -14,8 +14,6 @@ import xarray
 from experiments import depth_variance, frontend
 from jaxgrad import plotting, regimes
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parent.parent
 SMALL = {"depth": 6, "width": 12, "w_variances": 5, "examples": 8, "seeds": 3}
 

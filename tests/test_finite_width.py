@@ -14,8 +14,6 @@ from jaxgrad.theory.finite_width import (
 )
 from tests.tolerances import within_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTHS = [1, 2, 5, 8, 64, 1000]
 DEPTH = 10
 

@@ -11,8 +11,6 @@ import pytest
 
 from jaxgrad import training
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def data(key):

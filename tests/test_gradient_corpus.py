@@ -6,8 +6,6 @@ import pytest
 from benchmarks.gradient_corpus import CASES
 from jaxgrad import check_grads
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

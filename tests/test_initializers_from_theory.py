@@ -10,8 +10,6 @@ from jaxgrad.initializers import critical, delta_orthogonal, fixup, unit_varianc
 from jaxgrad.theory.finite_width import layer_law
 from tests.tolerances import within_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TANH = (1.760955, 0.570048)  # at bias variance 0.05
 
 

@@ -8,8 +8,6 @@ from scipy.special import digamma
 from jaxgrad import initializers, jacobians, layers, networks
 from tests.tolerances import within_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ORTHOGONAL = layers.dense(8, 1.0, kernel_init=initializers.orthogonal())
 
 

@@ -10,8 +10,6 @@ from jaxgrad import layers, networks, propagation
 from jaxgrad.theory import Moments
 from tests.tolerances import rtol
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDTH, DEPTH, SEEDS, BATCH = 256, 4, 10, 16
 START = Moments(0.0, 0.0, 0.0, None, gaussian=True, fresh=True)
 

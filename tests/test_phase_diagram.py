@@ -9,8 +9,6 @@ import xarray
 from experiments import growth, phase_diagram
 from jaxgrad import plotting
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = phase_diagram.Config(
     activation="relu",
     w_variance_min=1.0,

@@ -7,8 +7,6 @@ import pytest
 
 from jaxgrad.checking import Verdict, check_along_training, check_grads, check_terms
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @jax.custom_vjp
 def small_angle_sine(x):

@@ -236,7 +236,7 @@ def _preactivations(params, x, depth):
 @pytest.mark.parametrize(
     ("width", "depth", "seeds"), [(16, 12, 4096), (64, 32, 1024), (256, 16, 128)]
 )
-def test_relu_mean_squared_gradient_is_exact_at_any_width(key, width, depth, seeds):
+def test_relu_mean_squared_gradient_is_exact_at_any_width(optimized, key, width, depth, seeds):
     """E|J|^2 / n = (w_variance / 2)^L without biases, at every width and depth."""
     x = jax.random.normal(key, (1, width))
     variances = jnp.array([1.0, 2.0, 3.0])
@@ -253,7 +253,7 @@ def test_relu_mean_squared_gradient_is_exact_at_any_width(key, width, depth, see
     within_errors(np.exp(np.asarray(logs, np.float64) - products), 0.5)
 
 
-def test_tanh_growth_a_layer_is_that_of_mean_field(key):
+def test_tanh_growth_a_layer_is_that_of_mean_field(optimized, key):
     """Schoenholz et al. (2017): chi = 0.880164 at (1.3, 0.05)."""
     depth, width, seeds, start = 40, 768, 12, 12
     x = jax.random.normal(key, (8, 64))
@@ -270,7 +270,7 @@ def test_tanh_growth_a_layer_is_that_of_mean_field(key):
     assert abs(growth.mean() - 0.880164) < max(2 * error, 0.01 * 0.88), (growth.mean(), error)
 
 
-def test_relu_thousand_layers_double_each(key):
+def test_relu_thousand_layers_double_each(optimized, key):
     """TARGETS row 33: w_variance 4, depth 1000, slope 1 in log2, finite in float32."""
     width, seeds = 128, 16
     x = jax.random.normal(key, (4, 10))

@@ -12,8 +12,6 @@ from flax.training.early_stopping import EarlyStopping
 from jaxgrad import check_grads, layers, networks, regularization
 from tests.tolerances import within_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def params(key):

@@ -10,8 +10,6 @@ from jaxgrad.theory.spectra import largest_eigenvalue, lyapunov_exponents, spect
 from jaxgrad.theory.tailored import tailored_relu
 from tests.tolerances import within_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_lyapunov_exponents_of_targets():
     found = lyapunov_exponents(8)

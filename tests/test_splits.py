@@ -10,8 +10,6 @@ from sklearn.model_selection import train_test_split
 from jaxgrad.training import splits
 from tests.tolerances import within_errors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LABELS = np.repeat([0, 1, 2], [30, 11, 19])[np.random.default_rng(0).permutation(60)]
 
 

@@ -5,8 +5,6 @@ import pytest
 
 from benchmarks import targets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("part", targets.PARTS, ids=lambda part: part.__name__)
 def test_every_target_is_reached(part):

@@ -9,8 +9,6 @@ import pytest
 
 from jaxgrad import testing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def wrong_cosine(x):
     rule = jax.custom_vjp(jnp.sin)

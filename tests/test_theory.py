@@ -10,8 +10,6 @@ from jaxgrad import activations, theory
 from jaxgrad.theory import quadrature
 from jaxgrad.theory.fixed_points import Stability
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SCALES = (1e-8, 1e-3, 0.3, 1.0, 30.0, 1e4)
 PI = np.pi
 SELU, ALPHA = activations.SELU_SCALE, activations.SELU_ALPHA

@@ -7,6 +7,8 @@ import pytest
 
 from jaxgrad import activations, networks, propagation, regimes, theory
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.mark.parametrize("name", list(activations.TABLE))
 def test_measured_growth_agrees_with_theory_at_five_variances(name):

@@ -12,8 +12,6 @@ import pytest
 from jaxgrad import check_grads, layers, networks, normalization
 from jaxgrad.theory import Moments
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def batches(key):
