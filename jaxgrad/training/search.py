@@ -142,7 +142,7 @@ def narrow(space: Space, points: Points, scores: Any, keep: float = 0.2) -> dict
     if keep > 1:
         raise ValueError(f"keep must be at most 1, got {keep:g}; it is a share of the points")
     scores = np.asarray(scores, np.float64)
-    sizes = {name: np.shape(points.get(name)) for name in names}
+    sizes = {name: np.shape(points[name]) if name in points else None for name in names}
     if any(size != scores.shape for size in sizes.values()) or scores.ndim != 1:
         raise ValueError(
             f"points must have one value of each of {names} for each of scores, of shape "
