@@ -156,3 +156,32 @@ def test_parameters_must_be_floating_point(key, data):
         training.fit(
             loss, {"n": jnp.ones(3, jnp.int32)}, optax.sgd(0.1), data, key, steps=1, batch_size=4
         )
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_monitor_sees_every_step(key, data, evaluated):
+    def monitor(step):
+        return {"loss": step.loss, "w": step.params, "update": step.updates, "x": step.batch["x"]}
+
+    options = {"evaluate": lambda w, state: (jnp.sum(w**2), ()), "every": 8} if evaluated else {}
+    found = fit(data, key, monitor=monitor, **options)
+    np.testing.assert_array_equal(found.trace["loss"], found.loss)
+    after = np.concatenate([found.trace["w"][1:], found.params[None]])
+    np.testing.assert_allclose(found.trace["w"] + found.trace["update"], after, rtol=1e-6)
+    assert found.trace["x"].shape == (24, 10, 3)
+    np.testing.assert_allclose(found.params, fit(data, key).params, rtol=1e-6)
+
+
+def test_what_a_monitor_saw_ends_where_training_stops(key, data):
+    found = fit(
+        data,
+        key,
+        steps=20,
+        evaluate=lambda w, state: (jnp.sum(w**2), ()),
+        every=2,
+        patience=2,
+        monitor=lambda step: step.loss,
+    )
+    np.testing.assert_array_equal(found.trace[:4], found.loss[:4])
+    np.testing.assert_array_equal(found.trace[4:], 0)
+    assert np.all(np.isnan(found.loss[4:]))

@@ -1,6 +1,7 @@
 """Train well: splits of the data, a whole run as one function, what its errors say.
 
-- `fit`: a training run as a pure function, for `jit` and `vmap`; returns `Fit`.
+- `fit`: a training run as a pure function, for `jit` and `vmap`; returns `Fit`, and shows a
+  monitor each `Step`.
 - `splits`: train, dev and test sets by size, stratified; are two sets of one distribution?
 - `bias_variance`: from train and dev error to what to do next.
 - `search`: hyper-parameters at random on the right scale, coarse to fine.
@@ -8,6 +9,6 @@
 """
 
 from jaxgrad.training import bias_variance, schedules, search, splits
-from jaxgrad.training.fitting import Fit, fit
+from jaxgrad.training.fitting import Fit, Step, fit
 
-__all__ = ["Fit", "bias_variance", "fit", "schedules", "search", "splits"]
+__all__ = ["Fit", "Step", "bias_variance", "fit", "schedules", "search", "splits"]

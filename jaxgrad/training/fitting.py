@@ -12,6 +12,25 @@ import optax
 from jaxgrad import _arguments, regularization
 
 
+class Step(NamedTuple):
+    """What a monitor sees of one step.
+
+    Attributes:
+      params, state: before the step.
+      batch, key: what `loss` got.
+      loss, gradient: what came of it.
+      updates: what the optimizer adds to the parameters.
+    """
+
+    params: Any
+    state: Any
+    batch: Any
+    key: jax.Array
+    loss: jax.Array
+    gradient: Any
+    updates: Any
+
+
 class Fit(NamedTuple):
     """What a training run gives; `E` is the number of evaluations, `steps / every + 1`.
 
@@ -23,6 +42,8 @@ class Fit(NamedTuple):
         it had stopped.
       error: what `evaluate` watches, `[E]`; `None` without `evaluate`.
       record: what else it returns, arrays `[E, ...]`; `None` without `evaluate`.
+      trace: what `monitor` returns, arrays `[steps, ...]`; zeros for steps that were not taken;
+        `None` without `monitor`.
     """
 
     params: Any
@@ -31,6 +52,7 @@ class Fit(NamedTuple):
     loss: jax.Array
     error: Any
     record: Any
+    trace: Any
 
 
 def fit(
@@ -46,6 +68,7 @@ def fit(
     evaluate: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     every: int = 1,
     patience: Any = None,
+    monitor: Callable[[Step], Any] | None = None,
 ) -> Fit:
     """Train by an optax optimizer, in one scan.
 
@@ -72,6 +95,8 @@ def fit(
       every: steps between evaluations.
       patience: stop after so many evaluations in a row without a smaller error, may be traced;
         `None` goes on to the end. Either way the best parameters are returned beside the last.
+      monitor: from a `Step` to a pytree of what is to be kept of each, such as norms; see
+        `jaxgrad.training.monitoring`.
 
     Returns:
       `Fit`.
@@ -127,7 +152,10 @@ def fit(
             params, state, batch, key_step
         )
         updates, slots = optimizer.update(gradient, slots, params)
-        return (optax.apply_updates(params, updates), state, slots), value
+        seen = None
+        if monitor is not None:
+            seen = monitor(Step(carry[0], carry[1], batch, key_step, value, gradient, updates))
+        return (optax.apply_updates(params, updates), state, slots), (value, seen)
 
     def steps_of_one_evaluation(carry, chunk):
         return jax.lax.scan(step, carry, chunk)
@@ -135,13 +163,15 @@ def fit(
     carry = (params, state, optimizer.init(params))
     chunks = (rows, step_keys)
     if evaluate is None:
-        (params, state, _), losses = jax.lax.scan(steps_of_one_evaluation, carry, chunks)
-        return Fit(params, state, None, losses.reshape(-1), None, None)
+        (params, state, _), kept = jax.lax.scan(steps_of_one_evaluation, carry, chunks)
+        losses, trace = jax.tree.map(_joined, kept)
+        return Fit(params, state, None, losses, None, None, trace)
 
-    dtype = jax.eval_shape(steps_of_one_evaluation, carry, jax.tree.map(lambda a: a[0], chunks))[1]
+    kinds = jax.eval_shape(steps_of_one_evaluation, carry, jax.tree.map(lambda a: a[0], chunks))[1]
 
     def skipped(carry, chunk):
-        return carry, jnp.full((every,), jnp.nan, dtype.dtype)
+        losses, trace = jax.tree.map(lambda kind: jnp.zeros(kind.shape, kind.dtype), kinds)
+        return carry, (losses + jnp.nan, trace)
 
     def turn(carry, inputs):
         trained, best = carry
@@ -153,17 +183,23 @@ def fit(
             return jax.lax.cond(best.stopped, skipped, steps_of_one_evaluation, trained, chunk)
 
         # The first turn only evaluates, so that `evaluate` is compiled once.
-        trained, losses = jax.lax.cond(index == 0, skipped, go_on, trained, chunk)
+        trained, kept = jax.lax.cond(index == 0, skipped, go_on, trained, chunk)
         error, record = evaluate(*trained[:2])
         best = regularization.watch(best, trained[:2], error, patience)
-        return (trained, best), (losses, jnp.asarray(error), record)
+        return (trained, best), (kept, jnp.asarray(error), record)
 
     padded = jax.tree.map(lambda a: jnp.concatenate([a[:1], a]), chunks)
     best = regularization.early_stopping((params, state))
-    ((params, state, _), best), (losses, errors, record) = jax.lax.scan(
+    ((params, state, _), best), (kept, errors, record) = jax.lax.scan(
         turn, (carry, best), (jnp.arange(len(rows) + 1), padded)
     )
-    return Fit(params, state, best, losses[1:].reshape(-1), errors, record)
+    losses, trace = jax.tree.map(lambda a: _joined(a[1:]), kept)
+    return Fit(params, state, best, losses, errors, record, trace)
+
+
+def _joined(chunks):
+    """`[evaluations, steps of each, ...]` to `[steps, ...]`."""
+    return chunks.reshape(-1, *chunks.shape[2:])
 
 
 def _batches(key, examples, batch_size, steps):
