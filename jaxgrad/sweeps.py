@@ -85,6 +85,8 @@ def run(
     store: str | os.PathLike[str] | None = None,
     chunk_cells: int | None = None,
     memory_limit: int = 2**30,
+    static: Sequence[str] = (),
+    vectorized: bool = True,
     devices: Sequence[Any] | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> xarray.Dataset:
@@ -110,6 +112,10 @@ def run(
         A resumed store keeps its own.
       memory_limit: bytes that the program may take on each device, by the compiler's count; a
         chunk that takes more is computed in several batches.
+      static: names of axes whose numbers, too, are Python values, such as a depth that decides
+        shapes; each is compiled.
+      vectorized: whether a device computes the cells of a batch together. One after the other they
+        have the cache to themselves, which on CPUs is faster for large cells such as training runs.
       devices: over which each batch is spread, by default `jax.local_devices()`.
       progress: called as `progress(done_cells, total_cells)` at the start and after each chunk is
         stored.
@@ -139,6 +145,9 @@ def run(
             raise TypeError(f"{name} must be callable, got {value!r}; pass a function")
     _check_key(key)
     grid = {name: _axis(name, values) for name, values in _mapping("axes", axes).items()}
+    for name in (static,) if isinstance(static, str) else static:
+        _require(name in grid, f"static must name axes, {', '.join(grid)}; got {name!r}")
+        grid[name] = grid[name]._replace(traced=None)
     variables, units = _mapping("variables", variables), _mapping("units", units or {})
     labels = {
         name: _labels(f"coords[{name!r}]", values)
@@ -200,7 +209,8 @@ def run(
     for block in _blocks(sizes, chunk):
         if not computed[block].all():
             groups.setdefault(_static(grid, block), []).append(block)
-    compiler = functools.partial(_compile, cell, grid, mesh, shared, memory_limit, math.prod(chunk))
+    limits = memory_limit, math.prod(chunk), vectorized
+    compiler = functools.partial(_compile, cell, grid, mesh, shared, *limits)
     calls = itertools.chain(_calls(grid, groups, compiler), [((), False, {})])
     batches = []
     # Taking calls in pairs starts the next batch before this one's results are waited for.
@@ -445,9 +455,15 @@ def _blocks(sizes, chunk) -> Iterator[tuple[slice, ...]]:
         yield tuple(map(slice, corner, ends))
 
 
-def _compile(cell, grid, mesh, shared, memory_limit, cells, static):
+def _compile(cell, grid, mesh, shared, memory_limit, cells, vectorized, static):
     """The program of one static combination, and how many cells it takes at once."""
-    mapped = jax.vmap(functools.partial(cell, static), in_axes=(None, 0, 0))
+    one = functools.partial(cell, static)
+
+    def mapped(shared, *inputs):
+        if vectorized:
+            return jax.vmap(one, in_axes=(None, 0, 0))(shared, *inputs)
+        return jax.lax.map(lambda inputs: one(shared, *inputs), inputs)
+
     specs = (P(), P("cells"), P("cells"))
     # check_vma would refuse a cell with a scan that starts from a constant.
     spread = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)

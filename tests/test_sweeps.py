@@ -163,6 +163,40 @@ def test_one_program_for_each_static_combination(key):
     assert sorted(traces) == ["cos", "cos", "sin", "sin"]  # once for the shapes, once to compile
 
 
+def test_static_numbers_decide_shapes_and_change_no_key(key):
+    def function(key, point):
+        steps, size = point["steps"], point["size"]
+        assert isinstance(steps, int)
+        assert isinstance(size, Tracer)
+        x = jax.random.normal(key, (steps,), jnp.float32)
+        return {"y": size * jnp.sum(x), "bits": jax.random.key_data(key)}
+
+    axes = {"size": [1.0, 3.0], "steps": [2, 5]}
+    variables = {"y": Variable(), "bits": Variable(("word",))}
+    found = sweeps.run(function, axes, variables, key=key, static=["steps"])
+    assert found["steps"].values.tolist() == [2, 5]
+    for size, steps in itertools.product(*axes.values()):
+        point = {"size": size, "steps": steps}
+        cell = found.sel(point)
+        key_cell = sweeps.cell_key(key, point)
+        np.testing.assert_array_equal(cell["bits"], jax.random.key_data(key_cell))
+        expected = size * np.sum(np.asarray(jax.random.normal(key_cell, (steps,), jnp.float32)))
+        np.testing.assert_allclose(cell["y"], expected, rtol=1e-5)
+
+
+def test_cells_one_after_the_other_have_the_same_values(key):
+    assert_close(sweep(key, vectorized=False), sweep(key))
+    spy, sizes = batch_spy()
+
+    def function(key, point):
+        return {"y": spy(jnp.float32(point["seed"]))}
+
+    sweeps.run(
+        function, {"seed": range(8)}, {"y": Variable()}, key=key, vectorized=False, chunk_cells=8
+    )
+    assert not sizes
+
+
 def test_points_arrive_as_documented(key):
     seen = {}
 
@@ -432,6 +466,7 @@ BAD = {
     "string": ({"axes": {"x": "relu"}}, TypeError, r"axes\['x'\] must be a sequence.*'relu'"),
     "mixed": ({"axes": {"x": [1, "a"]}}, TypeError, r"all numbers.*\['number', 'str'\]"),
     "objects": ({"axes": {"x": [None]}}, TypeError, r"all numbers.*NoneType"),
+    "static": ({"static": "depth"}, ValueError, "static must name axes, .*; got 'depth'"),
     "matrix": ({"axes": {"x": np.eye(2)}}, TypeError, r"all numbers.*ndarray"),
     "overflow": ({"axes": {"x": [1e300]}}, ValueError, r"as float32, got \[1e\+300\].*enable_x64"),
     "large": ({"axes": {"x": [2**40]}}, ValueError, r"distinct as int32.*enable_x64"),
