@@ -250,6 +250,15 @@ def test_limits_are_where_iteration_ends():
     assert theory.limit("relu", 2.0, 0.0, 3.0).q == 3.0
 
 
+def test_correlations_of_arrays_are_those_of_their_elements():
+    w, b = np.array([0.8, 1.3, 2.5]), np.array([[0.05], [0.3]])
+    together = theory.correlation("tanh", w, b)
+    for i, j in np.ndindex(2, 3):
+        alone = theory.correlation("tanh", w[j], b[i, 0])
+        np.testing.assert_allclose(together.gap[i, j], alone.gap, rtol=1e-10)
+        np.testing.assert_allclose(together.chi[i, j], alone.chi, rtol=1e-10)
+
+
 def test_the_chaotic_angle_is_a_fixed_point_of_the_correlation_map():
     w, b = 2.5, 0.05
     where, angle = theory.limit("tanh", w, b), theory.correlation("tanh", w, b)

@@ -160,8 +160,7 @@ def correlation(
     """The angle between two examples that deep layers tend to, and how fast.
 
     Args:
-      activation, w_variance, b_variance: as of `fixed_points`.
-      q: variance of the first pre-activations, as of `limit`.
+      activation, w_variance, b_variance, q: as of `limit`, arrays that broadcast.
 
     Returns:
       `Correlation`; NaN where the length has no positive finite limit.
@@ -381,6 +380,9 @@ def _limit(phi, w_variance, b_variance, q):
 @in_float64
 @functools.partial(jax.jit, static_argnums=0)
 def _correlation(phi, w_variance, b_variance, q):
+    w_variance, b_variance, q = jnp.broadcast_arrays(
+        *(jnp.asarray(v, jnp.float64) for v in (w_variance, b_variance, q))
+    )
     where = _limit(phi, w_variance, b_variance, q)
     log_q = jnp.log(jnp.where((where.q > 0) & jnp.isfinite(where.q), where.q, jnp.nan))
     square = w_variance * jnp.exp(moments.statistics(phi, log_q).log_square)
@@ -397,7 +399,8 @@ def _correlation(phi, w_variance, b_variance, q):
         grows = step(middle)[0] > jnp.exp(middle)
         return jnp.where(grows, middle, low), jnp.where(grows, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 40, halve, (jnp.log(1e-12), jnp.log(1.0)))
+    start = jnp.full_like(log_q, jnp.log(1e-12)), jnp.zeros_like(log_q)
+    low, high = jax.lax.fori_loop(0, 40, halve, start)
     log_gap = jax.lax.stop_gradient((low + high) / 2)
     gap, chi = step(log_gap)
     newton = jnp.exp(log_gap) + (gap - jnp.exp(log_gap)) / (1 - jax.lax.stop_gradient(chi))
