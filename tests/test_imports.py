@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "normalization": {"_arguments"},
     "regularization": {"_arguments"},
     "augmentation": {"_arguments"},
-    "training": {"_arguments", "regularization", "training"},
+    "training": {"_arguments", "activations", "regularization", "training"},
     "plotting": {"regimes", "plotting", "theory"},
     "checking": {"_arguments", "checking"},
     "testing": {"checking"},

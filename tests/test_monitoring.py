@@ -1,0 +1,164 @@
+"""Norms of layers and what units do, against NumPy and the library's own signal propagation."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgrad import layers, networks, propagation, training
+from jaxgrad.training import monitoring
+from tests.planted_faults import STACKED, forward
+from tests.tolerances import rtol
+
+
+def seen(params, gradient=None, updates=None):
+    def scaled(factor):
+        return jax.tree.map(lambda a: a * factor, params)
+
+    given = {"gradient": gradient or scaled(0.5), "updates": updates or scaled(-0.01)}
+    return SimpleNamespace(params=params, **given)
+
+
+@pytest.fixture
+def params(key):
+    return networks.init(key, 5, 7, 4, out_features=3)
+
+
+def test_norms_are_those_of_each_layer(params):
+    norms = monitoring.layer_norms(seen(params), stacked=STACKED)
+    kernels = [params["first"]["kernel"], *params["hidden"]["kernel"], params["readout"]["kernel"]]
+    expected = [np.log(np.linalg.norm(np.asarray(kernel, np.float64))) for kernel in kernels]
+    np.testing.assert_allclose(norms.log_weight, expected, rtol=rtol(jnp.float32))
+    np.testing.assert_allclose(norms.log_gradient, np.add(expected, np.log(0.5)), atol=1e-6)
+    np.testing.assert_allclose(norms.log_ratio, np.log(0.01), rtol=1e-5)
+    assert monitoring.layer_names(params, stacked=STACKED) == (
+        "first/kernel",
+        *(f"hidden/kernel[{index}]" for index in range(3)),
+        "readout/kernel",
+    )
+    # Not told of the stack, it is one layer.
+    assert monitoring.layer_norms(seen(params)).log_weight.shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1.0, 1e30])
+def test_norms_neither_overflow_nor_underflow(size, dtype):
+    w = {"w": jnp.full((10, 10), size, dtype)}
+    norms = monitoring.layer_norms(seen(w, w, w))
+    expected = np.log(float(w["w"][0, 0])) + np.log(10)
+    np.testing.assert_allclose(norms.log_gradient, [expected], atol=1e-5 * abs(expected) + 1e-5)
+
+
+def test_norms_of_zero_and_of_no_numbers_say_so():
+    bad = {
+        "a_0": {"w": jnp.zeros(3)},
+        "a_1": {"w": jnp.asarray([1.0, jnp.inf, 1.0])},
+        "a_2": {"w": jnp.asarray([1.0, jnp.nan, jnp.inf])},
+    }
+    found = monitoring.layer_norms(seen(bad, bad, bad)).log_gradient
+    np.testing.assert_array_equal(found, [-np.inf, np.inf, np.nan])
+
+
+def test_layers_go_from_input_to_output():
+    flax = {f"Dense_{index}": {"kernel": jnp.full((2, 2), index + 1.0)} for index in range(12)}
+    assert monitoring.layer_names(flax) == tuple(f"Dense_{i}/kernel" for i in range(12))
+    norms = monitoring.layer_norms(seen(flax))
+    np.testing.assert_allclose(norms.log_weight, np.log(2 * np.arange(1, 13)), rtol=1e-6)
+
+
+def test_copies_of_a_block_come_one_after_the_other(key):
+    block = layers.sequential(layers.dense(6), layers.activation("relu"), layers.dense(6))
+    net = layers.sequential(layers.dense(6), layers.repeat(block, 3), layers.dense(2))
+    params, _ = net.init(key, (4,), jnp.float32)
+    names = monitoring.layer_names(params, stacked="^1/")
+    inner = [f"1/{part}/kernel[{copy}]" for copy in range(3) for part in (0, 2)]
+    assert names == ("0/kernel", *inner, "2/kernel")
+    norms = monitoring.layer_norms(seen(params), stacked="^1/")
+    expected = [params[1][part]["kernel"][copy] for copy in range(3) for part in (0, 2)]
+    expected = [params[0]["kernel"], *expected, params[2]["kernel"]]
+    np.testing.assert_allclose(
+        norms.log_weight, [np.log(np.linalg.norm(a)) for a in expected], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "selu"])
+def test_units_are_those_of_signal_propagation(key, params, activation):
+    params = networks.scale(params, 30.0)
+    x = jax.random.normal(key, (4, 5), jnp.float32)
+    found = monitoring.units(forward(params, x, activation)[1], activation)
+    signal = propagation.probe(params, x, key, activation).signal
+    np.testing.assert_allclose(found.log_preactivation, signal.log_preactivation, atol=1e-4)
+    np.testing.assert_allclose(found.dead, signal.dead, atol=1e-6)
+    np.testing.assert_allclose(found.saturated, signal.saturated, atol=1e-6)
+    one_sided = activation in ("relu", "selu")
+    assert np.all(found.saturated_above == 0) == one_sided
+    assert np.any(found.saturated > 0)
+    assert np.any(found.dead > 0) >= (activation == "relu")
+
+
+def test_counts_are_numpys_and_nothing_is_dropped(key):
+    z = np.array(3 * jax.random.normal(key, (2, 30, 8), jnp.float32))
+    z[1, :3, 0] = np.nan, np.inf, -np.inf
+    edges = (-2.0, -0.5, 1.0)
+    found = jax.jit(lambda z: monitoring.units(z, "tanh", edges=edges))(z)
+    for layer in range(2):
+        finite = z[layer][np.isfinite(z[layer])]
+        expected, _ = np.histogram(finite, [-np.inf, *edges, np.inf])
+        np.testing.assert_array_equal(found.counts[layer], expected)
+    np.testing.assert_array_equal(found.not_finite, [0, 3])
+    np.testing.assert_array_equal(found.counts.sum(axis=1) + found.not_finite, 240)
+    listed = monitoring.units([z[0], z[1]], "tanh", edges=edges)
+    for one, other in zip(found, listed, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_run_keeps_the_norms_of_every_step(key, params):
+    x = jax.random.normal(key, (16, 5), jnp.float32)
+
+    def loss(params, state, batch, key):
+        return jnp.mean(networks.apply(params, batch) ** 2), state
+
+    @jax.jit
+    @jax.vmap
+    def run(rate):
+        return training.fit(
+            loss,
+            params,
+            optax.sgd(rate),
+            x,
+            key,
+            steps=3,
+            batch_size=8,
+            monitor=lambda step: monitoring.layer_norms(step, stacked=STACKED),
+        )
+
+    trace = run(jnp.asarray([0.1, 0.2])).trace
+    assert trace.log_gradient.shape == (2, 3, 5)
+    rates = np.asarray([0.1, 0.2])[:, None, None]
+    np.testing.assert_allclose(
+        trace.log_update - trace.log_gradient, np.broadcast_to(np.log(rates), (2, 3, 5)), rtol=1e-4
+    )
+
+
+def test_bad_arguments_are_named(params):
+    step = seen(params)
+    with pytest.raises(ValueError, match="where must select"):
+        monitoring.layer_norms(step, where="nothing")
+    with pytest.raises(ValueError, match="stacked must be found"):
+        monitoring.layer_norms(step, stacked="^blocks/")
+    with pytest.raises(ValueError, match="one leading axis of layers"):
+        monitoring.layer_norms(step, where=".", stacked="(?=kernel)")
+    with pytest.raises(TypeError, match="stacked must be a regular expression"):
+        monitoring.layer_norms(step, stacked=3)  # type: ignore
+    for z in (jnp.ones(3), [jnp.ones(3)], [], jnp.ones((2, 0, 3))):
+        with pytest.raises(ValueError, match="z must be"):
+            monitoring.units(z, "tanh")
+    z = jnp.ones((1, 2, 3))
+    for edges in ((), (1.0, 1.0), (2.0, 1.0)):
+        with pytest.raises(ValueError, match="edges must be increasing"):
+            monitoring.units(z, "tanh", edges=edges)
+    with pytest.raises(ValueError, match="saturation must be"):
+        monitoring.units(z, "tanh", saturation=-1.0)
