@@ -15,6 +15,7 @@ from jaxgrad.plotting.input_normalization import input_normalization
 from jaxgrad.plotting.norm_layers import norm_layers
 from jaxgrad.plotting.phase_diagram import phase_diagram
 from jaxgrad.plotting.regularization import regularization
+from jaxgrad.plotting.trainability import trainability
 
 __all__ = [
     "activations",
@@ -30,4 +31,5 @@ __all__ = [
     "norm_layers",
     "phase_diagram",
     "regularization",
+    "trainability",
 ]

@@ -1,0 +1,154 @@
+"""The map of trained networks, 768 of them: jaxgrad beside a PyTorch loop over the same networks.
+
+Run `python -m benchmarks.trainability`. Width 64, 300 steps of batches of 64 digits, depths 1-128.
+PyTorch trains a sample of cells in full, and its time is scaled by depth; jaxgrad trains all, its
+time includes compiling. Each runs in a process of its own, on all cores. Needs PyTorch; without it
+only jaxgrad's time is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from experiments import frontend, trainability
+
+SAMPLE = (1, 4, 16, 45, 128)
+"""Depths that PyTorch trains."""
+
+
+def pytorch(cells: int) -> dict[str, Any]:
+    """Seconds and accuracy of `cells` networks of each sampled depth, spread over the variances."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    config = trainability.Config()
+    arrays = trainability.digits(config)
+    x, y, x_test, y_test = (torch.from_numpy(np.array(a)) for a in arrays)
+    y, y_test = y.long(), y_test.long()
+    variances = np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
+    chosen = np.linspace(0, len(variances) - 1, cells + 2).round().astype(int)[1:-1]
+    torch.manual_seed(0)
+
+    def train(depth: int, w_variance: float, steps: int) -> tuple[float, float]:
+        parts: list[Any] = []
+        fan_in = x.shape[1]
+        for _ in range(depth):
+            linear = torch.nn.Linear(fan_in, config.width)
+            torch.nn.init.normal_(linear.weight, std=math.sqrt(w_variance / fan_in))
+            torch.nn.init.normal_(linear.bias, std=math.sqrt(config.b_variance))
+            parts += [linear, torch.nn.Tanh()]
+            fan_in = config.width
+        readout = torch.nn.Linear(fan_in, trainability.CLASSES)
+        torch.nn.init.normal_(readout.weight, std=math.sqrt(1 / fan_in))
+        torch.nn.init.zeros_(readout.bias)
+        network = torch.nn.Sequential(*parts, readout)
+        optimizer = torch.optim.SGD(network.parameters(), lr=config.rates[0])
+        start = time.perf_counter()
+        order, at = torch.randperm(len(x)), 0
+        for _ in range(steps):
+            if at + config.batch > len(x):
+                order, at = torch.randperm(len(x)), 0
+            rows, at = order[at : at + config.batch], at + config.batch
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+        seconds = time.perf_counter() - start
+        with torch.no_grad():
+            accuracy = (network(x_test).argmax(1) == y_test).double().mean().item()
+        return seconds, accuracy
+
+    train(2, 1.0, 20)
+    found = [
+        (depth, int(v), *train(depth, float(variances[v]), config.steps))
+        for depth in SAMPLE
+        for v in chosen
+    ]
+    return {"runs": found}
+
+
+def jaxgrad() -> dict[str, Any]:
+    """Seconds for the whole map, accuracy of every cell, and the rates of arithmetic."""
+    frontend.use_all_cores()
+    import jax
+    import jax.numpy as jnp
+
+    config = trainability.Config()
+    jax.local_devices()
+    start = time.perf_counter()
+    dataset = trainability.measure(config)
+    seconds = time.perf_counter() - start
+    products = 3 * 2 * config.width**2 * config.batch * config.steps
+    each = config.w_variances * config.seeds * len(config.rates)
+    arithmetic = products * each * sum(config.depths)
+
+    def big_product() -> float:
+        product = jax.jit(jnp.matmul)
+        a = jnp.ones((2048, 2048))
+        product(a, a).block_until_ready()
+        start = time.perf_counter()
+        for _ in range(5):
+            product(a, a).block_until_ready()
+        return 5 * 2 * 2048**3 / (time.perf_counter() - start)
+
+    accuracy = dataset["accuracy"].isel(rate=0).transpose("depth", "w_variance", "seed").values
+    return {
+        "seconds": seconds,
+        "accuracy": accuracy.tolist(),
+        "rate": arithmetic / seconds,
+        "peak": big_product(),
+    }
+
+
+def in_process(part: str, cells: int) -> dict[str, Any]:
+    """Run one part in a fresh process and return what it found."""
+    command = [sys.executable, "-m", "benchmarks.trainability", "--part", part]
+    command += ["--cells", str(cells)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: the part {part!r} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Run both and print times, their ratio and the accuracies' difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore
+    parser.add_argument("--cells", type=int, default=4, help="PyTorch networks for each depth")
+    parser.add_argument("--part", choices=("pytorch", "jaxgrad"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(pytorch(options.cells) if options.part == "pytorch" else jaxgrad()))
+        return
+    config = trainability.Config()
+    each = config.w_variances * config.seeds
+    ours = in_process("jaxgrad", 0)
+    print(
+        f"jaxgrad: {len(config.depths) * each} networks in {ours['seconds']:.0f} s, compiling "
+        f"included; products at {ours['rate'] / 1e9:.0f} GF/s, a large one {ours['peak'] / 1e9:.0f}"
+    )
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed; nothing to compare with.")
+        return
+    runs = np.array(in_process("pytorch", options.cells)["runs"])
+    mean = [runs[runs[:, 0] == depth, 2].mean() for depth in SAMPLE]
+    total = each * np.interp(config.depths, SAMPLE, mean).sum()
+    print(
+        f"pytorch: {total:.0f} s, scaled from {len(runs)} networks; {total / ours['seconds']:.2f} x"
+    )
+    accuracy = np.array(ours["accuracy"])
+    rows = [config.depths.index(int(depth)) for depth in runs[:, 0]]
+    cells = accuracy[rows, runs[:, 1].astype(int)]
+    apart = runs[:, 3] - cells.mean(axis=1)
+    error = apart.std(ddof=1) / np.sqrt(len(apart))
+    print(f"accuracy: pytorch less jaxgrad {apart.mean():+.3f} ± {error:.3f}, over these networks")
+
+
+if __name__ == "__main__":
+    main()
