@@ -617,29 +617,50 @@ def sequential(*layers: Layer) -> Layer:
     )
 
 
-def repeat(block: Layer, depth: int) -> Layer:
+def repeat(block: Layer, depth: int, active: Any = None) -> Layer:
     """`depth` copies of one block, one after the other, by one scan over depth.
 
     Copy `l` of 1, ..., depth draws from `fold_in(key, l)`, so a deeper stack of the same key begins
-    with the copies of the shallower one.
+    with the copies of the shallower one. With `active`, networks of different depths are one
+    program, and depth can be mapped over. The copies that do not act cost their memory traffic,
+    and under `jax.vmap` all of their time: cut a wide range of depths into a few, each with a
+    `depth` of its own.
 
     Args:
       block: a layer that keeps the shape of its input and has parameters.
       depth: number of copies, at least 1.
+      active: how many of them act, from 0 to `depth`, may be traced; the others, last in order,
+        hand on what they get, and their parameters have a gradient of 0. `None` for all.
 
     Returns:
       A `Layer` whose parameters are the block's, each with a leading axis of `depth`.
 
     Raises:
-      ValueError, TypeError: if the depth is not as described; by `init`, if the block changes the
+      ValueError, TypeError: if an argument is not as described; by `init`, if the block changes the
         shape or has no parameters.
 
     >>> stack = repeat(sequential(dense(8), activation("relu")), 100)
     >>> params, shape = stack.init(jax.random.key(0), (8,), jnp.float32)
     >>> params[0]["kernel"].shape, shape
     ((100, 8, 8), (8,))
+    >>> def size(depth):
+    ...     shallow = repeat(sequential(dense(8), activation("relu")), 100, active=depth)
+    ...     return jnp.mean(shallow.apply(params, jnp.ones((1, 8)), None) ** 2)
+    >>> jax.vmap(size)(jnp.asarray([0, 1, 100])).shape
+    (3,)
     """
     depth = _arguments.integer("depth", depth, 1)
+    if active is not None and not _arguments.is_traced(active):
+        active = _arguments.integer("active", active, 0)
+        if active > depth:
+            raise ValueError(
+                f"active must be at most the depth {depth}, got {active}; raise the depth"
+            )
+
+    def where_active(index, act, *passed):
+        if active is None:
+            return act(*passed)
+        return jax.lax.cond(index < active, act, lambda *passed: passed, *passed)
 
     def init(key, shape, dtype):
         shape = tuple(shape)
@@ -664,12 +685,19 @@ def repeat(block: Layer, depth: int) -> Layer:
     def apply(params, h, key):
         def step(h, inputs):
             index, copy = inputs
-            return block.apply(copy, h, _of_copy(key, index)), None
+
+            def act(h):
+                return (block.apply(copy, h, _of_copy(key, index)),)
+
+            return where_active(index, act, h)[0], None
 
         return jax.lax.scan(step, h, (jnp.arange(depth), params))[0]
 
     def predict(moments):
-        return jax.tree.map(lambda a: a[-1], predict_blocks(block.predict, moments, depth))
+        each = predict_blocks(block.predict, moments, depth)
+        if active is None:
+            return jax.tree.map(lambda a: a[-1], each)
+        return _after(moments, each, active)
 
     running = None
     if block.running is not None:
@@ -677,12 +705,24 @@ def repeat(block: Layer, depth: int) -> Layer:
         def apply_running(params, state, h, key):
             def step(h, inputs):
                 index, copy, kept = inputs
-                return apply_state(block, copy, kept, h, _of_copy(key, index))
+
+                def act(h, kept):
+                    return apply_state(block, copy, kept, h, _of_copy(key, index))
+
+                return where_active(index, act, h, kept)
 
             return jax.lax.scan(step, h, (jnp.arange(depth), params, state))
 
         running = Running(jax.vmap(block.running.init), apply_running)
     return Layer(init, apply, predict, block.homogeneous, block.mixes, running)
+
+
+@in_float64
+def _after(first, each, count):
+    """The moments after `count` copies, `first` for none."""
+    certain = {name: getattr(first, name) and getattr(each, name) for name in ("gaussian", "fresh")}
+    first, each = (dataclasses.replace(moments, **certain) for moments in (first, each))
+    return jax.tree.map(lambda a, b: jnp.where(count > 0, b[count - 1], a), first, each)
 
 
 def _of_copy(key, index):

@@ -164,6 +164,53 @@ def test_repeat_predicts_as_its_copies():
     np.testing.assert_allclose(found.log_gradient, expected.log_gradient, rtol=1e-12)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_active_copies_are_the_shorter_stack(key, batches, count):
+    params, state = started(layers.repeat(BLOCK, 4), key, (6,))
+
+    def run(stack, params, state, x):
+        def loss(params):
+            h, after = layers.apply_state(stack, params, state, x, key)
+            used = stack.apply(params, x, None)
+            return jnp.sum(h**2) + jnp.sum(used**2), (h, used, after)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    traced = jax.jit(lambda count, *given: run(layers.repeat(BLOCK, 4, count), *given))
+    known = jax.jit(lambda *given: run(layers.repeat(BLOCK, 4, count), *given))
+    (value, (h, used, after)), gradient = traced(count, params, state, batches[0])
+    chex.assert_trees_all_equal(known(params, state, batches[0])[0][0], value)
+    first, rest = (
+        jax.tree.map(lambda a, s=s: a[s], (gradient, after))
+        for s in (slice(0, count), slice(count, None))
+    )
+    chex.assert_trees_all_equal(
+        rest, jax.tree.map(lambda a: a[count:], (jax.tree.map(jnp.zeros_like, params), state))
+    )
+    if count == 0:
+        np.testing.assert_array_equal(h, batches[0])
+        return
+    shorter = jax.tree.map(lambda a: a[:count], (params, state))
+    found = jax.jit(lambda *given: run(layers.repeat(BLOCK, count), *given))(*shorter, batches[0])
+    expected = ((value, (h, used, first[1])), first[0])
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_map_over_active_copies_trains_each_depth(key, batches):
+    block = layers.sequential(layers.dense(6, w_variance=1.5), layers.activation("tanh"))
+    params, _ = layers.repeat(block, 3).init(key, (6,), jnp.float32)
+    depths = jnp.arange(4)
+    found = jax.vmap(lambda d: layers.repeat(block, 3, d).apply(params, batches[0], None))(depths)
+    for depth in range(1, 4):
+        part = jax.tree.map(lambda a: a[:depth], params)  # noqa: B023
+        expected = layers.repeat(block, depth).apply(part, batches[0], None)
+        np.testing.assert_allclose(found[depth], expected, rtol=1e-5, atol=1e-6)
+    first = Moments(log_q=0.3, gaussian=True, fresh=True)
+    predicted = [layers.repeat(block, 3, int(d)).predict(first).log_gradient for d in depths]
+    expected = [layers.repeat(block, d).predict(first).log_gradient for d in (1, 2, 3)]
+    np.testing.assert_allclose(predicted, [0.0, *expected], rtol=1e-12)
+
+
 def test_layers_without_state_are_as_before(key, batches):
     layer = layers.sequential(layers.dense(4), layers.activation("relu"), layers.dropout(0.5))
     params, state = started(layer, key, (6,))
@@ -201,6 +248,10 @@ def test_jit_and_vmap_agree_with_eager(key, batches):
 def test_errors(key):
     with pytest.raises(ValueError, match="depth must be at least 1"):
         layers.repeat(BLOCK, 0)
+    with pytest.raises(ValueError, match="active must be at most the depth 3, got 4"):
+        layers.repeat(BLOCK, 3, active=4)
+    with pytest.raises(ValueError, match="active must be at least 0"):
+        layers.repeat(BLOCK, 3, active=-1)
     with pytest.raises(ValueError, match=r"block must keep the shape \(5,\)"):
         layers.repeat(layers.dense(4), 2).init(key, (5,), jnp.float32)
     with pytest.raises(ValueError, match="momentum must be at least 0"):
