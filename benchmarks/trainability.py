@@ -98,7 +98,8 @@ def jaxgrad() -> dict[str, Any]:
             product(a, a).block_until_ready()
         return 5 * 2 * 2048**3 / (time.perf_counter() - start)
 
-    accuracy = dataset["accuracy"].isel(rate=0).transpose("depth", "w_variance", "seed").values
+    accuracy = dataset["accuracy"].isel(kind=0, rate=0)
+    accuracy = accuracy.transpose("depth", "w_variance", "seed").values
     return {
         "seconds": seconds,
         "accuracy": accuracy.tolist(),

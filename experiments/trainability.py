@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +30,21 @@ from jaxgrad import (
     training,
 )
 
-Kind = Literal["plain", "orthogonal", "batch_norm", "residual"]
+Kind = Literal["plain", "orthogonal", "critical", "batch_norm", "residual"]
 CLASSES = 10
 SCALES = 6
 """Depth scales to which networks are trainable, Schoenholz et al. (2017)."""
+NEAR = 1.5
+"""In depth, a cell within this factor of the border is on it."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the map of trained networks."""
 
-    kind: Kind = "plain"
-    """plain, orthogonal (weights), batch_norm (before the activation) or residual (branches)."""
+    kinds: tuple[Kind, ...] = ("plain",)
+    """plain, orthogonal (weights), critical (biases as the weights' variance needs them, to keep
+    angles longest), batch_norm (before the activation), residual (branches); a map of each."""
     activation: str = "tanh"
     """A name of jaxgrad.activations.TABLE."""
     depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 80, 96, 112, 128)
@@ -53,13 +56,16 @@ class Config:
     w_variances: int = 24
     """How many weight variances, in even ratios, at least 2."""
     b_variance: float = 0.05
-    """Variance of the biases at the start."""
+    """Variance of the biases at the start, but for the kind critical."""
     rates: tuple[float, ...] = (0.01,)
     """Learning rates of gradient descent; of several the best one counts, cell by cell."""
     width: int = 64
     """Units of every layer."""
     steps: int = 300
     """Of training."""
+    longer: int = 5
+    """Cells that do not learn although theory says so are trained again, for so many times the
+    steps at as many times smaller rates; 1 leaves them."""
     batch: int = 64
     """Examples in a step."""
     seeds: int = 2
@@ -75,7 +81,7 @@ def checked(config: Config) -> None:
     activations.get(config.activation)
     for name, least in (
         *((name, 2) for name in ("w_variances", "seeds")),
-        *((name, 1) for name in ("width", "steps", "batch")),
+        *((name, 1) for name in ("width", "steps", "longer", "batch")),
         ("first_seed", 0),
     ):
         value = getattr(config, name)
@@ -87,6 +93,8 @@ def checked(config: Config) -> None:
             raise ValueError(
                 f"{name} must be different numbers above 0, got {values}; correct them"
             )
+    if not config.kinds or len(set(config.kinds)) < len(config.kinds):
+        raise ValueError(f"kinds must be different, at least one, got {config.kinds}")
     if not np.isfinite(config.rates).all():
         raise ValueError(f"rates must be finite, got {config.rates}; correct them")
     if not 0 < config.w_variance_min < config.w_variance_max < np.inf:
@@ -98,29 +106,55 @@ def checked(config: Config) -> None:
         raise ValueError(
             f"b_variance must be at least 0 and finite, got {config.b_variance:g}; correct it"
         )
+    if "critical" in config.kinds:
+        biases("critical", config)
     frontend.writable("output", config.output)
 
 
-def hidden(kind: Kind, config: Config, w_variance: Any) -> layers.Layer:
+def w_variances(config: Config) -> np.ndarray:
+    """The weight variances of the map, times fan-in."""
+    return np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
+
+
+def biases(kind: str, config: Config) -> np.ndarray:
+    """Variance of the biases for each weight variance.
+
+    On the critical line where that is possible; weights too small for it want no biases.
+    """
+    variances = w_variances(config)
+    if kind != "critical":
+        return np.full(len(variances), config.b_variance)
+    line = theory.critical_line(config.activation, np.geomspace(1e-8, 1e4, 4001))
+    w_line, b_line = (np.asarray(a) for a in (line.w_variance, line.b_variance))
+    if not np.all(np.diff(w_line) > 0):
+        raise ValueError(
+            "activation must have a critical point for every large weight variance, as tanh, for "
+            f"the kind critical, got {config.activation!r}; leave the kind out"
+        )
+    return np.interp(np.log(variances), np.log(w_line), b_line)
+
+
+def hidden(kind: str, config: Config, w_variance: Any, b_variance: Any) -> layers.Layer:
     """One hidden layer; its biases are drawn, or start at 0, and are trained."""
     kernel_init = initializers.orthogonal() if kind == "orthogonal" else None
-    dense = layers.dense(
-        config.width, w_variance, jnp.asarray(config.b_variance), kernel_init=kernel_init
-    )
+    dense = layers.dense(config.width, w_variance, jnp.asarray(b_variance), kernel_init=kernel_init)
     phi = layers.activation(config.activation)
     if kind == "batch_norm":
         return layers.sequential(dense, layers.batch_norm(1e-5), phi)
     return layers.sequential(dense, phi)
 
 
-def network(config: Config, depth: int, w_variance: Any) -> layers.Layer:
-    """A classifier of `depth` hidden layers."""
-    first = hidden("plain" if config.kind == "residual" else config.kind, config, w_variance)
-    block = hidden(config.kind, config, w_variance)
-    if config.kind == "residual":
+def network(
+    kind: str, config: Config, depth: int, w_variance: Any, b_variance: Any, active: Any = None
+) -> layers.Layer:
+    """A classifier of `depth` hidden layers, of which `active` act."""
+    block = hidden(kind, config, w_variance, b_variance)
+    first = hidden("plain", config, w_variance, b_variance) if kind == "residual" else block
+    if kind == "residual":
         block = layers.residual(block)
-    more = [layers.repeat(block, depth - 1)] if depth > 1 else []
-    return layers.sequential(first, *more, layers.dense(CLASSES, 1.0, jnp.zeros(())))
+    others = None if active is None else active - 1
+    rest = [layers.repeat(block, depth - 1, others)] if depth > 1 else []
+    return layers.sequential(first, *rest, layers.dense(CLASSES, 1.0, jnp.zeros(())))
 
 
 def digits(config: Config) -> tuple[np.ndarray, ...]:
@@ -135,50 +169,62 @@ def digits(config: Config) -> tuple[np.ndarray, ...]:
     return x[train], y[train], x[test], y[test]
 
 
+def train(net: layers.Layer, key, rate, steps, batch, data) -> dict[str, jax.Array]:
+    """Accuracy and loss of one network after training; what diverges goes on to its end."""
+    x, y, x_test, y_test = data
+    key_init, key_fit = jax.random.split(key)
+    params, _ = net.init(key_init, (x.shape[1],), jnp.float32)
+
+    def loss(params, state, batch, key):
+        logits, state = layers.apply_state(net, params, state, batch[0], key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+        return jnp.mean(losses), state
+
+    fitted = training.fit(
+        loss,
+        params,
+        optax.sgd(rate),
+        (x, y),
+        key_fit,
+        steps=steps,
+        batch_size=batch,
+        state=layers.init_state(net, params),
+    )
+    logits, _ = layers.apply_state(net, fitted.params, fitted.state, x_test, None)
+    right = (jnp.argmax(logits, axis=1) == y_test) & jnp.all(jnp.isfinite(logits), axis=1)
+    return {"accuracy": jnp.mean(right), "loss": fitted.loss[-1]}
+
+
+VARIABLES = {
+    "accuracy": sweeps.Variable((), "1", "share of the test set that is right"),
+    "loss": sweeps.Variable((), "nat", "of the last batch"),
+}
+
+
 def measure(config: Config, progress: Any = None, store: Path | None = None) -> xarray.Dataset:
     """Train every network; a cell that diverges gets a loss that is not finite and goes on."""
+    variances = w_variances(config)
 
-    def cell(key, point, x, y, x_test, y_test):
-        net = network(config, point["depth"], point["w_variance"])
-        key_init, key_fit = jax.random.split(key)
-        params, _ = net.init(key_init, (x.shape[1],), jnp.float32)
+    def cell(key, point, b_variances, *data):
+        kind, w_variance = point["kind"], point["w_variance"]
+        b_variance = jnp.interp(w_variance, jnp.asarray(variances), b_variances[kind])
+        net = network(kind, config, point["depth"], w_variance, b_variance)
+        return train(net, key, point["rate"], config.steps, config.batch, data)
 
-        def loss(params, state, batch, key):
-            logits, state = layers.apply_state(net, params, state, batch[0], key)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-            return jnp.mean(losses), state
-
-        fitted = training.fit(
-            loss,
-            params,
-            optax.sgd(point["rate"]),
-            (x, y),
-            key_fit,
-            steps=config.steps,
-            batch_size=config.batch,
-            state=layers.init_state(net, params),
-        )
-        logits, _ = layers.apply_state(net, fitted.params, fitted.state, x_test, None)
-        right = (jnp.argmax(logits, axis=1) == y_test) & jnp.all(jnp.isfinite(logits), axis=1)
-        return {"accuracy": jnp.mean(right), "loss": fitted.loss[-1]}
-
-    variances = np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
     return sweeps.run(
         cell,
         {
+            "kind": config.kinds,
             "depth": config.depths,
             "rate": config.rates,
             "w_variance": variances.tolist(),
             "seed": range(config.first_seed, config.first_seed + config.seeds),
         },
-        {
-            "accuracy": sweeps.Variable((), "1", "share of the test set that is right"),
-            "loss": sweeps.Variable((), "nat", "of the last batch"),
-        },
+        VARIABLES,
         key=jax.random.key(0),
-        args=digits(config),
+        args=({kind: biases(kind, config) for kind in config.kinds}, *digits(config)),
         units={"w_variance": "1/fan_in"},
-        config={k: v for k, v in frontend.described(config).items() if k != "output"},
+        config=identity(config),
         store=store,
         static=["depth"],
         vectorized=False,
@@ -186,90 +232,192 @@ def measure(config: Config, progress: Any = None, store: Path | None = None) -> 
     )
 
 
-def scales(config: Config, w_variances: np.ndarray) -> np.ndarray:
+def identity(config: Config) -> dict[str, Any]:
+    """The options that decide a network's training."""
+    return {k: v for k, v in frontend.described(config).items() if k not in ("output", "longer")}
+
+
+def measure_again(
+    kind: str,
+    config: Config,
+    cells: np.ndarray,
+    progress: Any = None,
+    store: Path | None = None,
+) -> xarray.Dataset:
+    """Train the cells at `[[w_variance index, depth index], ...]` for longer at smaller rates.
+
+    Their depths are data of one program, which has layers for the deepest.
+    """
+    depths = np.asarray(config.depths)[cells[:, 1]]
+    variances, b_variances = (
+        a[cells[:, 0]].astype(np.float32) for a in (w_variances(config), biases(kind, config))
+    )
+    deepest = max(2, int(depths.max()))
+
+    def cell(key, point, depths, variances, b_variances, *data):
+        index = point["cell"]
+        found = variances[index], b_variances[index], depths[index]
+        net = network(kind, config, deepest, *found)
+        rate = point["rate"] / config.longer
+        return train(net, key, rate, config.steps * config.longer, config.batch, data)
+
+    return sweeps.run(
+        cell,
+        {
+            "cell": range(len(cells)),
+            "rate": config.rates,
+            "seed": range(config.first_seed, config.first_seed + config.seeds),
+        },
+        VARIABLES,
+        key=jax.random.key(0),
+        args=(depths, variances, b_variances, *digits(config)),
+        config=identity(config) | {"kind": kind, "longer": config.longer},
+        store=store,
+        vectorized=False,
+        progress=progress,
+    )
+
+
+def scales(kind: str, config: Config) -> np.ndarray:
     """Theory's depth scale by weight variance, in layers.
 
-    Of plain and orthogonal networks that over which the angle between two examples approaches its
-    limit; of the others that over which a squared gradient changes by e, as their angles have no
-    such limit or hardly move.
+    Of plain, orthogonal and critical networks that over which the angle between two examples
+    approaches its limit; of the others that over which a squared gradient changes by e, as their
+    angles have no such limit or hardly move.
     """
-    if config.kind in ("plain", "orthogonal"):
-        found = theory.correlation(config.activation, w_variances, config.b_variance)
-        return np.asarray(found.xi_c)
+    variances, b_variances = w_variances(config), biases(kind, config)
+    if kind not in ("batch_norm", "residual"):
+        return np.asarray(theory.correlation(config.activation, variances, b_variances).xi_c)
 
-    def growth(w_variance):
-        block = hidden(config.kind, config, w_variance)
-        if config.kind == "residual":
+    def growth(w_variance, b_variance):
+        block = hidden(kind, config, w_variance, b_variance)
+        if kind == "residual":
             block = layers.residual(block)
-        first = theory.Moments(log_q=jnp.log(w_variance + config.b_variance), gap=1.0)
+        first = theory.Moments(log_q=jnp.log(w_variance + b_variance), gap=1.0)
         depth = max(2, *config.depths)
         logs = theory.predict_blocks(block.predict, first, depth).log_gradient
         return (logs[-1] - logs[depth // 2 - 1]) / (depth - depth // 2)
 
     with jax.enable_x64(True):
-        return 1 / np.abs(np.asarray(jax.vmap(growth)(jnp.asarray(w_variances))))
+        return 1 / np.abs(np.asarray(jax.vmap(growth)(*map(jnp.asarray, (variances, b_variances)))))
 
 
-def trained(dataset: xarray.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy at the best rate, `[w_variance, depth]`, mean over seeds and standard error."""
-    accuracy = dataset["accuracy"].transpose("seed", "rate", "w_variance", "depth").values
-    best = accuracy.mean(axis=0).argmax(axis=0)
-    chosen = np.take_along_axis(accuracy, best[None, None], axis=1)[:, 0]
-    return chosen.mean(axis=0), chosen.std(axis=0, ddof=1) / np.sqrt(len(chosen))
+class Map(NamedTuple):
+    """What became of one kind of network beside what theory says; arrays `[w_variance, depth]`.
 
-
-def sides(accuracy: np.ndarray, depths: np.ndarray, scale: np.ndarray) -> tuple[Any, Any, float]:
-    """Which cells learn, which ones theory says do, `[w_variance, depth]`; and the threshold.
-
-    A cell learns if it gets more than half of the way from chance to the best of the map.
+    Attributes:
+      accuracy: at the best rate, mean over seeds.
+      learns: more than half of the way from chance to the best accuracy of the map.
+      should: whether theory says so, a depth of up to `SCALES` depth scales.
+      threshold: of the accuracy.
+      room: log of the depth to which theory says so over the depth.
+      lost: share of runs whose loss is not finite at the end.
     """
-    threshold = (1 / CLASSES + accuracy.max()) / 2
-    return accuracy > threshold, depths[None] <= SCALES * scale[:, None], threshold
+
+    accuracy: np.ndarray
+    learns: np.ndarray
+    should: np.ndarray
+    threshold: float
+    room: np.ndarray
+    lost: float
+
+    @property
+    def agree(self) -> float:
+        """Share of cells on the side that theory says."""
+        return float(np.mean(self.learns == self.should))
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman's, of accuracy with the room that theory leaves."""
+        found: Any = stats.spearmanr(self.room.ravel(), self.accuracy.ravel())
+        return found.statistic
 
 
-def report(dataset: xarray.Dataset, scale: np.ndarray, config: Config) -> str:
+def best_rate(dataset: xarray.Dataset) -> np.ndarray:
+    """Mean accuracy over seeds, at the rate where it is highest, over the other axes."""
+    return dataset["accuracy"].mean("seed").max("rate").values
+
+
+def compared(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
+    """Set the accuracies of one kind beside theory's depth scale, `[w_variance]`."""
+    accuracy = best_rate(dataset.transpose("seed", "rate", "w_variance", "depth"))
+    threshold = (1 / CLASSES + float(accuracy.max())) / 2
+    room = np.log(SCALES * scale[:, None] / dataset["depth"].values[None])
+    lost = float(np.mean(~np.isfinite(dataset["loss"].values)))
+    return Map(accuracy, accuracy > threshold, room >= 0, threshold, room, lost)
+
+
+def report(kind: str, found: Map, config: Config) -> str:
     """Theory's trainable region against accuracy: a table, a share, a correlation, exceptions."""
-    accuracy, _ = trained(dataset)
-    depths, variances = dataset["depth"].values, dataset["w_variance"].values
-    learns, should, threshold = sides(accuracy, depths, scale)
+    variances = w_variances(config)
+    rows = []
+    for i, depth in enumerate(config.depths):
+        learns, should, accuracy = (a[:, i] for a in (found.learns, found.should, found.accuracy))
+        means = (f"{accuracy[s].mean():.0%}" if s.any() else "" for s in (should, ~should))
+        agree = f"{np.mean(learns == should):.0%}"
+        rows.append((str(depth), _range(variances, should), _range(variances, learns)))
+        rows[-1] += (*means, agree)
+    headings = ("depth", "theory: trains", "measured", "accuracy inside", "outside", "agree")
+    late, early = found.learns & ~found.should, ~found.learns & found.should
+    text = [
+        f"{config.activation}, {kind}, width {config.width}: weight variances (x fan-in) at which",
+        f"networks learn, after {config.steps} steps; theory: depth up to {SCALES} scales;",
+        f"measured: test accuracy above {found.threshold:.0%}, half of the way from chance to the "
+        "best.",
+        frontend.table(headings, rows),
+        f"\n{found.agree:.1%} of {late.size} cells lie on the side that theory says; rank "
+        f"correlation of accuracy with log({SCALES} scale / depth): {found.rank_correlation:+.2f}.",
+    ]
+    if (late | early).any():
+        factor = np.exp(np.median(np.abs(found.room[late | early])))
+        text.append(
+            f"Exceptions: {late.sum()} learn beyond {SCALES} scales, {early.sum()} do not learn "
+            "within; half of all lie "
+            + (f"within a factor {factor:.2f} of" if factor < 10 else "far from")
+            + " the border in depth."
+        )
+    if found.lost:
+        text.append(f"{found.lost:.1%} of the runs ended with a loss that is not finite.")
+    return "\n".join(text)
+
+
+def report_again(found: Map, cells: np.ndarray, again: xarray.Dataset, config: Config) -> str:
+    """What became of the cells that were trained again, and of which it remains to be said why."""
+    learnt = best_rate(again) > found.threshold
+    after = (found.learns == found.should).sum() + learnt.sum()
+    text = (
+        f"The {len(cells)} that do not learn within, trained again at 1/{config.longer} of the rate"
+        f" for {config.longer} times the steps: {learnt.sum()} learn, so that "
+        f"{after / found.learns.size:.1%} of the cells are as theory says."
+    )
+    if learnt.all():
+        return text
+    rest = cells[~learnt]
+    near = np.sum(np.exp(found.room[tuple(rest.T)]) < NEAR)
+    depths = ", ".join(map(str, np.unique(np.asarray(config.depths)[rest[:, 1]])))
+    return (
+        f"{text}\nOf the other {len(rest)}, of depth {depths}, {near} lie within a factor {NEAR:g} "
+        "of the border in depth."
+    )
+
+
+def summary(maps: dict[str, Map], config: Config) -> str:
+    """The kinds beside each other."""
     rows = [
         (
-            str(depth),
-            _range(variances, should[:, i]),
-            _range(variances, learns[:, i]),
-            *(
-                f"{accuracy[side, i].mean():.0%}" if side.any() else ""
-                for side in (should[:, i], ~should[:, i])
-            ),
-            f"{np.mean(learns[:, i] == should[:, i]):.0%}",
+            kind,
+            f"{found.learns.mean():.0%}",
+            f"{found.learns[:, -1].mean():.0%}",
+            f"{found.accuracy.max():.0%}",
+            f"{found.should.mean():.0%}",
+            f"{found.agree:.1%}",
+            f"{found.rank_correlation:+.2f}",
         )
-        for i, depth in enumerate(depths)
+        for kind, found in maps.items()
     ]
-    headings = ("depth", "theory: trains", "measured", "accuracy inside", "outside", "agree")
-    agree = learns == should
-    room = np.broadcast_to(np.log(SCALES * scale[:, None] / depths[None]), accuracy.shape)
-    known = np.isfinite(room)
-    ranked: Any = stats.spearmanr(room[known], accuracy[known])
-    late, early = np.sum(learns & ~should), np.sum(~learns & should)
-    lost = float(np.mean(~np.isfinite(dataset["loss"].values)))
-    at = np.argwhere(~agree)
-    distance = np.abs(room[~agree & known])
-    text = [
-        f"{config.activation}, {config.kind}, width {config.width}: weight variances (x fan-in) at",
-        f"which networks learn, after {config.steps} steps; theory: depth up to {SCALES} scales;",
-        f"measured: test accuracy above {threshold:.0%}, half of the way from chance to the best.",
-        frontend.table(headings, rows),
-        f"\n{np.mean(agree):.1%} of {agree.size} cells lie on the side that theory says; rank "
-        f"correlation of accuracy with log({SCALES} scale / depth): {ranked.statistic:+.2f}.",
-    ]
-    if len(at):
-        text.append(
-            f"Exceptions: {late} learn beyond {SCALES} scales, {early} do not learn within; half "
-            f"of all lie within a factor {np.exp(np.median(distance)):.2f} of the border in depth."
-        )
-    if lost:
-        text.append(f"{lost:.1%} of the runs ended with a loss that is not finite.")
-    return "\n".join(text)
+    deepest = f"at depth {max(config.depths)}"
+    headings = ("kind", "cells that learn", deepest, "best accuracy", "theory: learn", "agree")
+    return frontend.table((*headings, "rank correlation"), rows)
 
 
 def _range(variances: np.ndarray, inside: np.ndarray) -> str:
@@ -284,24 +432,34 @@ def run(config: Config) -> None:
     """Train a network for each depth and weight variance, and compare with theory's depth scale."""
     checked(config)
     start = time.perf_counter()
-    store = config.output.with_name(config.output.name + ".zarr")
+    named = config.output.with_name
+    store = named(config.output.name + ".zarr")
     dataset = measure(config, frontend.Bar("networks"), store)
-    seconds = time.perf_counter() - start
-    scale = scales(config, dataset["w_variance"].values)
-    print(report(dataset, scale, config))
-    accuracy, _ = trained(dataset)
-    critical = theory.critical(config.activation, config.b_variance)
+    trained = dataset["accuracy"].size
+    reach = {kind: SCALES * scales(kind, config) for kind in config.kinds}
+    maps = {kind: compared(dataset.sel(kind=kind), reach[kind] / SCALES) for kind in config.kinds}
+    for kind, found in maps.items():
+        print(report(kind, found, config))
+        cells = np.argwhere(found.should & ~found.learns)
+        if len(cells) and config.longer > 1:
+            path = named(f"{config.output.name}_{kind}_again.zarr")
+            again = measure_again(kind, config, cells, frontend.Bar(f"{kind}, longer"), path)
+            print(report_again(found, cells, again, config))
+            trained += again["accuracy"].size
+        print()
+    if len(maps) > 1:
+        print(summary(maps, config))
     figure = plotting.trainability(
-        accuracy,
-        dataset["depth"].values,
-        dataset["w_variance"].values,
-        SCALES * scale,
-        float(critical.w_variance) if config.kind in ("plain", "orthogonal") else None,
-        f"{config.activation}, {config.kind.replace('_', ' ')}",
+        {kind.replace("_", " "): found.accuracy for kind, found in maps.items()},
+        np.asarray(config.depths),
+        w_variances(config),
+        list(reach.values()),
+        [found.agree for found in maps.values()],
+        f"{config.activation} networks after {config.steps} steps",
     )
-    path = config.output.with_name(config.output.name + ".png")
+    path = named(config.output.name + ".png")
     figure.savefig(path, dpi=110)
-    print(f"\n{dataset['accuracy'].size} networks trained in {seconds:.0f} s.")
+    print(f"\n{trained} networks trained in {time.perf_counter() - start:.0f} s.")
     print(f"Figure: {path}\nMeasurements: {store}")
 
 

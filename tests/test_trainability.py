@@ -1,14 +1,19 @@
 """The map of trained networks."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from scipy import stats
 
 from experiments import trainability
-from jaxgrad import plotting, theory
+from jaxgrad import plotting, sweeps, theory
 
 SMALL = trainability.Config(
     activation="relu",
@@ -37,33 +42,67 @@ def made(accuracy, depths, w_variances):
 
 
 def test_networks_learn_and_diverging_ones_cost_their_own_cell_alone(dataset):
-    assert dataset["accuracy"].sizes == {"depth": 2, "rate": 2, "w_variance": 3, "seed": 2}
+    sizes = {"kind": 1, "depth": 2, "rate": 2, "w_variance": 3, "seed": 2}
+    assert dataset["accuracy"].sizes == sizes
     learns, diverges = dataset.isel(rate=0), dataset.isel(rate=1)
     assert float(learns["accuracy"].min()) > 0.4
     assert float(diverges["accuracy"].max()) < 0.3
     assert np.isfinite(learns["loss"].values).all()
     assert not np.isfinite(diverges["loss"].values).any()
-    accuracy, error = trainability.trained(dataset)
-    expected = learns["accuracy"].mean("seed").transpose("w_variance", "depth")
-    np.testing.assert_allclose(accuracy, expected)
-    assert np.all(error >= 0)
+    found = trainability.compared(dataset.isel(kind=0), np.ones(3))
+    expected = learns["accuracy"].isel(kind=0).mean("seed").transpose("w_variance", "depth")
+    np.testing.assert_allclose(found.accuracy, expected)
+    assert found.lost == 0.5
 
 
-def test_a_finished_map_is_read_from_its_store(dataset, tmp_path):
-    again = trainability.measure(
-        dataclasses.replace(SMALL, depths=(1,), output=tmp_path / "other"),
-        store=tmp_path / "map.zarr",
-    )
-    # A cell's network depends on its own coordinates alone.
-    np.testing.assert_allclose(
-        again["accuracy"].isel(rate=0), dataset["accuracy"].isel(rate=0).sel(depth=[1]), atol=0.01
-    )
+def test_a_network_does_not_depend_on_the_others_of_its_map(dataset):
+    alone = trainability.measure(dataclasses.replace(SMALL, depths=(3,), rates=(0.1,)))
+    expected = dataset["accuracy"].sel(depth=[3], rate=[0.1])
+    np.testing.assert_allclose(alone["accuracy"], expected, atol=0.01)
 
 
-@pytest.mark.parametrize("kind", ["plain", "orthogonal", "batch_norm", "residual"])
+def killed(store, small):
+    def kill(done, total):
+        if done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainability.measure(small, kill, store)
+
+
+def test_a_killed_map_goes_on_where_it_was(dataset, tmp_path):
+    store, seen, small = tmp_path / "map.zarr", [], dataclasses.replace(SMALL, depths=(1,))
+    process = multiprocessing.get_context("spawn").Process(target=killed, args=(store, small))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    trainability.measure(small, lambda *progress: seen.append(progress), store)
+    assert 0 < seen[0][0] < seen[0][1] == seen[-1][0] == 12
+    resumed = xarray.open_zarr(store)
+    np.testing.assert_allclose(resumed["accuracy"], dataset["accuracy"].sel(depth=[1]), atol=0.01)
+
+
+def test_cells_are_trained_again_at_their_own_depth_and_variance():
+    small = dataclasses.replace(SMALL, rates=(0.1,), longer=3, steps=20)
+    again = trainability.measure_again("plain", small, np.array([[2, 0], [0, 1]]))
+    assert again["accuracy"].sizes == {"cell": 2, "rate": 1, "seed": 2}
+    data = trainability.digits(small)
+    for cell, (w_variance, depth) in enumerate([(2.0, 1), (1.0, 3)]):
+        key = sweeps.cell_key(jax.random.key(0), {"cell": cell, "rate": 0.1, "seed": 1})
+        net = trainability.network("plain", small, 3, jnp.float32(w_variance), 0.05, depth)
+        expected = jax.jit(
+            lambda net=net, key=key: trainability.train(net, key, 0.1 / 3, 60, 32, data)
+        )()
+        found = again.isel(cell=cell, rate=0, seed=1)
+        np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=0.01)
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "orthogonal", "critical", "batch_norm", "residual"])
 def test_every_kind_draws_its_weights_and_has_a_scale(key, kind):
-    config = dataclasses.replace(SMALL, kind=kind, activation="tanh", depths=(40,), width=32)
-    net = trainability.network(config, 4, 1.7)
+    config = dataclasses.replace(
+        SMALL, activation="tanh", depths=(40,), width=32, w_variance_min=1.2, w_variance_max=2.5
+    )
+    net = trainability.network(kind, config, 4, 1.7, 0.05)
     params, shape = net.init(key, (64,), jnp.float32)
     assert shape == (10,)
     kernel = params[1][0]["kernel"]
@@ -72,39 +111,64 @@ def test_every_kind_draws_its_weights_and_has_a_scale(key, kind):
     off = np.abs(product - np.eye(32)[None]).max()
     assert (off < 1e-5) == (kind == "orthogonal")
     assert np.mean(np.diagonal(product, axis1=1, axis2=2)) == pytest.approx(1, abs=0.1)
-    scale = trainability.scales(config, np.array([1.2, 2.5]))
-    assert scale.shape == (2,)
+    scale = trainability.scales(kind, config)
+    assert scale.shape == (3,)
     assert np.all(scale > 1)
     if kind in ("plain", "orthogonal"):
-        expected = theory.correlation("tanh", np.array([1.2, 2.5]), 0.05).xi_c
+        expected = theory.correlation("tanh", trainability.w_variances(config), 0.05).xi_c
         np.testing.assert_allclose(scale, expected)
+    if kind == "critical":
+        assert np.all(scale > 1e3)
+
+
+def test_critical_biases_are_those_of_the_critical_line():
+    config = dataclasses.replace(SMALL, activation="tanh", w_variance_min=0.5, w_variance_max=2.0)
+    small, _, large = trainability.biases("critical", config)
+    assert small == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(theory.critical("tanh", large).w_variance, 2.0, rtol=1e-5)
 
 
 def test_report_counts_what_agrees_with_theory():
-    depths, variances = np.array([2, 8, 32]), np.array([0.5, 1.0, 2.0])
+    depths = (2, 8, 32)
+    config = dataclasses.replace(SMALL, depths=depths, w_variance_min=0.5, w_variance_max=2.0)
     scale = np.array([0.5, 2.0, 20.0])
     accuracy = np.array([[0.9, 0.1, 0.1], [0.9, 0.8, 0.1], [0.9, 0.9, 0.2]])
-    text = trainability.report(made(accuracy, depths, variances), scale, SMALL)
-    learns, should, threshold = trainability.sides(accuracy, depths, scale)
-    assert threshold == pytest.approx(0.5)
-    np.testing.assert_array_equal(learns, accuracy > 0.5)
-    np.testing.assert_array_equal(should, [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    found = trainability.compared(made(accuracy, list(depths), [0.5, 1.0, 2.0]), scale)
+    text = trainability.report("plain", found, config)
+    assert found.threshold == pytest.approx(0.5)
+    np.testing.assert_array_equal(found.learns, accuracy > 0.5)
+    np.testing.assert_array_equal(found.should, [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    expected = stats.spearmanr(scale[:, None] / np.array(depths)[None], accuracy, axis=None)
+    assert found.rank_correlation == pytest.approx(expected.statistic)
     assert "88.9% of 9 cells" in text
     assert "0 learn beyond 6 scales, 1 do not learn within" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("32 ")]
     assert rows[0][1:6] == ["2.00", "to", "2.00", "none", "20%"]
+    cells, again = np.array([[2, 2]]), made(np.array([[0.7]]), [1], [1.0]).squeeze("w_variance")
+    text = trainability.report_again(found, cells, again.rename(depth="cell"), config)
+    assert "1 learn, so that 100.0% of the cells are as theory says" in text
+    text = trainability.report_again(found, cells, again.rename(depth="cell") * 0, config)
+    assert "0 learn, so that 88.9%" in text
+    assert "Of the other 1, of depth 32, 0 lie within a factor 1.5" in text
+    row = trainability.summary({"plain": found}, config).splitlines()[-1].split()
+    assert row == ["plain", "56%", "0%", "90%", "67%", "88.9%", f"{expected.statistic:+.2f}"]
 
 
-def test_figure_says_what_its_axes_are():
+@pytest.mark.parametrize("kinds", [1, 2, 5])
+def test_figure_says_what_its_axes_are(kinds):
     depths, variances = np.array([1, 4, 16]), np.array([0.5, 1.0, 2.0, 4.0])
-    reach = np.array([2.0, 10.0, np.nan, 5.0])
-    figure = plotting.trainability(np.ones((4, 3)) / 2, depths, variances, reach, 1.76, "tanh")
-    ax = figure.axes[0]
-    assert "depth" in ax.get_xlabel()
-    assert "weight variance" in ax.get_ylabel()
-    assert "tanh" in ax.get_title()
-    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert any("critical weight variance 1.76" in label for label in labels)
+    reach = np.array([2.0, 10.0, np.inf, 5.0])
+    accuracy = {f"kind {i}": np.ones((4, 3)) / 2 for i in range(kinds)}
+    shares = [0.9] * kinds
+    figure = plotting.trainability(accuracy, depths, variances, [reach] * kinds, shares, "tanh")
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == [
+        f"kind {i}: 90% of cells as theory says" for i in range(kinds)
+    ]
+    assert "depth" in panels[-1].get_xlabel()
+    assert "weight variance" in panels[0].get_ylabel()
+    assert "tanh" in figure.get_suptitle()
+    assert panels[0].lines[0].get_xdata()[2] > panels[0].get_xlim()[1]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +183,9 @@ def test_figure_says_what_its_axes_are():
         ({"b_variance": -0.1}, "b_variance must be at least 0"),
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"longer": 0}, "longer must be at least 1"),
+        ({"kinds": ()}, "kinds must be different, at least one"),
+        ({"kinds": ("critical",)}, "activation must have a critical point for every large"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(change, message, tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,74 +14,78 @@ if TYPE_CHECKING:
 
 
 def trainability(
-    accuracy: np.ndarray,
+    accuracy: Mapping[str, np.ndarray],
     depths: np.ndarray,
     w_variances: np.ndarray,
-    reach: np.ndarray,
-    critical: float | None,
+    reach: Sequence[np.ndarray],
+    agree: Sequence[float],
     title: str,
 ) -> Figure:
     """Accuracy after training over depth and weight variance, and how deep theory says it goes.
 
     Args:
-      accuracy: on the test set, `[w_variances, depths]`, from 0 to 1.
+      accuracy: by kind of network, on the test set, `[w_variances, depths]`, from 0 to 1.
       depths: `[depths]`, ascending.
       w_variances: `[w_variances]`, ascending.
-      reach: depth up to which theory calls networks trainable, `[w_variances]`.
-      critical: weight variance that theory calls critical; `None` for no such line.
-      title: which networks they are.
+      reach: of each kind, depth up to which theory calls networks trainable, `[w_variances]`.
+      agree: of each kind, share of the cells that are as theory says.
+      title: what all networks have in common.
 
     Returns:
       A matplotlib figure, to be shown or saved by the caller.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 6.2), layout="constrained")
-    ax = figure.subplots()
-    mesh = ax.pcolormesh(
-        _edges(depths),
-        _edges(w_variances),
-        100 * accuracy,
-        cmap="cividis",
-        vmin=0,
-        vmax=100,
-        rasterized=True,
+    rows = -(-len(accuracy) // 3)
+    columns = -(-len(accuracy) // rows)
+    size = (9.5, 6.2) if len(accuracy) == 1 else (5.0 * columns + 1, 4.4 * rows + 1)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[len(accuracy) :]:
+        ax.set_axis_off()
+    drawn = [
+        _draw(ax, values, depths, w_variances, border)
+        for ax, values, border in zip(axes.flat, accuracy.values(), reach, strict=False)
+    ]
+    for index, (kind, share) in enumerate(zip(accuracy, agree, strict=True)):
+        ax = axes.flat[index]
+        ax.set_title(f"{kind}: {share:.0%} of cells as theory says", fontsize=12)
+        if index + columns >= len(accuracy):
+            ax.set_xlabel("depth, hidden layers")
+            ax.tick_params(labelbottom=True)
+        if index % columns == 0:
+            ax.set_ylabel("weight variance × fan-in")
+    mesh, line = drawn[-1]
+    figure.colorbar(mesh, ax=axes, label="test accuracy, %")
+    figure.suptitle(f"Which networks learn, and theory's border: {title}", fontsize=14)
+    figure.legend(
+        [line],
+        ["theory, made without training: trainable to the left, six depth scales"],
+        loc="outside lower center",
+        frameon=False,
     )
-    figure.colorbar(mesh, ax=ax, label="test accuracy, %")
-    known = np.isfinite(reach)
-    ax.plot(
-        reach[known],
-        w_variances[known],
+    return figure
+
+
+def _draw(ax: Any, values, depths, w_variances, border):
+    x, y = _edges(depths), _edges(w_variances)
+    mesh = ax.pcolormesh(x, y, 100 * values, cmap="cividis", vmin=0, vmax=100, rasterized=True)
+    # An endless reach is drawn beyond the edge, so that the line leaves the map there.
+    (line,) = ax.plot(
+        np.minimum(border, 10 * x[-1]),
+        w_variances,
         color=THEORY,
         linewidth=2.5,
         path_effects=halo(5),
-        label="theory: trainable to the left, six depth scales",
     )
-    if critical is not None and w_variances[0] <= critical <= w_variances[-1]:
-        ax.axhline(
-            critical,
-            color="black",
-            linestyle="dashed",
-            path_effects=halo(3),
-            label=f"theory: critical weight variance {critical:.3g}",
-        )
-    edges = _edges(depths)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlim=(edges[0], edges[-1]),
-        ylim=_edges(w_variances)[[0, -1]],
-        xlabel="depth, hidden layers",
-        ylabel="weight variance × fan-in",
-    )
-    for axis, values in ((ax.xaxis, depths), (ax.yaxis, w_variances)):
-        ticks = 2.0 ** np.arange(np.floor(np.log2(values[0])), np.ceil(np.log2(values[-1])) + 1)
-        axis.set_ticks(ticks[(ticks >= values[0]) & (ticks <= values[-1])])
+    ax.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=y[[0, -1]])
+    for axis, ticked in ((ax.xaxis, depths), (ax.yaxis, w_variances)):
+        low, high = np.log2(ticked[[0, -1]])
+        ticks = 2.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
+        axis.set_ticks(ticks[(ticks >= ticked[0]) & (ticks <= ticked[-1])])
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_ticks([], minor=True)
-    ax.set_title(f"Which networks learn: {title}", fontsize=14)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return figure
+    return mesh, line
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
