@@ -630,7 +630,7 @@ def repeat(block: Layer, depth: int, active: Any = None) -> Layer:
       block: a layer that keeps the shape of its input and has parameters.
       depth: number of copies, at least 1.
       active: how many of them act, from 0 to `depth`, may be traced; the others, last in order,
-        hand on what they get, and their parameters have a gradient of 0. `None` for all.
+        hand on what they get, and only a penalty moves their parameters. `None` for all.
 
     Returns:
       A `Layer` whose parameters are the block's, each with a leading axis of `depth`.

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrad import training
+from jaxgrad import layers, regularization, training
 
 
 @pytest.fixture
@@ -67,6 +67,46 @@ def test_optimizer_numbers_and_keys_are_data(key, data):
     for i in range(2):
         np.testing.assert_allclose(mapped[i], run(rates[i], keys[i]), rtol=1e-4)
     assert len(traces) == 1
+
+
+def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
+    traces = []
+
+    def run(point, deepest, depth):
+        block = layers.sequential(
+            layers.dense(8, point["w_variance"], jnp.zeros(())), layers.activation("tanh")
+        )
+        rest = layers.repeat(block, deepest - 1, depth)
+        net = layers.sequential(block, rest, layers.dense(1))
+        key_init, key_fit = jax.random.split(jax.random.key(point["seed"]))
+        params, _ = net.init(key_init, (3,), jnp.float32)
+
+        def loss(params, state, batch, key):
+            traces.append(1)
+            apart = net.apply(params, batch["x"], None)[:, 0] - batch["y"]
+            return jnp.mean(apart**2) + regularization.l2(params, point["strength"]), state
+
+        sgd = optax.sgd(point["rate"])
+        found = training.fit(loss, params, sgd, data, key_fit, steps=20, batch_size=10)
+        return found.loss
+
+    points = {
+        "rate": jnp.asarray([0.01, 0.1, 0.01, 0.01, 0.01]),
+        "w_variance": jnp.asarray([1.0, 1.0, 3.0, 1.0, 1.0]),
+        "strength": jnp.asarray([0.0, 0.0, 0.0, 0.5, 0.0]),
+        "seed": jnp.asarray([0, 0, 0, 0, 1]),
+    }
+    depths = jnp.asarray([2, 3, 2, 4, 3])
+    mapped = jax.jit(jax.vmap(lambda point, depth: run(point, 4, depth - 1)))
+    found = mapped(points, depths)
+    count = len(traces)
+    mapped(points, depths[::-1])
+    assert len(traces) == count
+    # Copies that do not act are penalised as well: at strength 0.5 all four act.
+    for index in (1, 3):
+        point = jax.tree.map(lambda a: a[index], points)  # noqa: B023
+        np.testing.assert_allclose(found[index], run(point, int(depths[index]), None), rtol=2e-4)
+    assert all(np.abs(found[index] - found[0]).max() > 1e-3 for index in range(1, 5))
 
 
 def test_evaluations_come_before_the_first_step_and_after_each_every(key, data):
