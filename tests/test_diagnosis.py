@@ -12,55 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.planted_faults import CASES, runs
 from jaxgrad.training.diagnosis import diagnose
 from jaxgrad.training.faults import Fault
 from jaxgrad.training.monitoring import Norms, Units
-from tests.planted_faults import Group, Plant, runs
-
-HEALTHY = tuple(Plant(None, seed) for seed in range(3))
-CASES = {
-    Group("tanh", 4, "momentum", "digits", rate=0.02): (
-        *HEALTHY,
-        Plant("rate too high", 3, rate=300),
-        Plant("rate too low", 4, rate=1e-4),
-        Plant("vanishing", 5, w_variance=0.02),
-        Plant("saturated units", 6, w_variance=100),
-        Plant("overfitting", 7, examples=30),
-        Plant("frozen layer", 8, frozen=2),
-        Plant("label noise", 9, noise=0.3),
-    ),
-    Group("relu", 5, "adam", "digits", rate=0.003, w_variance=2.0): (
-        *HEALTHY,
-        Plant("rate too high", 3, rate=300),
-        Plant("rate too low", 4, rate=1e-4),
-        Plant("exploding", 5, w_variance=10),
-        Plant("dead units", 6, bias=-5),
-        Plant("overfitting", 7, examples=40),
-        Plant("frozen layer", 8, frozen=0),
-        Plant("label noise", 9, noise=0.5),
-    ),
-    Group("relu", 3, "sgd", "cancer", rate=0.05, w_variance=2.0, width=16): (
-        *HEALTHY[:2],
-        Plant("exploding", 3, w_variance=100),
-        Plant("unnormalised inputs", 4, raw=True),
-        Plant("dead units", 5, bias=-8),
-        Plant("rate too low", 6, rate=1e-4),
-        Plant("rate too high", 7, rate=1000),
-        Plant("label noise", 8, noise=0.4),
-        Plant("frozen layer", 9, frozen=1),
-    ),
-    Group("sigmoid", 3, "adam", "wine", rate=0.02, w_variance=4.0, width=16): (
-        *HEALTHY[:2],
-        Plant("unnormalised inputs", 3, raw=True),
-        Plant("saturated units", 4, bias=12.0),
-        Plant("saturated units", 5, w_variance=300),
-        Plant("rate too low", 6, rate=1e-4),
-    ),
-    Group("sigmoid", 6, "sgd", "digits", rate=0.1, width=16): (
-        Plant("vanishing", 0),
-        Plant("vanishing", 1, w_variance=0.1),
-    ),
-}
 
 
 def test_every_fault_is_planted_in_two_settings():

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.planted_faults import STACKED, forward
 from jaxgrad import layers, networks, propagation, training
 from jaxgrad.training import monitoring
-from tests.planted_faults import STACKED, forward
 from tests.tolerances import rtol
 
 

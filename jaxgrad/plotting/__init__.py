@@ -4,6 +4,7 @@ from jaxgrad.plotting.activations import activations
 from jaxgrad.plotting.bias_variance import bias_variance
 from jaxgrad.plotting.data_splits import data_splits
 from jaxgrad.plotting.depth_variance import depth_variance
+from jaxgrad.plotting.diagnosis import diagnosis
 from jaxgrad.plotting.gradient_check import (
     gradient_check_dropout,
     gradient_check_kinks,
@@ -22,6 +23,7 @@ __all__ = [
     "bias_variance",
     "data_splits",
     "depth_variance",
+    "diagnosis",
     "gradient_check_dropout",
     "gradient_check_kinks",
     "gradient_check_regulariser",

@@ -1,0 +1,294 @@
+"""Small training runs with one fault each, and healthy ones, on real data, watched.
+
+Faults are data, so that all runs of a group are one compiled program. `CASES` holds the runs by
+which `jaxgrad.training.diagnosis` is judged, in its tests and in `experiments.diagnosis`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgrad import activations, initializers, networks, normalization, training
+from jaxgrad.training import monitoring
+
+STACKED = "^hidden/"
+"""Paths of the parameters that have a leading axis of layers."""
+EVERY = 20
+"""Steps between evaluations."""
+EXAMPLES = {"digits": 600, "cancer": 320, "wine": 120}
+"""For training."""
+DEV = {"digits": 200, "cancer": 200, "wine": 58}
+"""Examples of the dev set."""
+OPTIMIZERS = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "nesterov": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
+    "adam": optax.adam,
+    "rmsprop": optax.rmsprop,
+}
+"""From a learning rate to an optimizer."""
+
+
+class Group(NamedTuple):
+    """What the runs of one compiled program share.
+
+    Attributes:
+      activation: a name of `jaxgrad.activations.TABLE`.
+      depth: number of hidden layers.
+      optimizer: a name of `OPTIMIZERS`.
+      data: a name of `EXAMPLES`.
+      rate: learning rate of a healthy run.
+      w_variance: variance of a healthy run's weights at the start, times fan-in.
+      width: units of every hidden layer.
+      steps: of training, a multiple of `EVERY`.
+      batch: examples in a step.
+    """
+
+    activation: str
+    depth: int
+    optimizer: str
+    data: str
+    rate: float
+    w_variance: float = 1.0
+    width: int = 24
+    steps: int = 160
+    batch: int = 32
+
+
+class Plant(NamedTuple):
+    """One run: its seed and how it departs from the healthy runs of its group.
+
+    Attributes:
+      fault: a value of `jaxgrad.training.faults.Fault`, `None` for a healthy run.
+      seed: of the split of the data, the parameters and the order of examples.
+      rate: factor to the learning rate.
+      w_variance: factor to the variance of the weights at the start.
+      bias: of every hidden unit at the start.
+      examples: how many there are to learn from, over and over; `None` for all.
+      noise: share of the training labels that is redrawn.
+      frozen: index of the layer that the optimizer leaves as it is, `None` for none.
+      raw: whether inputs are left as they come, not standardized.
+    """
+
+    fault: str | None
+    seed: int = 0
+    rate: float = 1.0
+    w_variance: float = 1.0
+    bias: float = 0.0
+    examples: int | None = None
+    noise: float = 0.0
+    frozen: int | None = None
+    raw: bool = False
+
+
+HEALTHY = tuple(Plant(None, seed) for seed in range(3))
+CASES: dict[Group, tuple[Plant, ...]] = {
+    Group("tanh", 4, "momentum", "digits", rate=0.02): (
+        *HEALTHY,
+        Plant("rate too high", 3, rate=300),
+        Plant("rate too low", 4, rate=1e-4),
+        Plant("vanishing", 5, w_variance=0.02),
+        Plant("saturated units", 6, w_variance=100),
+        Plant("overfitting", 7, examples=30),
+        Plant("frozen layer", 8, frozen=2),
+        Plant("label noise", 9, noise=0.3),
+    ),
+    Group("relu", 5, "adam", "digits", rate=0.003, w_variance=2.0): (
+        *HEALTHY,
+        Plant("rate too high", 3, rate=300),
+        Plant("rate too low", 4, rate=1e-4),
+        Plant("exploding", 5, w_variance=10),
+        Plant("dead units", 6, bias=-5),
+        Plant("overfitting", 7, examples=40),
+        Plant("frozen layer", 8, frozen=0),
+        Plant("label noise", 9, noise=0.5),
+    ),
+    Group("relu", 3, "sgd", "cancer", rate=0.05, w_variance=2.0, width=16): (
+        *HEALTHY[:2],
+        Plant("exploding", 3, w_variance=100),
+        Plant("unnormalised inputs", 4, raw=True),
+        Plant("dead units", 5, bias=-8),
+        Plant("rate too low", 6, rate=1e-4),
+        Plant("rate too high", 7, rate=1000),
+        Plant("label noise", 8, noise=0.4),
+        Plant("frozen layer", 9, frozen=1),
+    ),
+    Group("sigmoid", 3, "adam", "wine", rate=0.02, w_variance=4.0, width=16): (
+        *HEALTHY[:2],
+        Plant("unnormalised inputs", 3, raw=True),
+        Plant("saturated units", 4, bias=12.0),
+        Plant("saturated units", 5, w_variance=300),
+        Plant("rate too low", 6, rate=1e-4),
+    ),
+    Group("sigmoid", 6, "sgd", "digits", rate=0.1, width=16): (
+        Plant("vanishing", 0),
+        Plant("vanishing", 1, w_variance=0.1),
+    ),
+}
+"""Every fault in two groups at least, and healthy runs beside most of them."""
+
+
+@functools.cache
+def table(data: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of a data set that scikit-learn ships, by its name in `EXAMPLES`."""
+    from sklearn import datasets
+
+    load = {
+        "digits": datasets.load_digits,
+        "cancer": datasets.load_breast_cancer,
+        "wine": datasets.load_wine,
+    }[data]
+    loaded: Any = load()
+    return loaded.data.astype(np.float32), loaded.target.astype(np.int32)
+
+
+def pieces(group: Group, plant: Plant) -> dict[str, Any]:
+    """The arrays of one run, of the same shapes for all plants of a group."""
+    x, labels = table(group.data)
+    rng = np.random.default_rng(plant.seed)
+    order = rng.permutation(len(labels))
+    train = order[: EXAMPLES[group.data]]
+    dev = order[len(train) : len(train) + DEV[group.data]]
+    # Few examples over and over, so that all runs have the shapes of one.
+    train = train[np.arange(len(train)) % (plant.examples or len(train))]
+    if not plant.raw:
+        x = np.asarray(normalization.apply(normalization.fit(x[train]), x))
+    noisy = labels[train].copy()
+    redrawn = rng.random(len(train)) < plant.noise
+    noisy[redrawn] = rng.integers(0, labels.max() + 1, redrawn.sum())
+    moving = np.ones(group.depth + 1, np.float32)
+    if plant.frozen is not None:
+        moving[plant.frozen] = 0
+    return {
+        "seed": np.int32(plant.seed),
+        "rate": np.float32(group.rate * plant.rate),
+        "w_variance": np.float32(group.w_variance * plant.w_variance),
+        "bias": np.float32(plant.bias),
+        "moving": moving,
+        "train": {"x": x[train], "label": noisy},
+        "dev": {"x": x[dev], "label": labels[dev]},
+    }
+
+
+def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, jax.Array]:
+    """Logits `[batch, classes]` and pre-activations `[depth, batch, width]`."""
+    phi = activations.get(activation)
+    z = networks.affine(params["first"], x)
+
+    def step(z, layer):
+        z = networks.affine(layer, phi(z))
+        return z, z
+
+    last, rest = jax.lax.scan(step, z, params["hidden"])
+    return networks.affine(params["readout"], phi(last)), jnp.concatenate([z[None], rest])
+
+
+def cross_entropy(params: Any, batch: Any, activation: str) -> jax.Array:
+    """Mean over a batch of `x` and `label`."""
+    logits, _ = forward(params, batch["x"], activation)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
+
+
+def optimizer(name: str, rate: Any, moving: Any) -> optax.GradientTransformation:
+    """One of `OPTIMIZERS`, whose updates are multiplied by `moving`, `[depth + 1]`."""
+
+    def held(updates, params=None):
+        shares = {"first": moving[0], "hidden": moving[1:-1], "readout": moving[-1]}
+        return {
+            part: jax.tree.map(
+                lambda a, share=share: (
+                    a * share.reshape(share.shape + (1,) * (a.ndim - 1))
+                    if share.ndim
+                    else a * share
+                ),
+                updates[part],
+            )
+            for part, share in shares.items()
+        }
+
+    return optax.chain(OPTIMIZERS[name](rate), optax.stateless(held))
+
+
+def run(group: Group, data: Any, classes: int) -> training.Fit:
+    """Train on one plant's `pieces`; may be mapped over them.
+
+    Returns:
+      `Fit` with `layer_norms` as the trace, the dev error, and `units` on the dev set and
+      `train_error` as the record.
+    """
+    key_init, key_fit = jax.random.split(jax.random.key(data["seed"]))
+    params = networks.init(
+        key_init,
+        data["train"]["x"].shape[1],
+        group.width,
+        group.depth,
+        out_features=classes,
+        bias_init=initializers.zeros(),
+    )
+    params = networks.scale(params, data["w_variance"])
+    for part in ("first", "hidden"):
+        params[part]["bias"] = params[part]["bias"] + data["bias"]
+
+    def error(params, part):
+        logits, z = forward(params, part["x"], group.activation)
+        return jnp.mean(jnp.argmax(logits, axis=1) != part["label"]), z
+
+    def evaluate(params, state):
+        wrong, z = error(params, data["dev"])
+        return wrong, {
+            "units": monitoring.units(z, group.activation),
+            "train_error": error(params, data["train"])[0],
+        }
+
+    return training.fit(
+        lambda params, state, batch, key: (cross_entropy(params, batch, group.activation), state),
+        params,
+        optimizer(group.optimizer, data["rate"], data["moving"]),
+        data["train"],
+        key_fit,
+        steps=group.steps,
+        batch_size=group.batch,
+        evaluate=evaluate,
+        every=EVERY,
+        monitor=lambda step: monitoring.layer_norms(step, stacked=STACKED),
+    )
+
+
+# Small networks compile for longer than they run; both options are of every backend.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.partial(jax.jit, static_argnames=("group", "classes"), compiler_options=QUICK)
+def _fits(group, data, classes):
+    return jax.vmap(lambda data: run(group, data, classes))(data)
+
+
+def runs(group: Group, plants: Sequence[Plant]) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """Train every plant of a group, at once.
+
+    Yields:
+      For each, what `jaxgrad.training.diagnosis.diagnose` takes: `(fit, norms, units)` and a dict
+      of `names`, `inputs` and `train_error`. All arrays are NumPy's.
+    """
+    made = [pieces(group, plant) for plant in plants]
+    classes = int(table(group.data)[1].max()) + 1
+    fits = _fits(group, jax.tree.map(lambda *a: np.stack(a), *made), classes)
+    fits = jax.tree.map(np.asarray, fits)
+    names = monitoring.layer_names(jax.tree.map(lambda a: a[0], fits.params), stacked=STACKED)
+    for index, piece in enumerate(made):
+        fit = jax.tree.map(lambda a, index=index: a[index], fits)
+        yield (
+            (fit, fit.trace, fit.record["units"]),
+            {
+                "names": names,
+                "inputs": piece["train"]["x"],
+                "train_error": fit.record["train_error"],
+            },
+        )
