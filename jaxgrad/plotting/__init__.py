@@ -12,6 +12,7 @@ from jaxgrad.plotting.gradient_check import (
     gradient_check_steps,
     gradient_check_training,
 )
+from jaxgrad.plotting.hyperparameters import hyperparameters
 from jaxgrad.plotting.input_normalization import input_normalization
 from jaxgrad.plotting.norm_layers import norm_layers
 from jaxgrad.plotting.phase_diagram import phase_diagram
@@ -29,6 +30,7 @@ __all__ = [
     "gradient_check_regulariser",
     "gradient_check_steps",
     "gradient_check_training",
+    "hyperparameters",
     "input_normalization",
     "norm_layers",
     "phase_diagram",
