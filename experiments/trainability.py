@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -89,12 +89,13 @@ def checked(config: Config) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}; raise it")
     for name in ("depths", "rates"):
         values = getattr(config, name)
-        if not values or len(set(values)) < len(values) or not min(values) > 0:
-            raise ValueError(
-                f"{name} must be different numbers above 0, got {values}; correct them"
-            )
-    if not config.kinds or len(set(config.kinds)) < len(config.kinds):
-        raise ValueError(f"kinds must be different, at least one, got {config.kinds}")
+        if not values or not np.all(np.diff([0, *values]) > 0):
+            raise ValueError(f"{name} must be ascending numbers above 0, got {values}; sort them")
+    if any(depth != int(depth) for depth in config.depths):
+        raise ValueError(f"depths must be whole numbers, got {config.depths}; round them")
+    kinds = get_args(Kind)
+    if not config.kinds or len(set(config.kinds)) < len(config.kinds) or {*config.kinds} - {*kinds}:
+        raise ValueError(f"kinds must be different ones of {', '.join(kinds)}; got {config.kinds}")
     if not np.isfinite(config.rates).all():
         raise ValueError(f"rates must be finite, got {config.rates}; correct them")
     if not 0 < config.w_variance_min < config.w_variance_max < np.inf:

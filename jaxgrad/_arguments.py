@@ -22,6 +22,17 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def key(name: str, value: Any) -> None:
+    """Raise unless `value` is one PRNG key, of the new or the old style."""
+    dtype, ndim = getattr(value, "dtype", None), np.ndim(value)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (ndim == 0 if typed else dtype == np.uint32 and ndim == 1):
+        raise TypeError(
+            f"{name} must be one PRNG key, got {value!r}; pass jax.random.key(0), and use jax.vmap "
+            "for several"
+        )
+
+
 def integer(name: str, value: Any, minimum: int) -> int:
     """Return `value` as an `int` of at least `minimum`, or raise."""
     try:

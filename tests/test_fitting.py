@@ -159,6 +159,38 @@ def test_divergence_is_a_result(key, data):
     chex.assert_trees_all_equal(found.best.params[0], jnp.zeros(3))
 
 
+def test_every_step_has_a_key_of_its_own(key):
+    def record(w, state, batch, key):
+        count, seen = state
+        return jnp.sum(w * 0.0), (count + 1, seen.at[count].set(jax.random.key_data(key)))
+
+    state = (jnp.zeros((), jnp.int32), jnp.zeros((6, 2), jnp.uint32))
+    found = training.fit(
+        record, jnp.ones(1), optax.sgd(0.1), jnp.arange(8), key, steps=6, batch_size=4, every=2,
+        state=state,
+    )  # fmt: skip
+    assert len({tuple(row) for row in np.asarray(found.state[1]).tolist()}) == 6
+
+
+def test_keys_of_the_old_style(key, data):
+    old = jax.random.key_data(key)
+    np.testing.assert_array_equal(fit(data, old, every=2).loss, fit(data, key, every=2).loss)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.lbfgs(),
+        optax.polyak_sgd(),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=["lbfgs", "polyak", "plateau"],
+)
+def test_optimizers_that_want_the_loss(key, data, optimizer):
+    found = training.fit(loss, jnp.zeros(3), optimizer, data, key, steps=40, batch_size=40)
+    assert float(found.loss[-1]) < 0.1 * float(found.loss[0])
+
+
 def test_numpy_data(key, data):
     found = fit(jax.tree.map(np.asarray, data), key)
     np.testing.assert_allclose(found.params, fit(data, key).params, rtol=1e-6)
@@ -184,11 +216,27 @@ def grows(w, state, batch, key):
         ({"data": {}}, r"data must be arrays with one leading axis, .* got leading axes \[\]"),
         ({"loss": one_value}, "loss must return a pair, a scalar and the next state"),
         ({"loss": grows}, "loss must return a state like the one it gets"),
+        ({"loss": None}, "loss must be a function, got None"),
+        ({"monitor": 3}, "monitor must be a function, got 3"),
+        ({"evaluate": lambda w, s: (w, ())}, r"evaluate must return a pair, .* \(\(3,\), \(\)\)"),
+        ({"evaluate": lambda w, s: 0.0}, r"evaluate must return a pair, .* got \(\); return"),
+        ({"key": 0}, r"key must be one PRNG key, got 0; pass jax.random.key\(0\)"),
     ],
 )
 def test_errors(key, data, change, match):
     with pytest.raises((ValueError, TypeError), match=match):
         fit(**{"data": data, "key": key} | change)
+
+
+@pytest.mark.parametrize("optimizer", [0.1, "adam", optax.sgd])
+def test_an_optimizer_that_is_none_is_named(key, data, optimizer):
+    with pytest.raises(TypeError, match="optimizer must be one of optax, got"):
+        training.fit(loss, jnp.zeros(3), optimizer, data, key, steps=1, batch_size=4)
+
+
+def test_parameters_must_be_arrays(key, data):
+    with pytest.raises(TypeError, match=r"params must be floating point, got .* at \['f'\]; keep"):
+        training.fit(loss, {"f": jnp.tanh}, optax.sgd(0.1), data, key, steps=1, batch_size=4)
 
 
 def test_parameters_must_be_floating_point(key, data):
@@ -210,6 +258,15 @@ def test_a_monitor_sees_every_step(key, data, evaluated):
     np.testing.assert_allclose(found.trace["w"] + found.trace["update"], after, rtol=1e-6)
     assert found.trace["x"].shape == (24, 10, 3)
     np.testing.assert_allclose(found.params, fit(data, key).params, rtol=1e-6)
+
+
+def test_a_monitor_sees_the_state_before_the_step(key, data):
+    found = training.fit(
+        lambda w, state, batch, key: (loss(w, (), batch, key)[0], state + 1),
+        jnp.zeros(3), optax.sgd(0.1), data, key, steps=4, batch_size=10,
+        state=jnp.zeros(()), monitor=lambda step: step.state,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.trace, [0, 1, 2, 3])
 
 
 def test_what_a_monitor_saw_ends_where_training_stops(key, data):

@@ -97,9 +97,48 @@ def test_a_training_run_is_searched_and_divergence_is_the_worst_score(key):
     assert 0.05 < float(found.best["rate"]) < 1.0
 
 
+def test_a_round_without_a_number_is_a_result(key):
+    found = search.search(key, lambda point: jnp.nan * point["rate"], SPACE, count=3, rounds=2)
+    assert np.isnan(found.scores).all()
+    assert found.scores.shape == (6,)
+    assert found.spaces == (SPACE, SPACE)
+    assert all(np.isnan(value) for value in found.best.values())
+
+
+def test_points_lie_within_their_range():
+    for low, high in np.random.default_rng(0).uniform(0, 1, (200, 2)).round(2):
+        if low < high:
+            values = search.grid({"a": search.uniform(low, high)}, 5)["a"]
+            assert values.min() >= np.float32(low)
+            assert values.max() <= np.float32(high)
+
+
+def never(point):
+    raise AssertionError("it ran")
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (
+            lambda key: search.search(key, never, SPACE, count=3, keep=2.0),
+            "keep must be at most 1, got 2",
+        ),
+        (lambda key: search.search(0, never, SPACE, count=3), "key must be one PRNG key, got 0"),
+        (
+            lambda key: jax.jit(lambda k: search.search(k, never, SPACE, count=3).scores)(key),
+            "key must be known, got a traced key; call search outside",
+        ),
+        (
+            lambda key: jax.jit(lambda s: search.narrow(SPACE, search.grid(SPACE, 2), s))(
+                jnp.ones(4)
+            ),
+            "scores and points must be known numbers",
+        ),
+        (
+            lambda key: search.search(key, lambda p: (p["rate"], p["rate"]), SPACE, count=3),
+            r"evaluate must return one number, got shape \(\(\), \(\)\)",
+        ),
         (lambda key: search.uniform(1.0, 1.0), "low must be below high, got 1 and 1"),
         (lambda key: search.log_uniform(0.0, 1.0), "low must be greater than 0 for log_uniform"),
         (lambda key: search.uniform(0.0, np.inf), "high must be finite"),

@@ -61,6 +61,32 @@ def test_a_network_does_not_depend_on_the_others_of_its_map(dataset):
     np.testing.assert_allclose(alone["accuracy"], expected, atol=0.01)
 
 
+def trained(key, config, depth, w_variance, rate, steps, **options):
+    net = trainability.network("plain", config, depth, jnp.float32(w_variance), 0.05, **options)
+    data = trainability.digits(config)
+    return jax.jit(lambda: trainability.train(net, key, rate, steps, config.batch, data))()
+
+
+def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
+    point = {"kind": "plain", "depth": 3, "rate": 0.1, "w_variance": 2.0, "seed": 1}
+    expected = trained(sweeps.cell_key(jax.random.key(0), point), SMALL, 3, 2.0, 0.1, SMALL.steps)
+    found = dataset.sel(point)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+    np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=0.01)
+
+
+def test_networks_learn_where_theory_says_so():
+    config = trainability.Config(
+        depths=(2, 24), w_variance_max=1.77, w_variances=2, steps=200, rates=(0.03,), width=48
+    )
+    found = trainability.compared(
+        trainability.measure(config).isel(kind=0), trainability.scales("plain", config)
+    )
+    np.testing.assert_array_equal(found.should, [[True, False], [True, True]])
+    np.testing.assert_array_equal(found.learns, found.should)
+    assert found.agree == 1
+
+
 def killed(store, small):
     def kill(done, total):
         if done:
@@ -85,13 +111,9 @@ def test_cells_are_trained_again_at_their_own_depth_and_variance():
     small = dataclasses.replace(SMALL, rates=(0.1,), longer=3, steps=20)
     again = trainability.measure_again("plain", small, np.array([[2, 0], [0, 1]]))
     assert again["accuracy"].sizes == {"cell": 2, "rate": 1, "seed": 2}
-    data = trainability.digits(small)
     for cell, (w_variance, depth) in enumerate([(2.0, 1), (1.0, 3)]):
         key = sweeps.cell_key(jax.random.key(0), {"cell": cell, "rate": 0.1, "seed": 1})
-        net = trainability.network("plain", small, 3, jnp.float32(w_variance), 0.05, depth)
-        expected = jax.jit(
-            lambda net=net, key=key: trainability.train(net, key, 0.1 / 3, 60, 32, data)
-        )()
+        expected = trained(key, small, 3, w_variance, 0.1 / 3, 60, active=depth)
         found = again.isel(cell=cell, rate=0, seed=1)
         np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=0.01)
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
@@ -175,16 +197,19 @@ def test_figure_says_what_its_axes_are(kinds):
     ("change", "message"),
     [
         ({"activation": "swish9"}, "activation must be one of"),
-        ({"depths": ()}, "depths must be different numbers above 0"),
-        ({"depths": (3, 3)}, "depths must be different numbers above 0"),
-        ({"rates": (0.1, -1.0)}, "rates must be different numbers above 0"),
+        ({"depths": ()}, "depths must be ascending numbers above 0"),
+        ({"depths": (3, 3)}, "depths must be ascending numbers above 0"),
+        ({"depths": (8, 4)}, "depths must be ascending numbers above 0"),
+        ({"depths": (1.5,)}, "depths must be whole numbers"),
+        ({"rates": (-1.0, 0.1)}, "rates must be ascending numbers above 0"),
         ({"rates": (float("inf"),)}, "rates must be finite"),
         ({"w_variance_min": 5.0}, "w_variance_min and w_variance_max must be above 0"),
         ({"b_variance": -0.1}, "b_variance must be at least 0"),
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"longer": 0}, "longer must be at least 1"),
-        ({"kinds": ()}, "kinds must be different, at least one"),
+        ({"kinds": ()}, "kinds must be different ones of plain"),
+        ({"kinds": ("batchnorm",)}, "kinds must be different ones of plain"),
         ({"kinds": ("critical",)}, "activation must have a critical point for every large"),
     ],
 )

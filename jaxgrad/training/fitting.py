@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxgrad import _arguments, regularization
@@ -82,7 +83,7 @@ def fit(
     Args:
       loss: `(params, state, batch, key) -> (scalar, state)`; the key is another for each step.
       params: a pytree of floating-point arrays, where training starts.
-      optimizer: any of optax.
+      optimizer: any of optax; it gets the loss, too, as L-BFGS and Polyak steps want it.
       data: a pytree of arrays `[examples, ...]`; a batch is some of their rows.
       key: PRNG key of the order of examples and of `loss`.
       steps: number of steps, a multiple of `every`.
@@ -102,7 +103,7 @@ def fit(
       `Fit`.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described, before anything is computed.
+      ValueError, TypeError: if an argument is not as described, before anything is compiled.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> x = jax.random.normal(jax.random.key(0), (64, 3))
@@ -138,23 +139,38 @@ def fit(
             raise ValueError(
                 "patience must come with evaluate, whose error it watches, got no evaluate"
             )
+    _arguments.key("key", key)
+    _check_optimizer(optimizer)
+    _check_params(params)
+    _check_callables(loss=loss, evaluate=evaluate, monitor=monitor)
     _check_loss(loss, params, state, data, batch_size, key)
+    if evaluate is not None:
+        _check_evaluate(evaluate, params, state)
 
+    optimizer = optax.with_extra_args_support(optimizer)
     key_order, key_loss = jax.random.split(key)
     rows = _batches(key_order, examples, batch_size, steps).reshape(-1, every, batch_size)
-    step_keys = jax.random.split(key_loss, steps).reshape(-1, every)
+    step_keys = jax.random.split(key_loss, steps)
+    step_keys = step_keys.reshape(-1, every, *step_keys.shape[1:])
 
     def step(carry, inputs):
-        params, state, slots = carry
+        params, before, slots = carry
         chosen, key_step = inputs
         batch = jax.tree.map(lambda a: a[chosen], data)
         (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(
-            params, state, batch, key_step
+            params, before, batch, key_step
         )
-        updates, slots = optimizer.update(gradient, slots, params)
+        updates, slots = optimizer.update(
+            gradient,
+            slots,
+            params,
+            value=value,
+            grad=gradient,
+            value_fn=lambda params: loss(params, before, batch, key_step)[0],
+        )
         seen = None
         if monitor is not None:
-            seen = monitor(Step(carry[0], carry[1], batch, key_step, value, gradient, updates))
+            seen = monitor(Step(params, before, batch, key_step, value, gradient, updates))
         return (optax.apply_updates(params, updates), state, slots), (value, seen)
 
     def steps_of_one_evaluation(carry, chunk):
@@ -221,13 +237,42 @@ def _examples(data):
     return examples
 
 
-def _check_loss(loss, params, state, data, batch_size, key):
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+def _check_optimizer(optimizer):
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(
+            f"optimizer must be one of optax, got {optimizer!r}; pass optax.sgd(0.1), for example"
+        )
+
+
+def _check_callables(**functions):
+    for name, function in functions.items():
+        if not callable(function) and (function is not None or name == "loss"):
             raise TypeError(
-                f"params must be floating point, got {jnp.result_type(leaf)} at "
-                f"{jax.tree_util.keystr(path)}; keep what is not trained out of them"
+                f"{name} must be a function, got {function!r}; see jaxgrad.training.fit"
             )
+
+
+def _check_params(params):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            what = dtype if hasattr(leaf, "dtype") else repr(leaf)
+            raise TypeError(
+                f"params must be floating point, got {what} at {jax.tree_util.keystr(path)}; keep "
+                "what is not trained out of them, and let loss put it back"
+            )
+
+
+def _check_evaluate(evaluate, params, state):
+    out = jax.eval_shape(evaluate, params, state)
+    if not (isinstance(out, tuple) and len(out) == 2 and getattr(out[0], "shape", None) == ()):
+        raise TypeError(
+            "evaluate must return a pair, one number and what else to keep, got "
+            f"{jax.tree.map(jnp.shape, out)}; return (error, ()) if there is nothing else"
+        )
+
+
+def _check_loss(loss, params, state, data, batch_size, key):
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((batch_size, *jnp.shape(a)[1:]), jnp.result_type(a)), data
     )

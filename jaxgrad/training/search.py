@@ -138,9 +138,11 @@ def narrow(space: Space, points: Points, scores: Any, keep: float = 0.2) -> dict
       ValueError, TypeError: if an argument is not as described, or no score is a number.
     """
     names = _names(space)
-    _arguments.scalar("keep", keep, minimum=0.0, above=True)
-    if keep > 1:
-        raise ValueError(f"keep must be at most 1, got {keep:g}; it is a share of the points")
+    _check_keep(keep)
+    if any(_arguments.is_traced(leaf) for leaf in jax.tree.leaves((points, scores))):
+        raise TypeError(
+            "scores and points must be known numbers, got traced arrays; narrow outside of jax.jit"
+        )
     scores = np.asarray(scores, np.float64)
     sizes = {name: np.shape(points[name]) if name in points else None for name in names}
     if any(size != scores.shape for size in sizes.values()) or scores.ndim != 1:
@@ -172,7 +174,7 @@ class Search(NamedTuple):
     Attributes:
       points: all that were tried, arrays `[rounds * count]` by name.
       scores: of each, `[rounds * count]`.
-      best: the point of the lowest score, numbers by name.
+      best: the point of the lowest score, numbers by name; NaN if no score is a number.
       spaces: where each round drew its points.
     """
 
@@ -197,8 +199,9 @@ def search(
 
     Args:
       key: PRNG key of the points.
-      evaluate: from numbers by name to a score, lower is better; NaN is worst. A pure function, for
-        example of `jaxgrad.training.fit`.
+      evaluate: from numbers by name to a score, lower is better; NaN is worst, and after a round of
+        nothing else the next one searches the same ranges. A pure function, for example of
+        `jaxgrad.training.fit`.
       space: ranges by name.
       count: points of a round, at least 2.
       rounds: how often to draw, at least 1.
@@ -208,29 +211,48 @@ def search(
       `Search`.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described.
+      ValueError, TypeError: if an argument is not as described, before anything is compiled.
     """
     count = _arguments.integer("count", count, 2)
     rounds = _arguments.integer("rounds", rounds, 1)
     _names(space)
+    _check_keep(keep)
+    _arguments.key("key", key)
+    if _arguments.is_traced(key):
+        raise TypeError("key must be known, got a traced key; call search outside of jax.jit")
     run = jax.jit(jax.vmap(evaluate))
     spaces, tried, scores = [space], [], []
     for i in range(rounds):
         points = draw(jax.random.fold_in(key, i), spaces[-1], count)
+        if i == 0:
+            _check_score(run.eval_shape(points))
         found = run(points)
-        if np.shape(found) != (count,):
-            raise ValueError(
-                f"evaluate must return one number, got shape {np.shape(found)[1:]}; reduce it"
-            )
         tried.append(points)
         scores.append(found)
         if i + 1 < rounds:
-            spaces.append(narrow(spaces[-1], points, found, keep))
+            known = not np.isnan(found).all()
+            spaces.append(narrow(spaces[-1], points, found, keep) if known else spaces[-1])
     points = jax.tree.map(lambda *parts: jnp.concatenate(parts), *tried)
     together = jnp.concatenate(scores)
-    at = int(np.argmin(np.nan_to_num(np.asarray(together, np.float64), nan=np.inf)))
-    best = {name: values[at] for name, values in points.items()}
+    ranked = np.asarray(together, np.float64)
+    at = int(np.argmin(np.where(np.isnan(ranked), np.inf, ranked)))
+    known = not np.isnan(ranked).all()
+    best = {name: values[at] if known else jnp.nan * values[at] for name, values in points.items()}
     return Search(points, together, best, tuple(spaces))
+
+
+def _check_keep(keep):
+    _arguments.scalar("keep", keep, minimum=0.0, above=True)
+    if _arguments.is_traced(keep):
+        raise TypeError("keep must be a known number, got a traced array; pass a float")
+    if keep > 1:
+        raise ValueError(f"keep must be at most 1, got {keep:g}; it is a share of the points")
+
+
+def _check_score(scores):
+    if not isinstance(scores, jax.ShapeDtypeStruct) or scores.ndim != 1:
+        shapes = jax.tree.map(lambda score: score.shape[1:], scores)
+        raise ValueError(f"evaluate must return one number, got shape {shapes}; reduce it")
 
 
 def _checked(name, low, high, log):
@@ -262,7 +284,8 @@ def _names(space):
 def _at(within, share):
     """The value at a share from 0 to 1 of the way from the low to the high end."""
     low, high, log = within
-    if not log:
-        return low + (high - low) * share
-    value = jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
+    if log:
+        value = jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
+    else:
+        value = low + (high - low) * share
     return jnp.clip(value, low, high)
