@@ -166,12 +166,18 @@ def test_report_counts_what_agrees_with_theory():
     assert "0 learn beyond 6 scales, 1 do not learn within" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("32 ")]
     assert rows[0][1:6] == ["2.00", "to", "2.00", "none", "20%"]
-    cells, again = np.array([[2, 2]]), made(np.array([[0.7]]), [1], [1.0]).squeeze("w_variance")
-    text = trainability.report_again(found, cells, again.rename(depth="cell"), config)
-    assert "1 learn, so that 100.0% of the cells are as theory says" in text
-    text = trainability.report_again(found, cells, again.rename(depth="cell") * 0, config)
-    assert "0 learn, so that 88.9%" in text
+    cells, beyond = trainability.exceptions_and_control(found)
+    assert cells.tolist() == [[2, 2]]
+    assert beyond.tolist() == [[0, 1]]
+    learnt = made(np.array([[0.7]]), [1], [1.0]).squeeze("w_variance").rename(depth="cell")
+    text = trainability.report_again(found, cells, learnt, None, config)
+    assert "1 learn.\nThen 100.0% of the cells are as theory says" in text
+    text = trainability.report_again(found, cells, learnt, learnt, config)
+    assert "Of the 1 nearest beyond, trained alike, 1 learn.\nThen 88.9% of" in text
+    text = trainability.report_again(found, cells, learnt * 0, learnt, config)
+    assert "0 learn." in text
     assert "Of the other 1, of depth 32, 0 lie within a factor 1.5" in text
+    assert "Then 77.8% of" in text
     row = trainability.summary({"plain": found}, config).splitlines()[-1].split()
     assert row == ["plain", "56%", "0%", "90%", "67%", "88.9%", f"{expected.statistic:+.2f}"]
 
