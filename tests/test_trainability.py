@@ -191,7 +191,7 @@ def test_figure_says_what_its_axes_are(kinds):
     figure = plotting.trainability(accuracy, depths, variances, [reach] * kinds, shares, "tanh")
     panels = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in panels] == [
-        f"kind {i}: 90% of cells as theory says" for i in range(kinds)
+        f"kind {i}: 90.0% of cells as theory says" for i in range(kinds)
     ]
     assert "depth" in panels[-1].get_xlabel()
     assert "weight variance" in panels[0].get_ylabel()

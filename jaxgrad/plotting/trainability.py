@@ -49,7 +49,7 @@ def trainability(
     ]
     for index, (kind, share) in enumerate(zip(accuracy, agree, strict=True)):
         ax = axes.flat[index]
-        ax.set_title(f"{kind}: {share:.0%} of cells as theory says", fontsize=12)
+        ax.set_title(f"{kind}: {share:.1%} of cells as theory says", fontsize=12)
         if index + columns >= len(accuracy):
             ax.set_xlabel("depth, hidden layers")
             ax.tick_params(labelbottom=True)
