@@ -192,7 +192,8 @@ def cost(
 
 def setting(group: Group) -> str:
     """A group in words."""
-    return f"{group.activation}, {group.depth} layers, {group.optimizer}, {group.data}"
+    net = f"{group.activation}, {group.depth} layers" if group.depth else "softmax from zeros"
+    return f"{net}, {group.optimizer}, {group.data}"
 
 
 def departure(plant: Plant) -> str:
@@ -208,6 +209,8 @@ def departure(plant: Plant) -> str:
     }
     usual = Plant(None)
     planted = [text for name, text in words.items() if getattr(plant, name) != getattr(usual, name)]
+    if plant.since:
+        planted[-1] += f" from step {plant.since}"
     return ", ".join(planted) or ("the setting" if plant.fault else "nothing")
 
 

@@ -41,7 +41,7 @@ class Group(NamedTuple):
 
     Attributes:
       activation: a name of `jaxgrad.activations.TABLE`.
-      depth: number of hidden layers.
+      depth: number of hidden layers; 0 for softmax regression, whose weights start at 0.
       optimizer: a name of `OPTIMIZERS`.
       data: a name of `EXAMPLES`.
       rate: learning rate of a healthy run.
@@ -68,13 +68,15 @@ class Plant(NamedTuple):
     Attributes:
       fault: a value of `jaxgrad.training.faults.Fault`, `None` for a healthy run.
       seed: of the split of the data, the parameters and the order of examples.
-      rate: factor to the learning rate.
+      rate: factor to the learning rate, from step `since` on.
       w_variance: factor to the variance of the weights at the start.
       bias: of every hidden unit at the start.
       examples: how many there are to learn from, over and over; `None` for all.
       noise: share of the training labels that is redrawn.
-      frozen: index of the layer that the optimizer leaves as it is, `None` for none.
+      frozen: index of the layer that the optimizer leaves as it is from step `since` on, `None`
+        for none.
       raw: whether inputs are left as they come, not standardized.
+      since: step from which `rate` and `frozen` hold.
     """
 
     fault: str | None
@@ -86,6 +88,7 @@ class Plant(NamedTuple):
     noise: float = 0.0
     frozen: int | None = None
     raw: bool = False
+    since: int = 0
 
 
 HEALTHY = tuple(Plant(None, seed) for seed in range(3))
@@ -99,6 +102,7 @@ CASES: dict[Group, tuple[Plant, ...]] = {
         Plant("overfitting", 7, examples=30),
         Plant("frozen layer", 8, frozen=2),
         Plant("label noise", 9, noise=0.3),
+        Plant("rate too high", 10, rate=300, since=70),
     ),
     Group("relu", 5, "adam", "digits", rate=0.003, w_variance=2.0): (
         *HEALTHY,
@@ -109,6 +113,7 @@ CASES: dict[Group, tuple[Plant, ...]] = {
         Plant("overfitting", 7, examples=40),
         Plant("frozen layer", 8, frozen=0),
         Plant("label noise", 9, noise=0.5),
+        Plant("frozen layer", 10, frozen=2, since=50),
     ),
     Group("relu", 3, "sgd", "cancer", rate=0.05, w_variance=2.0, width=16): (
         *HEALTHY[:2],
@@ -130,6 +135,12 @@ CASES: dict[Group, tuple[Plant, ...]] = {
     Group("sigmoid", 6, "sgd", "digits", rate=0.1, width=16): (
         Plant("vanishing", 0),
         Plant("vanishing", 1, w_variance=0.1),
+    ),
+    Group("linear", 0, "sgd", "digits", rate=0.1): (
+        *HEALTHY,
+        Plant("rate too high", 3, rate=3000),
+        Plant("rate too low", 4, rate=1e-4),
+        Plant("rate too low", 5, rate=1e-3),
     ),
 }
 """Every fault in two groups at least, and healthy runs beside most of them."""
@@ -163,22 +174,24 @@ def pieces(group: Group, plant: Plant) -> dict[str, Any]:
     noisy = labels[train].copy()
     redrawn = rng.random(len(train)) < plant.noise
     noisy[redrawn] = rng.integers(0, labels.max() + 1, redrawn.sum())
-    moving = np.ones(group.depth + 1, np.float32)
+    moving = np.full(group.depth + 1, plant.rate, np.float32)
     if plant.frozen is not None:
         moving[plant.frozen] = 0
     return {
         "seed": np.int32(plant.seed),
-        "rate": np.float32(group.rate * plant.rate),
         "w_variance": np.float32(group.w_variance * plant.w_variance),
         "bias": np.float32(plant.bias),
         "moving": moving,
+        "since": np.int32(plant.since),
         "train": {"x": x[train], "label": noisy},
         "dev": {"x": x[dev], "label": labels[dev]},
     }
 
 
-def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, jax.Array]:
-    """Logits `[batch, classes]` and pre-activations `[depth, batch, width]`."""
+def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, Any]:
+    """Logits `[batch, classes]` and pre-activations `[depth, batch, width]`, `None` of depth 0."""
+    if "first" not in params:
+        return networks.affine(params["readout"], x), None
     phi = activations.get(activation)
     z = networks.affine(params["first"], x)
 
@@ -196,24 +209,41 @@ def cross_entropy(params: Any, batch: Any, activation: str) -> jax.Array:
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
 
 
-def optimizer(name: str, rate: Any, moving: Any) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`, whose updates are multiplied by `moving`, `[depth + 1]`."""
+def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTransformation:
+    """One of `OPTIMIZERS`, with updates times `moving`, `[depth + 1]`, from step `since` on."""
 
-    def held(updates, params=None):
-        shares = {"first": moving[0], "hidden": moving[1:-1], "readout": moving[-1]}
-        return {
+    def held(updates, state, params=None):
+        factors = jnp.where(state >= since, moving, 1.0)
+        shares = {"first": factors[0], "hidden": factors[1:-1], "readout": factors[-1]}
+        scaled = {
             part: jax.tree.map(
-                lambda a, share=share: (
-                    a * share.reshape(share.shape + (1,) * (a.ndim - 1))
-                    if share.ndim
-                    else a * share
+                lambda a, share=shares[part]: (
+                    a * share.reshape(share.shape + (1,) * (a.ndim - share.ndim))
                 ),
                 updates[part],
             )
-            for part, share in shares.items()
+            for part in updates
         }
+        return scaled, state + 1
 
-    return optax.chain(OPTIMIZERS[name](rate), optax.stateless(held))
+    counted = optax.GradientTransformation(lambda params: jnp.int32(0), held)
+    return optax.chain(OPTIMIZERS[name](rate), counted)
+
+
+def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
+    """Parameters at the start of one plant's run."""
+    features = data["train"]["x"].shape[1]
+    if group.depth == 0:
+        return {"readout": {"kernel": jnp.zeros((features, classes)), "bias": jnp.zeros(classes)}}
+    params = networks.init(
+        *(key, features, group.width, group.depth),
+        out_features=classes,
+        bias_init=initializers.zeros(),
+    )
+    params = networks.scale(params, data["w_variance"])
+    for part in ("first", "hidden"):
+        params[part]["bias"] = params[part]["bias"] + data["bias"]
+    return params
 
 
 def run(group: Group, data: Any, classes: int) -> training.Fit:
@@ -224,17 +254,7 @@ def run(group: Group, data: Any, classes: int) -> training.Fit:
       `train_error` as the record.
     """
     key_init, key_fit = jax.random.split(jax.random.key(data["seed"]))
-    params = networks.init(
-        key_init,
-        data["train"]["x"].shape[1],
-        group.width,
-        group.depth,
-        out_features=classes,
-        bias_init=initializers.zeros(),
-    )
-    params = networks.scale(params, data["w_variance"])
-    for part in ("first", "hidden"):
-        params[part]["bias"] = params[part]["bias"] + data["bias"]
+    params = initial(group, data, key_init, classes)
 
     def error(params, part):
         logits, z = forward(params, part["x"], group.activation)
@@ -243,22 +263,27 @@ def run(group: Group, data: Any, classes: int) -> training.Fit:
     def evaluate(params, state):
         wrong, z = error(params, data["dev"])
         return wrong, {
-            "units": monitoring.units(z, group.activation),
+            "units": None if z is None else monitoring.units(z, group.activation),
             "train_error": error(params, data["train"])[0],
         }
 
     return training.fit(
         lambda params, state, batch, key: (cross_entropy(params, batch, group.activation), state),
         params,
-        optimizer(group.optimizer, data["rate"], data["moving"]),
+        optimizer(group.optimizer, group.rate, data["moving"], data["since"]),
         data["train"],
         key_fit,
         steps=group.steps,
         batch_size=group.batch,
         evaluate=evaluate,
         every=EVERY,
-        monitor=lambda step: monitoring.layer_norms(step, stacked=STACKED),
+        monitor=lambda step: monitoring.layer_norms(step, stacked=stacked(group)),
     )
+
+
+def stacked(group: Group) -> str | None:
+    """The paths of parameters with a leading axis of layers, if the group has such."""
+    return STACKED if group.depth else None
 
 
 # Small networks compile for longer than they run; both options are of every backend.
@@ -281,7 +306,8 @@ def runs(group: Group, plants: Sequence[Plant]) -> Iterator[tuple[tuple, dict[st
     classes = int(table(group.data)[1].max()) + 1
     fits = _fits(group, jax.tree.map(lambda *a: np.stack(a), *made), classes)
     fits = jax.tree.map(np.asarray, fits)
-    names = monitoring.layer_names(jax.tree.map(lambda a: a[0], fits.params), stacked=STACKED)
+    params = jax.tree.map(lambda a: a[0], fits.params)
+    names = monitoring.layer_names(params, stacked=stacked(group))
     for index, piece in enumerate(made):
         fit = jax.tree.map(lambda a, index=index: a[index], fits)
         yield (

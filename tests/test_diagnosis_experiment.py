@@ -4,11 +4,12 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import diagnosis as experiment
-from experiments.planted_faults import CASES, EVERY, EXAMPLES, Group, Plant, pieces
+from experiments.planted_faults import CASES, EVERY, EXAMPLES, Group, Plant, optimizer, pieces
 from jaxgrad import plotting
 from jaxgrad.training.diagnosis import Diagnosis
 from jaxgrad.training.faults import Fault, Finding
@@ -58,7 +59,21 @@ def test_plants_change_what_they_say():
     # Half are redrawn, of which half get the label they had.
     assert changed == pytest.approx(0.25, abs=3 * np.sqrt(0.25 * 0.75 / EXAMPLES["cancer"]))
     np.testing.assert_array_equal(noisy["dev"]["label"], usual["dev"]["label"])
-    np.testing.assert_array_equal(pieces(GROUP, Plant("x", frozen=1))["moving"], [1, 0, 1, 1])
+    moving = pieces(GROUP, Plant("x", frozen=1, rate=30, since=7))
+    np.testing.assert_array_equal(moving["moving"], [30, 0, 30, 30])
+    assert moving["since"] == 7
+
+
+def test_factors_of_updates_begin_at_their_step():
+    params = {"first": jnp.ones(2), "hidden": jnp.ones((2, 3)), "readout": jnp.ones(2)}
+    step = optimizer("sgd", 1.0, jnp.asarray([2.0, 0.0, 1.0, 3.0]), 1)
+    slots = step.init(params)
+    for factors in ((1, 1, 1, 1), (2, 0, 1, 3)):
+        updates: Any
+        updates, slots = step.update(params, slots)
+        found = [updates["first"], *updates["hidden"], updates["readout"]]
+        for part, factor in zip(found, factors, strict=True):
+            np.testing.assert_array_equal(part, -factor)
 
 
 def test_report_counts_what_was_found():
@@ -90,7 +105,10 @@ def test_departures_are_named():
     assert experiment.departure(Plant("vanishing")) == "the setting"
     words = [experiment.departure(plant) for plants in CASES.values() for plant in plants]
     assert {"raw inputs", "rate x 300", "layer 3 held", "30 examples", "biases -8"} <= set(words)
+    assert "rate x 300 from step 70" in words
     assert all(len(text) < 30 for text in words)
+    assert experiment.setting(GROUP) == "relu, 3 layers, sgd, cancer"
+    assert experiment.setting(GROUP._replace(depth=0)) == "softmax from zeros, sgd, cancer"
 
 
 def test_cost_is_timed_for_every_way_to_watch():

@@ -99,6 +99,12 @@ def test_units_are_those_of_signal_propagation(key, params, activation):
     assert np.any(found.dead > 0) >= (activation == "relu")
 
 
+def test_a_leaky_slope_counts_as_flat_below_the_threshold_only():
+    z = -jnp.ones((1, 8, 4))
+    assert monitoring.units(z, "leaky_relu").dead == 1
+    assert monitoring.units(z, "leaky_relu", saturation=0.005).dead == 0
+
+
 def test_counts_are_numpys_and_nothing_is_dropped(key):
     z = np.array(3 * jax.random.normal(key, (2, 30, 8), jnp.float32))
     z[1, :3, 0] = np.nan, np.inf, -np.inf
@@ -156,7 +162,12 @@ def test_bad_arguments_are_named(params):
     for z in (jnp.ones(3), [jnp.ones(3)], [], jnp.ones((2, 0, 3))):
         with pytest.raises(ValueError, match="z must be"):
             monitoring.units(z, "tanh")
+    for z in (jnp.ones((1, 2, 3), int), [jnp.ones((2, 3), int)]):
+        with pytest.raises(TypeError, match="z must be floating point, got int"):
+            monitoring.units(z, "tanh")
     z = jnp.ones((1, 2, 3))
+    with pytest.raises(TypeError, match="edges must be known"):
+        jax.jit(lambda edges: monitoring.units(z, "tanh", edges=edges))(jnp.ones(2))
     for edges in ((), (1.0, 1.0), (2.0, 1.0)):
         with pytest.raises(ValueError, match="edges must be increasing"):
             monitoring.units(z, "tanh", edges=edges)

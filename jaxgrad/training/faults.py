@@ -2,17 +2,18 @@
 
 Every rule compares quantities of the run with each other (a layer with another layer, an update
 with its weights, the loss with itself at the start), so that scales of data and loss do not matter.
-Each threshold is a constant of this module with its reason. `jaxgrad.training.diagnosis` applies
-the rules.
+Each threshold is a constant with its reason. `jaxgrad.training.diagnosis` applies the rules.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from jaxgrad.training._records import RISEN, Run, largest, middle, since
 
 GROWN = 30.0
 """Factor between the first and the last layer: about 1.2 a layer over the course's 20 layers."""
@@ -26,8 +27,11 @@ Merely from a random guess to an even one it falls by a tenth or more.
 UNFINISHED = 0.5
 """A loss that has fallen by less than this share has more to fall."""
 
-RISEN = 3.0
-"""Factor above the first loss that no change of batches explains, only a step too far."""
+LEVEL = 0.01
+"""A loss that has fallen by less than this share has not fallen."""
+
+CHANCE = 2.5
+"""Standard errors by which a loss that has fallen is lower, of several means that are looked at."""
 
 RESTLESS = 0.3
 """Standard deviation of the last losses, as a share of the first loss, that is no convergence."""
@@ -84,6 +88,8 @@ class Fault(enum.StrEnum):
     RATE_HIGH = "rate too high"
     LABELS = "label noise"
     OVERFITTING = "overfitting"
+    STUCK = "stuck"
+    """What is said where the records do not tell why."""
 
 
 class Finding(NamedTuple):
@@ -100,35 +106,6 @@ class Finding(NamedTuple):
     layer: str | None
     step: int
     words: str
-
-
-class Run(NamedTuple):
-    """The steps that were taken; NumPy."""
-
-    loss: Any  # [steps]
-    fallen: float  # share of the first loss
-    ratio: Any  # log update / weights, [steps, layers], NaN for weights of 0; None without norms
-    start: (
-        Any  # log |gradient| |weights| / loss before the first step, [layers]; None without norms
-    )
-    sensitivity: Any  # the largest of these in the first tenth of the steps, [layers]
-    input_size: Any  # log root mean square of the inputs or None
-    units: Any  # Units [times, layers] or None
-    unit_steps: Any  # [times]
-    names: tuple[str, ...]
-
-
-def middle(values):
-    """Median over the first axis of what is a number; -inf counts, NaN does not."""
-    bad = np.isnan(values)
-    # Sorting puts NaN last.
-    half = np.maximum((~bad).sum(axis=0) - 1, 0) // 2
-    return np.take_along_axis(np.sort(values, axis=0), half[None], 0)[0]
-
-
-def largest(values, axis=None):
-    """Maximum of what is a number, -inf if nothing is."""
-    return np.max(np.where(np.isnan(values), -np.inf, values), axis=axis, initial=-np.inf)
 
 
 def unnormalised(inputs):
@@ -159,30 +136,32 @@ def unnormalised(inputs):
         )
 
 
-def frozen(run):
+def frozen(run: Run):
     """A layer that stays while the others move."""
     if run.ratio is None or run.ratio.shape[1] < 2:
         return
-    usual, peak = middle(run.ratio), largest(run.ratio, axis=0)
     for layer, name in enumerate(run.names):
-        others = middle(np.delete(usual, layer))
-        if not (np.isfinite(others) and peak[layer] < others + math.log(FROZEN)):
+        others = middle(np.delete(run.ratio, layer, axis=1).T)
+        with np.errstate(invalid="ignore"):
+            step = since(run.ratio[:, layer] < others + math.log(FROZEN))
+        if step is None:
             continue
-        arrives = run.sensitivity[layer] > math.log(INSENSITIVE)
+        sensitivity = largest(run.relative[step : step + run.early], axis=0)
+        arrives = sensitivity[layer] > math.log(INSENSITIVE)
         # Dead units or vanishing that take a layer's gradient take that of those before it too.
-        alone = run.sensitivity[layer] < largest(run.sensitivity[:layer]) + math.log(FROZEN)
+        alone = sensitivity[layer] < largest(sensitivity[:layer]) + math.log(FROZEN)
         if arrives or alone:
             why = "though its gradient is not 0" if arrives else "and it alone gets no gradient"
             yield Finding(
                 Fault.FROZEN,
                 name,
-                0,
+                step,
                 f"the weights of {name} do not change, {why}; look at the optimizer's masks and at "
                 "stop_gradient.",
             )
 
 
-def flat_units(run):
+def flat_units(run: Run):
     """Units that are dead, or saturated where the activation is flat on both sides."""
     if run.units is None:
         return
@@ -194,8 +173,8 @@ def flat_units(run):
         harmless = run.fallen > UNFINISHED
     else:
         fault, share, harmless = Fault.DEAD, run.units.dead, False
-        words = "units of {} are flat on every example; use biases of 0, a smaller rate or a leaky "
-        words += "activation."
+        words = "units of {} are flat on every example; use biases of 0, a smaller rate or an "
+        words += "activation that is steeper there."
     begun = {}
     for layer in range(share.shape[1]):
         good = np.flatnonzero(~(share[:, layer] > HALF))
@@ -213,7 +192,7 @@ def flat_units(run):
         )
 
 
-def lost_signal(run):
+def lost_signal(run: Run):
     """Exploding and vanishing: what the layers do to signal and gradient at the start."""
     forward = backward = 0.0
     last = len(run.names) - 1
@@ -223,9 +202,10 @@ def lost_signal(run):
         begin = size[0] if run.input_size is None else run.input_size
         with np.errstate(invalid="ignore"):
             forward = float(np.nan_to_num(size[-1] - begin, nan=np.inf))
-    if run.start is not None:
+    if run.relative is not None:
+        start = run.relative[0]
         with np.errstate(invalid="ignore"):
-            backward = float(np.nan_to_num(run.start[0] - run.start[-1], nan=0.0))
+            backward = float(np.nan_to_num(start[0] - start[-1], nan=0.0))
     broken = np.flatnonzero(~np.isfinite(run.loss))
     if max(forward, backward) > math.log(GROWN):
         way, layer = "signal grows", last
@@ -245,64 +225,118 @@ def lost_signal(run):
             int(broken[0]),
             "the loss is no number from there on; clip gradients and look for logarithms of 0.",
         )
-    if run.sensitivity is None or len(broken) or run.fallen >= FLAT:
+    elif (risen := run.risen()) is not None and _too_far(run) is None:
+        yield Finding(
+            Fault.EXPLODING,
+            None,
+            risen,
+            f"the loss, {run.ends}; use a smaller rate or clip gradients.",
+        )
+    if run.relative is None or len(broken):
         return
-    best = largest(run.sensitivity)
-    if min(forward, backward) < -math.log(GROWN) or best < math.log(INSENSITIVE):
-        layer = int(np.argmin(run.sensitivity))
+    sensitivity, step = run.sensitivity(), 0
+    vanishes = run.fallen < FLAT and (
+        min(forward, backward) < -math.log(GROWN)
+        or (not run.from_zero.all() and largest(sensitivity) < math.log(INSENSITIVE))
+    )
+    if not vanishes and run.fallen < UNFINISHED:
+        usable = largest(run.relative, axis=1)
+        step = since(usable < math.log(INSENSITIVE)) or 0
+        # Near a minimum gradients shrink too, but not from one step to the next.
+        vanishes = step and usable[step] < usable[step - 1] - math.log(GROWN)
+        sensitivity = largest(run.relative[step : step + run.early], axis=0)
+    if vanishes:
+        layer = int(np.argmin(np.where(run.from_zero & (step == 0), np.inf, sensitivity)))
         yield Finding(
             Fault.VANISHING,
             run.names[layer],
-            0,
-            f"the loss fell by {run.fallen:.1%} only; its sensitivity to the weights of "
-            f"{run.names[layer]} is {_power(run.sensitivity[layer])}, to those of the best placed "
-            f"layer {_power(best)}; draw larger weights (jaxgrad.initializers), use another "
-            "activation, residual connections or norm layers.",
+            step,
+            f"{run.course}; its sensitivity to the weights of {run.names[layer]} is "
+            f"{_power(sensitivity[layer])}, to those of the best placed layer "
+            f"{_power(largest(sensitivity))}; draw larger weights (jaxgrad.initializers), use "
+            "another activation, residual connections or norm layers.",
         )
 
 
-def _too_far(run):
-    """First step whose update is too large for the weights of the median layer, or None."""
+def _too_far(run: Run):
+    """First step whose update is too large for the weights of the median layer, or None.
+
+    Where all weights start at 0, only the loss tells.
+    """
     if run.ratio is None:
         return None
-    far = np.flatnonzero(middle(run.ratio.T) > math.log(RATIO_HIGH))
+    if run.from_zero.all():
+        return run.risen()
+    far = np.flatnonzero(middle(run.ratio[:, ~run.from_zero].T) > math.log(RATIO_HIGH))
     return int(far[0]) if len(far) else None
 
 
-def wrong_rate(run):
+def wrong_rate(run: Run):
     """Updates too large or too small for the weights, and a loss that shows it."""
     if run.ratio is None:
         return
-    peak = largest(run.ratio)
+    scaled = ~run.from_zero
+    peak = largest(run.ratio[:, scaled])
     far, finite = _too_far(run), run.loss[np.isfinite(run.loss)]
     if far is not None and len(finite):
         first, top = abs(finite[0]) or 1.0, float(finite.max())
         restless = float(np.std(finite[-max(2, len(finite) // 10) :])) / first
+        # Weights that start small are soon small no more.
+        late = middle(run.ratio[-run.early :, scaled].ravel()) if scaled.any() else np.inf
+        settled = late < math.log(RATIO_HIGH)
         if (
             len(finite) < len(run.loss)
             or top - finite[0] > (RISEN - 1) * first
             or restless > RESTLESS
-            or run.fallen < FLAT
+            or (run.fallen < FLAT and not settled)
         ):
+            updates = f"updates reach {_power(peak)} of the weights; " if scaled.any() else ""
             yield Finding(
                 Fault.RATE_HIGH,
                 None,
                 far,
-                f"updates reach {_power(peak)} of the weights; the loss, at first {finite[0]:.3g}, "
-                f"peaks at {top:.3g} and ends at {run.loss[-1]:.3g}; use a rate ten times smaller.",
+                f"{updates}the loss, {run.ends}; use a rate ten times smaller.",
             )
-    if (
-        peak < math.log(RATIO_LOW)
-        and run.fallen < UNFINISHED
-        and largest(run.sensitivity) >= math.log(INSENSITIVE)
-    ):
+    if scaled.any():
+        slow = run.fallen < UNFINISHED and peak < math.log(RATIO_LOW)
+        slow = slow and largest(run.sensitivity()) >= math.log(INSENSITIVE)
+        seen = f"updates are at most {_power(peak)} of the weights in every layer"
+    else:
+        slow = run.fallen < FLAT and run.steady > HALF
+        seen = "all updates go the same way"
+    if slow:
         yield Finding(
             Fault.RATE_LOW,
             None,
             0,
-            f"updates are at most {_power(peak)} of the weights in every layer and the loss fell "
-            f"by {run.fallen:.1%} only; use a rate ten times larger.",
+            f"{seen} and {run.course}; use a rate ten times larger.",
         )
+
+
+def stuck(run: Run):
+    """A loss that has not fallen, or no more than by chance."""
+    last = run.loss[-run.early :]
+    # From one batch to the next, as a fall is not noise.
+    jumps = np.diff(run.loss[len(run.loss) // 2 :])
+    noise = math.sqrt(np.sum(jumps**2) / 2 / max(1, len(jumps)))
+    # What learns at once shows in the first loss, what learns slowly in the mean of many.
+    for steps in 2 ** np.arange(run.early.bit_length()):
+        chance = CHANCE * noise * math.sqrt(1 / steps + 1 / run.early)
+        if run.fallen > LEVEL and np.mean(run.loss[:steps]) - np.mean(last) > chance:
+            return
+    missing = ["norms"] if run.ratio is None else []
+    if run.units is None and len(run.names) != 1:
+        missing.append("units")
+    tell = "look whether the inputs tell of the targets"
+    if missing:
+        tell = f"give {' and '.join(missing)} of jaxgrad.training.monitoring too"
+    chance = ", no more than its batches differ" if run.fallen > LEVEL else ""
+    yield Finding(
+        Fault.STUCK,
+        None,
+        0,
+        f"{run.course}{chance}, and the records do not tell why; {tell}, and try other rates.",
+    )
 
 
 def _power(log):

@@ -205,7 +205,8 @@ def units(
       z: pre-activations, `[layers, batch, units]`, or a sequence of arrays `[batch, units]`.
       activation: what is applied to them, see `jaxgrad.activations.get`; trained parameters take
         their initial values, randomized ones their mean.
-      saturation: the slope below which a unit counts as saturated, may be traced.
+      saturation: the slope below which a unit counts as saturated, may be traced. Where a leaky
+        activation's slope, such as 0.01, is not to count, pass less.
       edges: increasing edges of the histogram, at least one.
 
     Returns:
@@ -220,6 +221,10 @@ def units(
     """
     phi = activations.get(activation)
     _arguments.scalar("saturation", saturation, minimum=0.0)
+    if any(_arguments.is_traced(edge) for edge in jax.tree.leaves(edges)):
+        raise TypeError(
+            "edges must be known, got a traced array; close over them or make them static"
+        )
     bounds = np.asarray(edges, np.float64)
     if bounds.ndim != 1 or len(bounds) == 0 or not np.all(np.diff(bounds) > 0):
         raise ValueError(f"edges must be increasing numbers, at least one, got {edges!r}")
@@ -230,6 +235,12 @@ def units(
             "z must be an array [layers, batch, units] or a sequence of arrays [batch, units], "
             f"none empty, got {'a sequence of ' if listed else ''}shapes {shapes}"
         )
+    for layer in z if listed else [z]:
+        if not jnp.issubdtype(jnp.result_type(layer), jnp.floating):
+            raise TypeError(
+                f"z must be floating point, got {jnp.result_type(layer)}; convert it by "
+                "astype('float32')"
+            )
 
     def one(z):
         slope = jax.vjp(phi, z)[1](jnp.ones_like(z))[0]
