@@ -1,6 +1,7 @@
 """Several CPU devices, strict promotion of ranks, quick compilation, and a key for every test."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -12,6 +13,15 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nearly all tests compile much and run little.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_dropped():
+    """Every compiled program maps memory, and Linux stops a process that has 65,530 mappings."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > 15_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
