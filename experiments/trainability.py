@@ -145,14 +145,17 @@ def hidden(kind: str, config: Config, w_variance: Any, b_variance: Any) -> layer
     return layers.sequential(dense, phi)
 
 
+def repeated(kind: str, config: Config, w_variance: Any, b_variance: Any) -> layers.Layer:
+    """What every hidden layer but the first is: `hidden`, or a branch of it."""
+    layer = hidden(kind, config, w_variance, b_variance)
+    return layers.residual(layer) if kind == "residual" else layer
+
+
 def network(
     kind: str, config: Config, depth: int, w_variance: Any, b_variance: Any, active: Any = None
 ) -> layers.Layer:
     """A classifier of `depth` hidden layers, of which `active` act."""
-    block = hidden(kind, config, w_variance, b_variance)
-    first = hidden("plain", config, w_variance, b_variance) if kind == "residual" else block
-    if kind == "residual":
-        block = layers.residual(block)
+    first, block = (make(kind, config, w_variance, b_variance) for make in (hidden, repeated))
     others = None if active is None else active - 1
     rest = [layers.repeat(block, depth - 1, others)] if depth > 1 else []
     return layers.sequential(first, *rest, layers.dense(CLASSES, 1.0, jnp.zeros(())))
@@ -291,9 +294,7 @@ def scales(kind: str, config: Config) -> np.ndarray:
         return np.asarray(theory.correlation(config.activation, variances, b_variances).xi_c)
 
     def growth(w_variance, b_variance):
-        block = hidden(kind, config, w_variance, b_variance)
-        if kind == "residual":
-            block = layers.residual(block)
+        block = repeated(kind, config, w_variance, b_variance)
         first = theory.Moments(log_q=jnp.log(w_variance + b_variance), gap=1.0)
         depth = max(2, *config.depths)
         logs = theory.predict_blocks(block.predict, first, depth).log_gradient

@@ -33,6 +33,12 @@ def dataset(tmp_path_factory):
     return trainability.measure(SMALL, store=tmp_path_factory.mktemp("map") / "map.zarr")
 
 
+def assert_same(found, expected):
+    """To rounding, by which one of the 359 test images may change sides."""
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
+    np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=1.01 / 359, rtol=0)
+
+
 def made(accuracy, depths, w_variances):
     """A map of given accuracies `[w_variance, depth]`, alike for two seeds."""
     values = np.stack([accuracy, accuracy])[:, None].transpose(0, 1, 3, 2)
@@ -57,8 +63,7 @@ def test_networks_learn_and_diverging_ones_cost_their_own_cell_alone(dataset):
 
 def test_a_network_does_not_depend_on_the_others_of_its_map(dataset):
     alone = trainability.measure(dataclasses.replace(SMALL, depths=(3,), rates=(0.1,)))
-    expected = dataset["accuracy"].sel(depth=[3], rate=[0.1])
-    np.testing.assert_allclose(alone["accuracy"], expected, atol=0.01)
+    assert_same(alone, dataset.sel(depth=[3], rate=[0.1]))
 
 
 def trained(key, config, depth, w_variance, rate, steps, **options):
@@ -70,9 +75,7 @@ def trained(key, config, depth, w_variance, rate, steps, **options):
 def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
     point = {"kind": "plain", "depth": 3, "rate": 0.1, "w_variance": 2.0, "seed": 1}
     expected = trained(sweeps.cell_key(jax.random.key(0), point), SMALL, 3, 2.0, 0.1, SMALL.steps)
-    found = dataset.sel(point)
-    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
-    np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=0.01)
+    assert_same(dataset.sel(point), expected)
 
 
 def test_networks_learn_where_theory_says_so():
@@ -103,8 +106,7 @@ def test_a_killed_map_goes_on_where_it_was(dataset, tmp_path):
     assert process.exitcode == -signal.SIGKILL
     trainability.measure(small, lambda *progress: seen.append(progress), store)
     assert 0 < seen[0][0] < seen[0][1] == seen[-1][0] == 12
-    resumed = xarray.open_zarr(store)
-    np.testing.assert_allclose(resumed["accuracy"], dataset["accuracy"].sel(depth=[1]), atol=0.01)
+    assert_same(xarray.open_zarr(store), dataset.sel(depth=[1]))
 
 
 def test_cells_are_trained_again_at_their_own_depth_and_variance():
@@ -114,9 +116,7 @@ def test_cells_are_trained_again_at_their_own_depth_and_variance():
     for cell, (w_variance, depth) in enumerate([(2.0, 1), (1.0, 3)]):
         key = sweeps.cell_key(jax.random.key(0), {"cell": cell, "rate": 0.1, "seed": 1})
         expected = trained(key, small, 3, w_variance, 0.1 / 3, 60, active=depth)
-        found = again.isel(cell=cell, rate=0, seed=1)
-        np.testing.assert_allclose(found["accuracy"], expected["accuracy"], atol=0.01)
-        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+        assert_same(again.isel(cell=cell, rate=0, seed=1), expected)
 
 
 @pytest.mark.parametrize("kind", ["plain", "orthogonal", "critical", "batch_norm", "residual"])
