@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 SELU_SCALE = 1.0507009873554805
 SELU_ALPHA = 1.6732632423543778
@@ -138,7 +138,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     >>> float(leaky_relu(0.5)(-2.0))
     -1.0
     """
-    _arguments.scalar("slope", slope)
+    _validate.scalar("slope", slope)
     return Activation(
         "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})",
         _leaky_relu,
@@ -160,8 +160,8 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
     Raises:
       ValueError, TypeError: if the bounds are not finite numbers in increasing order.
     """
-    _arguments.scalar("lower", lower)
-    _arguments.scalar("upper", upper, minimum=lower)
+    _validate.scalar("lower", lower)
+    _validate.scalar("upper", upper, minimum=lower)
     # Three Gauss-Legendre slopes have the moments of the uniform one up to the fifth.
     offset = (upper - lower) / 2 * math.sqrt(3 / 5)
     middle = (upper + lower) / 2
@@ -193,7 +193,7 @@ def parametric_relu(slope: float = 0.25) -> Activation:
     Raises:
       ValueError, TypeError: if `slope` is not a finite number.
     """
-    _arguments.scalar("slope", slope)
+    _validate.scalar("slope", slope)
     return Activation(
         "parametric_relu",
         _leaky_relu,
@@ -213,7 +213,7 @@ def elu(alpha: float = 1.0) -> Activation:
     Raises:
       ValueError, TypeError: if `alpha` is not a finite number.
     """
-    _arguments.scalar("alpha", alpha)
+    _validate.scalar("alpha", alpha)
     return Activation(
         "elu" if alpha == 1.0 else f"elu({alpha:g})",
         _elu,

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 _AXES = {"height": 1, "width": 2}
 
@@ -56,12 +56,12 @@ def flip(
     [2.0, 1.0]
     """
     images = _checked(images)
-    _arguments.scalar("probability", probability, minimum=0.0)
-    if not _arguments.is_traced(probability) and probability > 1:
+    _validate.scalar("probability", probability, minimum=0.0)
+    if not _validate.is_traced(probability) and probability > 1:
         raise ValueError(
             f"probability must be at most 1, got {probability}; it is the share of images changed"
         )
-    _arguments.choice("axis", axis, tuple(_AXES))
+    _validate.choice("axis", axis, tuple(_AXES))
     flipped = jax.random.uniform(key, images.shape[:1], jnp.float32) < probability
     return jnp.where(flipped[:, None, None, None], jnp.flip(images, _AXES[axis]), images)
 
@@ -89,14 +89,14 @@ def shift(key: jax.Array, images: ArrayLike, pixels: Any, fill: Any = 0.0) -> ja
     [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [0.0, 0.0, 0.0]]
     """
     images = _checked(images)
-    if not _arguments.is_traced(pixels):
-        pixels = _arguments.integer("pixels", pixels, 0)
+    if not _validate.is_traced(pixels):
+        pixels = _validate.integer("pixels", pixels, 0)
     elif pixels.shape != () or not jnp.issubdtype(pixels.dtype, jnp.integer):
         raise TypeError(
             f"pixels must be one whole number, got {pixels.dtype} of shape {pixels.shape}; pass "
             "an integer, and use jax.vmap for several"
         )
-    _arguments.scalar("fill", fill)
+    _validate.scalar("fill", fill)
     fill = jnp.asarray(fill, images.dtype)
     moves = jax.random.randint(key, (len(images), 2), -pixels, pixels + 1, jnp.int32)
 
@@ -130,7 +130,7 @@ def crop(key: jax.Array, images: ArrayLike, shape: Sequence[int]) -> jax.Array:
     (5, 6, 7, 3)
     """
     images = _checked(images)
-    window = _arguments.shape("shape", shape, 2)
+    window = _validate.shape("shape", shape, 2)
     whole = images.shape[1:3]
     if len(window) != 2 or window[0] > whole[0] or window[1] > whole[1]:
         raise ValueError(
@@ -167,8 +167,8 @@ def rotate(key: jax.Array, images: ArrayLike, degrees: Any, fill: Any = 0.0) -> 
     (5, 8, 8, 1)
     """
     images = _checked(images)
-    _arguments.scalar("degrees", degrees, minimum=0.0)
-    _arguments.scalar("fill", fill)
+    _validate.scalar("degrees", degrees, minimum=0.0)
+    _validate.scalar("fill", fill)
     angles = jnp.deg2rad(degrees * _signed(key, len(images)))
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
     return _resampled(images, ((cosine, sine), (-sine, cosine)), fill)
@@ -194,8 +194,8 @@ def zoom(key: jax.Array, images: ArrayLike, factor: Any, fill: Any = 0.0) -> jax
     (5, 8, 8, 1)
     """
     images = _checked(images)
-    _arguments.scalar("factor", factor, minimum=1.0)
-    _arguments.scalar("fill", fill)
+    _validate.scalar("factor", factor, minimum=1.0)
+    _validate.scalar("fill", fill)
     inverse = jnp.exp(-jnp.log(factor) * _signed(key, len(images)))
     none = jnp.zeros_like(inverse)
     return _resampled(images, ((inverse, none), (none, inverse)), fill)
@@ -221,13 +221,13 @@ def noise(key: jax.Array, images: ArrayLike, std: Any) -> jax.Array:
     (5, 8, 8, 1)
     """
     images = _checked(images)
-    _arguments.scalar("std", std, minimum=0.0)
+    _validate.scalar("std", std, minimum=0.0)
     drawn = std * jax.random.normal(key, images.shape, jnp.float32)
     return images + drawn.astype(images.dtype)
 
 
 def _checked(images: ArrayLike) -> jax.Array:
-    return _arguments.floating("images", images, 4, "[batch, height, width, channels]")
+    return _validate.floating("images", images, 4, "[batch, height, width, channels]")
 
 
 def _signed(key: jax.Array, count: int) -> jax.Array:

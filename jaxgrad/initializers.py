@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations, theory
+from jaxgrad import _validate, activations, theory
 from jaxgrad.activations import Activation
 from jaxgrad.theory import finite_width
 
@@ -75,8 +75,8 @@ def fans(
     >>> fans((4, 4, 16, 8), strides=2, transposed=True)
     Fans(fan_in=64.0, fan_out=128.0)
     """
-    *window, n_in, n_out = _arguments.shape("shape", shape, 2)
-    groups = _arguments.integer("groups", groups, 1)
+    *window, n_in, n_out = _validate.shape("shape", shape, 2)
+    groups = _validate.integer("groups", groups, 1)
     if n_out % groups:
         raise ValueError(
             f"groups must divide the {n_out} output channels of shape {tuple(shape)}, got {groups}"
@@ -88,7 +88,7 @@ def fans(
             f"shape {tuple(shape)}, got {strides!r}"
         )
     size = math.prod(window)
-    stride = math.prod(_arguments.integer("strides", step, 1) for step in steps)
+    stride = math.prod(_validate.integer("strides", step, 1) for step in steps)
     fan_in, fan_out = float(size * n_in), size * n_out / groups
     return Fans(fan_in / stride, fan_out) if transposed else Fans(fan_in, fan_out / stride)
 
@@ -113,7 +113,7 @@ def constant(value: Any) -> Initializer:
     Raises:
       ValueError, TypeError: if it is not.
     """
-    _arguments.scalar("value", value)
+    _validate.scalar("value", value)
 
     def init(key, shape, dtype=jnp.float32):
         return jax.nn.initializers.constant(value, dtype)(key, tuple(shape), dtype)
@@ -140,7 +140,7 @@ def normal(variance: Any) -> Initializer:
     Raises:
       ValueError, TypeError: if it is not.
     """
-    _arguments.scalar("variance", variance, minimum=0.0)
+    _validate.scalar("variance", variance, minimum=0.0)
 
     def init(key, shape, dtype=jnp.float32):
         return _draw("normal", key, tuple(shape), dtype, variance)
@@ -157,7 +157,7 @@ def uniform(variance: Any) -> Initializer:
     Raises:
       ValueError, TypeError: if it is not.
     """
-    _arguments.scalar("variance", variance, minimum=0.0)
+    _validate.scalar("variance", variance, minimum=0.0)
 
     def init(key, shape, dtype=jnp.float32):
         return _draw("uniform", key, tuple(shape), dtype, variance)
@@ -195,9 +195,9 @@ def variance_scaling(
     >>> bool(abs(kernel.var() * 400 - 2) < 0.1)
     True
     """
-    _arguments.scalar("scale", scale, minimum=0.0)
-    _arguments.choice("mode", mode, ("fan_in", "fan_out", "fan_avg"))
-    _arguments.choice("distribution", distribution, ("normal", "uniform", "truncated"))
+    _validate.scalar("scale", scale, minimum=0.0)
+    _validate.choice("mode", mode, ("fan_in", "fan_out", "fan_avg"))
+    _validate.choice("distribution", distribution, ("normal", "uniform", "truncated"))
 
     def init(key, shape, dtype=jnp.float32):
         fan_in, fan_out = fans(shape, groups=groups, strides=strides, transposed=transposed)
@@ -246,7 +246,7 @@ def he(
 
     Source: He, Zhang, Ren, Sun (2015), eq. 10, 14 and 15.
     """
-    _arguments.scalar("negative_slope", negative_slope)
+    _validate.scalar("negative_slope", negative_slope)
     return variance_scaling(2.0 / (1 + negative_slope**2), mode, distribution, **convolution)
 
 
@@ -271,10 +271,10 @@ def orthogonal(gain: Any = 1.0) -> Initializer:
     >>> bool(jnp.allclose(kernel.T @ kernel, jnp.eye(8), atol=1e-5))
     True
     """
-    _arguments.scalar("gain", gain)
+    _validate.scalar("gain", gain)
 
     def init(key, shape, dtype=jnp.float32):
-        sizes = _arguments.shape("shape", shape, 2)
+        sizes = _validate.shape("shape", shape, 2)
         widening = max(math.sqrt(sizes[-1] / math.prod(sizes[:-1])), 1.0)
         matrix = jax.nn.initializers.orthogonal(1.0)(key, sizes, jnp.float32)
         return (matrix * (gain * widening)).astype(dtype)
@@ -306,7 +306,7 @@ def delta_orthogonal(gain: Any = 1.0) -> Initializer:
     make = orthogonal(gain)
 
     def init(key, shape, dtype=jnp.float32):
-        *window, n_in, n_out = _arguments.shape("shape", shape, 2)
+        *window, n_in, n_out = _validate.shape("shape", shape, 2)
         if any(size % 2 == 0 for size in window):
             raise ValueError(
                 f"shape must have odd window sizes, whose kernel has a centre, got {tuple(shape)}; "
@@ -385,10 +385,10 @@ def critical(
     if q is None:
         point = theory.critical(phi, b_variance)
     else:
-        _arguments.scalar("q", q, minimum=0.0, above=True)
+        _validate.scalar("q", q, minimum=0.0, above=True)
         point = theory.critical_line(phi, q)
     w_variance = point.w_variance
-    if not _arguments.is_traced(w_variance) and not np.isfinite(w_variance):
+    if not _validate.is_traced(w_variance) and not np.isfinite(w_variance):
         if q is not None:
             asked = f"q {float(q):g}, which would need a negative bias variance; pass another q"
         elif b_variance is not None:
@@ -397,9 +397,9 @@ def critical(
             asked = "any b_variance; choose another activation or normalize the layers"
         raise ValueError(f"activation {phi.name!r} has no stable critical point for {asked}")
     if width is not None:
-        _arguments.scalar("width", width, minimum=1.0)
+        _validate.scalar("width", width, minimum=1.0)
         # A point in the limit of small signals has the law of small signals.
-        at = jnp.maximum(point.q, 1e-12) if _arguments.is_traced(point.q) else max(point.q, 1e-12)
+        at = jnp.maximum(point.q, 1e-12) if _validate.is_traced(point.q) else max(point.q, 1e-12)
         w_variance = finite_width.critical_w_variance(phi, at, width)
     kernel = variance_scaling(w_variance, "fan_in", distribution, **convolution)
     return Critical(kernel, normal(point.b_variance), w_variance, point.b_variance, point.q)
@@ -441,8 +441,8 @@ def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
     >>> bool(abs(kernel.var() * (9 * 64) * 16 - 2) < 0.1)
     True
     """
-    _arguments.scalar("blocks", blocks, minimum=1.0)
-    layers = _arguments.integer("layers", layers, 2)
+    _validate.scalar("blocks", blocks, minimum=1.0)
+    layers = _validate.integer("layers", layers, 2)
     variance = 2.0 * jnp.asarray(blocks, jnp.float32) ** (-1 / (layers - 1))
     return Fixup(variance_scaling(variance, "fan_out", **convolution), zeros())
 
@@ -503,8 +503,8 @@ def unit_variance(
     >>> round(float(found.std["w"]), 4)
     1.0
     """
-    _arguments.scalar("tolerance", tolerance, minimum=0.0, above=True)
-    iterations = _arguments.integer("iterations", iterations, 1)
+    _validate.scalar("tolerance", tolerance, minimum=0.0, above=True)
+    iterations = _validate.integer("iterations", iterations, 1)
     leaves, treedef = jax.tree.flatten(params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     leaves = [jnp.asarray(leaf) for leaf in leaves]

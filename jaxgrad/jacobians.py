@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, networks, propagation
+from jaxgrad import _validate, networks, propagation
 from jaxgrad.layers import Layer
 
 _SWEEPS = 40
@@ -90,10 +90,10 @@ def lyapunov(
     >>> bool(jnp.allclose(jnp.exp(found.exponents), 2.0, rtol=1e-4))
     True
     """
-    x = _arguments.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
     x, _ = networks.check_blocks(params, x, block)
     size = _sizes(x, block)[1]
-    count = size if count is None else _arguments.integer("count", count, 1)
+    count = size if count is None else _validate.integer("count", count, 1)
     if count > size:
         raise ValueError(
             f"count must be at most {size}, the size of the Jacobian, got {count}; lower it"
@@ -135,7 +135,7 @@ def singular_values(params: Any, x: jax.Array, block: Layer) -> jax.Array:
     >>> bool(jnp.allclose(values / 1000, jnp.log(0.5), rtol=1e-5))
     True
     """
-    x = _arguments.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
     return _in_float64(lambda params, x: _singular_values(params, x, block), params, x)
 
 
@@ -182,7 +182,7 @@ def _isometry(logs):
 
 def _in_float64(function, *args):
     """Known numbers in float64, into arrays of NumPy; traced ones in the precision they have."""
-    if any(_arguments.is_traced(leaf) for leaf in jax.tree.leaves(args)):
+    if any(_validate.is_traced(leaf) for leaf in jax.tree.leaves(args)):
         return function(*args)
     with jax.enable_x64(True):
         args = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), args)

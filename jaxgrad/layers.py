@@ -58,7 +58,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations, initializers, normalization, regularization
+from jaxgrad import _validate, activations, initializers, normalization, regularization
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
 from jaxgrad.theory import Moments, activate, predict_blocks
@@ -174,7 +174,7 @@ def dense(
     >>> params["kernel"].shape
     (8, 16)
     """
-    features = _arguments.integer("features", features, 1)
+    features = _validate.integer("features", features, 1)
     init = _weights_init(features, (), w_variance, b_variance, kernel_init)
 
     def apply(params, h, key):
@@ -222,11 +222,11 @@ def convolution(
     >>> [round(float(q), 3) for q in jnp.exp(moments.log_q)]
     [0.667, 1.0, 1.0, 0.667]
     """
-    channels = _arguments.integer("channels", channels, 1)
-    window = _arguments.shape("window", window, 1)
+    channels = _validate.integer("channels", channels, 1)
+    window = _validate.shape("window", window, 1)
     if any(size % 2 == 0 for size in window):
         raise ValueError(f"window must have odd sizes, to have a centre, got {window}; add 1")
-    _arguments.choice("padding", padding, ("circular", "zero"))
+    _validate.choice("padding", padding, ("circular", "zero"))
     draw = _weights_init(channels, window, w_variance, b_variance, kernel_init)
     rank = len(window)
     space = tuple(range(1, rank + 1))
@@ -341,7 +341,7 @@ def layer_norm(epsilon: Any = 0.0) -> Layer:
 
     Source: Ba, Kiros, Hinton (2016), eq. 4; the prediction by the law of large numbers.
     """
-    _arguments.scalar("epsilon", epsilon, minimum=0.0)
+    _validate.scalar("epsilon", epsilon, minimum=0.0)
 
     def apply(params, h, key):
         own = normalization.statistics(h, (-1,))
@@ -386,9 +386,9 @@ def batch_norm(epsilon: Any = 0.0, spatial: int = 0, momentum: Any = 0.9) -> Lay
 
     Source: Ioffe, Szegedy (2015); Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz (2019).
     """
-    _arguments.scalar("epsilon", epsilon, minimum=0.0)
-    _arguments.scalar("momentum", momentum, minimum=0.0)
-    spatial = _arguments.integer("spatial", spatial, 0)
+    _validate.scalar("epsilon", epsilon, minimum=0.0)
+    _validate.scalar("momentum", momentum, minimum=0.0)
+    spatial = _validate.integer("spatial", spatial, 0)
     axes = tuple(range(spatial + 1))
 
     def init(key, shape, dtype):
@@ -499,7 +499,7 @@ def residual(branch: Layer, scale: Any = 1.0) -> Layer:
     >>> round(float(jnp.exp(layer.predict(Moments(log_q=0.0)).log_q)), 6)
     3.0
     """
-    _arguments.scalar("scale", scale)
+    _validate.scalar("scale", scale)
 
     def init(key, shape, dtype):
         params, after = branch.init(key, shape, dtype)
@@ -649,9 +649,9 @@ def repeat(block: Layer, depth: int, active: Any = None) -> Layer:
     >>> jax.vmap(size)(jnp.asarray([0, 1, 100])).shape
     (3,)
     """
-    depth = _arguments.integer("depth", depth, 1)
-    if active is not None and not _arguments.is_traced(active):
-        active = _arguments.integer("active", active, 0)
+    depth = _validate.integer("depth", depth, 1)
+    if active is not None and not _validate.is_traced(active):
+        active = _validate.integer("active", active, 0)
         if active > depth:
             raise ValueError(
                 f"active must be at most the depth {depth}, got {active}; raise the depth"
@@ -737,8 +737,8 @@ _activate = jax.jit(activate, static_argnums=1)
 
 def _weights_init(features, window, w_variance, b_variance, kernel_init):
     """Of a dense layer or a convolution; a dense one has no window."""
-    _arguments.scalar("w_variance", w_variance, minimum=0.0)
-    _arguments.scalar("b_variance", b_variance, minimum=0.0)
+    _validate.scalar("w_variance", w_variance, minimum=0.0)
+    _validate.scalar("b_variance", b_variance, minimum=0.0)
     kernel_init = initializers.lecun() if kernel_init is None else kernel_init
 
     def init(key, shape, dtype):

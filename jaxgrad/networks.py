@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations, initializers
+from jaxgrad import _validate, activations, initializers
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
 from jaxgrad.layers import Layer, repeat
@@ -69,9 +69,9 @@ def init(
     >>> params["hidden"]["kernel"].shape, params["readout"]["bias"].shape
     ((4, 8, 8), (2,))
     """
-    in_features = _arguments.integer("in_features", in_features, 1)
-    width = _arguments.integer("width", width, 1)
-    depth = _arguments.integer("depth", depth, 1)
+    in_features = _validate.integer("in_features", in_features, 1)
+    width = _validate.integer("width", width, 1)
+    depth = _validate.integer("depth", depth, 1)
     trained = activations.get(activation).parameters
     kernel_init = initializers.lecun() if kernel_init is None else kernel_init
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
@@ -111,7 +111,7 @@ def init(
         first = layer(keys[1], in_features, width)
     params = {"first": first, "hidden": hidden}
     if out_features is not None:
-        out_features = _arguments.integer("out_features", out_features, 1)
+        out_features = _validate.integer("out_features", out_features, 1)
         params["readout"] = layer(keys[0], width, out_features, activated=False)
     return params
 
@@ -189,8 +189,8 @@ def scale(params: Params, w_variance: Any = 1.0, b_variance: Any = 1.0) -> Param
     Raises:
       ValueError, TypeError: if a factor is not one finite number of at least 0.
     """
-    _arguments.scalar("w_variance", w_variance, minimum=0.0)
-    _arguments.scalar("b_variance", b_variance, minimum=0.0)
+    _validate.scalar("w_variance", w_variance, minimum=0.0)
+    _validate.scalar("b_variance", b_variance, minimum=0.0)
     factors = {"kernel": jnp.sqrt(w_variance), "bias": jnp.sqrt(b_variance)}
 
     def scaled(layer):
@@ -209,7 +209,7 @@ def check(params: Params, x: jax.Array, phi: Activation) -> jax.Array:
     Raises:
       ValueError, TypeError: see `apply`.
     """
-    x = _arguments.floating("x", x, 2, "[batch, in_features]")
+    x = _validate.floating("x", x, 2, "[batch, in_features]")
     try:
         in_features, width = params["first"]["kernel"].shape
         hidden = params["hidden"]["kernel"].shape
@@ -265,8 +265,8 @@ def init_blocks(
     >>> apply_blocks(params, jnp.ones((2, 8)), block).shape
     (2, 8)
     """
-    depth = _arguments.integer("depth", depth, 1)
-    shape = _arguments.shape("shape", shape, 1)
+    depth = _validate.integer("depth", depth, 1)
+    shape = _validate.shape("shape", shape, 1)
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
 
@@ -302,7 +302,7 @@ def check_blocks(params: Any, x: jax.Array, block: Layer) -> tuple[jax.Array, in
     Raises:
       ValueError, TypeError: see `apply_blocks`.
     """
-    x = _arguments.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
     if not isinstance(block, Layer):
         raise TypeError(f"block must be a jaxgrad.layers.Layer, got {block!r}; see that module")
     depths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}

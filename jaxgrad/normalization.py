@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 
 class Standardizer(NamedTuple):
@@ -42,7 +42,7 @@ def fit(x: ArrayLike) -> Standardizer:
     >>> apply(standardizer, jnp.asarray([[3.0, 6.0]])).tolist()
     [[1.0, 1.0]]
     """
-    x = _arguments.floating("x", x, 2, "[examples, features]")
+    x = _validate.floating("x", x, 2, "[examples, features]")
     std = jnp.std(x, axis=0)
     # Rounding of the mean alone leaves a constant feature this much.
     noise = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=0)

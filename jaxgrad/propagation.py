@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations, networks
+from jaxgrad import _validate, activations, networks
 from jaxgrad.activations import Activation
 from jaxgrad.layers import Layer
 from jaxgrad.networks import Params
@@ -144,7 +144,7 @@ def probe(
     shape = (x.shape[0], _width(params))
     if tangent is None:
         tangent = jax.random.normal(key, shape, jnp.float32)
-    tangent = _arguments.floating("tangent", tangent, 2, "[batch, width]")
+    tangent = _validate.floating("tangent", tangent, 2, "[batch, width]")
     if tangent.shape != shape:
         raise ValueError(
             f"tangent must have shape {shape}, batch and width, got {tangent.shape}; reshape it"
@@ -202,7 +202,7 @@ def exact(
     phi, x, scales = _checked(params, x, activation, w_variance, b_variance, saturation)
     depth = params["hidden"]["kernel"].shape[0] + 1
     chosen = _depths(depths, depth)
-    segments = _arguments.integer("segments", segments, 1)
+    segments = _validate.integer("segments", segments, 1)
     trace = _forward(params, x, phi, key, scales, saturation)
     if loss is None:
         cotangents = _readouts(key, chosen, (x.shape[0], _width(params))).astype(x.dtype)
@@ -420,7 +420,7 @@ def _width(params: Params) -> int:
 def _depths(depths: Sequence[int] | None, depth: int) -> np.ndarray:
     if depths is None:
         return np.arange(1, depth + 1)
-    chosen = [_arguments.integer("depths", d, 1) for d in depths]
+    chosen = [_validate.integer("depths", d, 1) for d in depths]
     if not chosen or max(chosen) > depth or sorted(set(chosen)) != chosen:
         raise ValueError(
             f"depths must increase and end by the network's depth {depth}, got {list(depths)}"
@@ -432,9 +432,9 @@ def _checked(params, x, activation, w_variance, b_variance, saturation):
     """The activation, the inputs in the working dtype, and the logs of the two deviations."""
     phi = activations.get(activation)
     x = networks.check(params, x, phi)
-    _arguments.scalar("w_variance", w_variance, minimum=0.0)
-    _arguments.scalar("b_variance", b_variance, minimum=0.0)
-    _arguments.scalar("saturation", saturation, minimum=0.0)
+    _validate.scalar("w_variance", w_variance, minimum=0.0)
+    _validate.scalar("b_variance", b_variance, minimum=0.0)
+    _validate.scalar("saturation", saturation, minimum=0.0)
     # At least float32, so that the logarithms of a half-precision network are not rounded.
     x = x.astype(jnp.promote_types(jnp.result_type(x, params["first"]["kernel"]), jnp.float32))
     scales = tuple(0.5 * jnp.log(jnp.asarray(v, x.dtype)) for v in (w_variance, b_variance))
@@ -495,13 +495,13 @@ def probe_blocks(
     >>> bool(abs(growth - 1) < 0.3)
     True
     """
-    x = _arguments.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x, depth = networks.check_blocks(params, x, block)
     key_tangent, key_blocks = jax.random.split(key)
     if tangent is None:
         tangent = jax.random.normal(key_tangent, x.shape, jnp.float32)
-    tangent = _arguments.floating("tangent", tangent, x.ndim, "the shape of x")
+    tangent = _validate.floating("tangent", tangent, x.ndim, "the shape of x")
     if tangent.shape != x.shape:
         raise ValueError(
             f"tangent must have the shape of x, {x.shape}, got {tangent.shape}; reshape it"

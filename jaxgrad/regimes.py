@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 
 class Regime(IntEnum):
@@ -106,8 +106,8 @@ def classify(
     [0, -1]
     """
     thresholds = Thresholds() if thresholds is None else thresholds
-    _arguments.scalar("thresholds.ratio", thresholds.ratio, minimum=1.0, above=True)
-    _arguments.scalar("thresholds.z", thresholds.z, minimum=0.0)
+    _validate.scalar("thresholds.ratio", thresholds.ratio, minimum=1.0, above=True)
+    _validate.scalar("thresholds.z", thresholds.z, minimum=0.0)
     log_ratio, depths = jnp.asarray(log_ratio), jnp.asarray(depths)
     if log_ratio.ndim < 2 or len(log_ratio) < 2:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 Where = str | Callable[[str, Any], bool]
 """Which leaves: a regular expression to be found in a leaf's path, or a function of path and leaf.
@@ -107,8 +107,8 @@ def l1(params: Any, strength: Any, examples: Any = 1, where: Where = WEIGHTS) ->
 
 
 def _penalty(params, strength, examples, where, size):
-    _arguments.scalar("strength", strength, minimum=0.0)
-    _arguments.scalar("examples", examples, minimum=0.0, above=True)
+    _validate.scalar("strength", strength, minimum=0.0)
+    _validate.scalar("examples", examples, minimum=0.0, above=True)
     chosen = jax.tree.leaves(select(params, where))
     leaves = [leaf for leaf, taken in zip(jax.tree.leaves(params), chosen, strict=True) if taken]
     return strength / (2 * examples) * sum(jnp.sum(size(leaf)) for leaf in leaves)
@@ -145,8 +145,8 @@ def dropout(key: jax.Array | None, h: jax.Array, keep_prob: Any) -> jax.Array:
 
 def check_keep_prob(keep_prob: Any) -> None:
     """Raise unless `keep_prob` is one number above 0 and at most 1, or traced."""
-    _arguments.scalar("keep_prob", keep_prob, minimum=0.0, above=True)
-    if not _arguments.is_traced(keep_prob) and keep_prob > 1:
+    _validate.scalar("keep_prob", keep_prob, minimum=0.0, above=True)
+    if not _validate.is_traced(keep_prob) and keep_prob > 1:
         raise ValueError(
             f"keep_prob must be at most 1, got {keep_prob}; it is the share of units that stay"
         )
@@ -222,8 +222,8 @@ def watch(
             f"{kept}, got {given}; begin again with early_stopping(params)"
         )
     if patience is not None:
-        _arguments.scalar("patience", patience, minimum=1.0)
-    _arguments.scalar("min_delta", min_delta, minimum=0.0)
+        _validate.scalar("patience", patience, minimum=1.0)
+    _validate.scalar("min_delta", min_delta, minimum=0.0)
     if jnp.shape(error) != ():
         raise ValueError(f"error must be one number, got shape {jnp.shape(error)}; use jax.vmap")
     error = jnp.asarray(error, state.error.dtype)

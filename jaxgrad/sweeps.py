@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 if TYPE_CHECKING:
     import xarray
@@ -158,13 +158,13 @@ def run(
     devices = jax.local_devices() if devices is None else devices
     if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
         raise TypeError(f"devices must be JAX devices, got {devices!r}; see jax.local_devices()")
-    _arguments.distinct("devices", devices)
+    _validate.distinct("devices", devices)
     mesh = Mesh(np.array(devices), ("cells",))
     sizes, cuts = _sizes(grid)
     total = math.prod(sizes)
     chunk_cells = max(mesh.size, -(-total // 16)) if chunk_cells is None else chunk_cells
-    chunk_cells = _arguments.integer("chunk_cells", chunk_cells, 1)
-    memory_limit = _arguments.integer("memory_limit", memory_limit, 1)
+    chunk_cells = _validate.integer("chunk_cells", chunk_cells, 1)
+    memory_limit = _validate.integer("memory_limit", memory_limit, 1)
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(value,)")
     shared = jax.device_put((key, tuple(args)), NamedSharding(mesh, P()))
@@ -302,7 +302,7 @@ def _labels(name: str, values: Any) -> list[Any]:
 
 def _axis(name: str, values: Any) -> _Axis:
     labels = _labels(f"axes[{name!r}]", values)
-    _arguments.distinct(f"axes[{name!r}]", labels)
+    _validate.distinct(f"axes[{name!r}]", labels)
     ids = np.array([_label_id(label) for label in labels], np.uint32)
     exact = np.asarray(labels)
     if exact.dtype.kind not in "if":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 from jaxgrad.checking import identities, report, verdicts
 from jaxgrad.checking.autodiff import Autodiff
 from jaxgrad.checking.evaluation import Opened
@@ -98,14 +98,14 @@ def check_grads(
         raise TypeError(
             f"f must be a function, got {type(f).__name__}; pass it before its arguments"
         )
-    order = _arguments.integer("order", order, 1)
-    exhaustive = _arguments.integer("exhaustive", exhaustive, 0)
-    directions = _arguments.integer("directions", directions, 2)
-    _arguments.scalar("rtol", rtol, minimum=0.0)
+    order = _validate.integer("order", order, 1)
+    exhaustive = _validate.integer("exhaustive", exhaustive, 0)
+    directions = _validate.integer("directions", directions, 2)
+    _validate.scalar("rtol", rtol, minimum=0.0)
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
     for mode in modes:
-        _arguments.choice("modes", mode, ("rev", "fwd"))
-    _arguments.distinct("modes", modes)
+        _validate.choice("modes", mode, ("rev", "fwd"))
+    _validate.distinct("modes", modes)
     seed = 0 if key is None else _seed(key)
     settings = Settings(modes, exhaustive, directions, float(rtol), strict, holomorphic, seed)
 

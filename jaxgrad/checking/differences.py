@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 from jaxgrad.checking.evaluation import Opened
 from jaxgrad.checking.ladders import Derivative
 from jaxgrad.checking.probing import LARGEST_STEP, Prober
@@ -97,7 +97,7 @@ def complex_step(f: Callable[[Any], jax.Array], x: Any, eps: float = 1e-20) -> A
     >>> round(float(complex_step(jnp.exp, jnp.float32(0.0))), 6)
     1.0
     """
-    _arguments.scalar("eps", eps, minimum=0.0, above=True)
+    _validate.scalar("eps", eps, minimum=0.0, above=True)
     _check(f, x)
     complex_x = jax.tree.map(lambda a: jax.lax.complex(jnp.asarray(a), jnp.zeros_like(a)), x)
     out = _by_coordinate(f, complex_x, eps, (1j,), lambda v: jnp.imag(v[0]) / eps, checked=True)
@@ -262,11 +262,11 @@ def _by_coordinate(f, x, eps, moves, combine, *, signed=False, checked=False):
     """
     if not checked:
         if signed:
-            _arguments.scalar("eps", eps)
-            if not _arguments.is_traced(eps) and eps == 0:
+            _validate.scalar("eps", eps)
+            if not _validate.is_traced(eps) and eps == 0:
                 raise ValueError("eps must not be 0, got 0; pass a small number")
         else:
-            _arguments.scalar("eps", eps, minimum=0.0, above=True)
+            _validate.scalar("eps", eps, minimum=0.0, above=True)
         _check(f, x)
     leaves, tree = jax.tree.flatten(x)
     out = []
@@ -362,6 +362,6 @@ def tier(error: float, text: str = "course") -> str:
     >>> tier(1e-8), tier(1e-6), tier(1e-2)
     ('right', 'look again', 'wrong')
     """
-    _arguments.choice("text", text, TIERS)
+    _validate.choice("text", text, TIERS)
     # A NaN is below nothing, so it comes out as the last tier, wrong.
     return next((name for limit, name in TIERS[text] if error < limit), TIERS[text][-1][1])

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 from jaxgrad.checking import tracing, widening
 
 CHUNK_BYTES = 2**23
@@ -498,7 +498,7 @@ def _sorted(args, argnums, holomorphic):
                 if chosen:
                     left_out.append((name, "None"))
                 continue
-            if _arguments.is_traced(leaf):
+            if _validate.is_traced(leaf):
                 raise TypeError(
                     f"args must be arrays with known values, got a tracer at {name or 'args'}; "
                     "call check_grads outside of jit, vmap and grad"
@@ -537,7 +537,7 @@ def _sorted(args, argnums, holomorphic):
 def _argnums(argnums, count):
     given = (argnums,) if isinstance(argnums, int) else argnums
     try:
-        indices = [_arguments.integer("argnums", i, -count) for i in given]
+        indices = [_validate.integer("argnums", i, -count) for i in given]
     except TypeError:
         raise TypeError(
             f"argnums must be a whole number or a sequence of them, got {argnums!r}"
@@ -548,7 +548,7 @@ def _argnums(argnums, count):
             "arguments of f after f"
         )
     indices = [i % count for i in indices]
-    _arguments.distinct("argnums", indices)
+    _validate.distinct("argnums", indices)
     return indices
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 from jaxgrad.checking.check import check_grads
 from jaxgrad.checking.report import Report
 
@@ -110,7 +110,7 @@ def check_along_training(
     >>> {step: report.ok for step, report in found.items()}
     {0: True, 10: True}
     """
-    wanted = sorted({_arguments.integer("at", step, 0) for step in at})
+    wanted = sorted({_validate.integer("at", step, 0) for step in at})
     if not wanted:
         raise ValueError("at must not be empty, got no steps; give at least one")
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,10 +36,10 @@ def in_float64(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _settled(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if _arguments.is_traced(leaf) else leaf
+    return jnp.asarray(leaf) if _validate.is_traced(leaf) else leaf
 
 
 def _returned(leaf: Any) -> Any:
-    if not _arguments.is_traced(leaf):
+    if not _validate.is_traced(leaf):
         return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
     return leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf

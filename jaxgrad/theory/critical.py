@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations
+from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
 from jaxgrad.theory import moments, quadrature
 from jaxgrad.theory._float64 import in_float64
@@ -61,7 +61,7 @@ def critical_line(activation: Phi, q: Any) -> Critical:
     >>> round(float(point.w_variance), 6), round(float(point.b_variance), 6)
     (1.531023, 0.092944)
     """
-    _arguments.numbers("q", q, minimum=0.0, above=True)
+    _validate.numbers("q", q, minimum=0.0, above=True)
     return _line(activations.get(activation), q)
 
 
@@ -89,7 +89,7 @@ def critical(activation: Phi, b_variance: Any = None) -> Critical:
     phi = activations.get(activation)
     if b_variance is None:
         return _smallest(phi)
-    _arguments.scalar("b_variance", b_variance, minimum=0.0)
+    _validate.scalar("b_variance", b_variance, minimum=0.0)
     return _critical(phi, b_variance)
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations
+from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
 from jaxgrad.theory import moments, quadrature
 from jaxgrad.theory._float64 import in_float64
@@ -94,9 +94,9 @@ def layer_law(activation: Phi, q: Any, w_variance: Any, width: Any) -> LayerLaw:
     >>> round(float(law.log_mean), 12), round(100 * float(law.mean_log), 2)
     (0.0, -2.54)
     """
-    _arguments.scalar("q", q, minimum=0.0, above=True)
-    _arguments.scalar("w_variance", w_variance, minimum=0.0)
-    _arguments.scalar("width", width, minimum=1.0)
+    _validate.scalar("q", q, minimum=0.0, above=True)
+    _validate.scalar("w_variance", w_variance, minimum=0.0)
+    _validate.scalar("width", width, minimum=1.0)
     return _layer_law(activations.get(activation), q, w_variance, width)
 
 
@@ -132,8 +132,8 @@ def alive_probability(width: Any, depth: Any) -> jax.Array:
     >>> round(float(alive_probability(3, 10)), 5)
     0.26308
     """
-    _arguments.numbers("width", width, minimum=1.0)
-    _arguments.numbers("depth", depth, minimum=0.0)
+    _validate.numbers("width", width, minimum=1.0)
+    _validate.numbers("depth", depth, minimum=0.0)
     return _alive_probability(width, depth)
 
 
@@ -175,12 +175,12 @@ def gradient_law(
     -1.246
     """
     phi = activations.get(activation)
-    depth = _arguments.integer("depth", depth, 1)
+    depth = _validate.integer("depth", depth, 1)
     for name, value in (("w_variance", w_variance), ("b_variance", b_variance)):
-        _arguments.scalar(name, value)
+        _validate.scalar(name, value)
     w_variance, b_variance = variances(w_variance, b_variance)
-    _arguments.scalar("width", width, minimum=1.0)
-    _arguments.scalar("input_square", input_square, minimum=0.0, above=True)
+    _validate.scalar("width", width, minimum=1.0)
+    _validate.scalar("input_square", input_square, minimum=0.0, above=True)
     return _gradient_law(phi, depth, w_variance, b_variance, width, input_square)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgrad import _arguments, activations
+from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
 from jaxgrad.theory import moments
 from jaxgrad.theory._float64 import in_float64
@@ -108,7 +108,7 @@ def chi_par(activation: Phi, q: Any, w_variance: Any) -> jax.Array:
 def variances(w_variance: Any, b_variance: Any) -> tuple[Any, Any]:
     """Return both if they are at least 0 and finite, or raise."""
     for name, value in (("w_variance", w_variance), ("b_variance", b_variance)):
-        _arguments.numbers(name, value, minimum=0.0)
+        _validate.numbers(name, value, minimum=0.0)
     return w_variance, b_variance
 
 
@@ -122,7 +122,7 @@ def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> jax.Array:
 
 
 def _positive(name, value):
-    _arguments.numbers(name, value, minimum=0.0, above=True)
+    _validate.numbers(name, value, minimum=0.0, above=True)
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgrad import _arguments, activations
+from jaxgrad import _validate, activations
 from jaxgrad.theory import moments
 from jaxgrad.theory._float64 import in_float64
 from jaxgrad.theory.maps import Phi, next_log_q, variances
@@ -73,11 +73,11 @@ def predict(
     0.0
     """
     phi = activations.get(activation)
-    depth = _arguments.integer("depth", depth, 1)
+    depth = _validate.integer("depth", depth, 1)
     w_variance, b_variance = variances(w_variance, b_variance)
-    _arguments.numbers("input_square", input_square, minimum=0.0, above=True)
+    _validate.numbers("input_square", input_square, minimum=0.0, above=True)
     if input_gap is not None:
-        _arguments.numbers("input_gap", input_gap, minimum=0.0)
+        _validate.numbers("input_gap", input_gap, minimum=0.0)
     return _predict(phi, depth, w_variance, b_variance, input_square, input_gap)
 
 
@@ -102,7 +102,7 @@ def predict_blocks(block: Callable[[Moments], Moments], first: Moments, depth: i
     >>> predict_blocks(double, Moments(0.0), 3).log_q.round(3).tolist()
     [0.693, 1.386, 2.079]
     """
-    depth = _arguments.integer("depth", depth, 1)
+    depth = _validate.integer("depth", depth, 1)
     return _predict_blocks(block, first, depth)
 
 
@@ -120,7 +120,7 @@ def moments_of(x: Any, *, gap: bool = False) -> Moments:
       ValueError, TypeError: if the inputs are not as described.
     """
     shape = jnp.shape(x)
-    x = _arguments.floating("x", x, max(len(shape), 2), "[batch, *spatial, features]")
+    x = _validate.floating("x", x, max(len(shape), 2), "[batch, *spatial, features]")
     if gap and len(x) < 2:
         raise ValueError("x must have at least 2 examples for a gap, got 1; pass more")
     return _moments_of(x, gap)

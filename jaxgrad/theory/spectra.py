@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxgrad import _arguments, activations
+from jaxgrad import _validate, activations
 from jaxgrad.theory import finite_width
 from jaxgrad.theory._float64 import in_float64
 from jaxgrad.theory.maps import Phi
@@ -41,8 +41,8 @@ def lyapunov_exponents(width: int, w_variance: Any = 1.0) -> jax.Array:
     >>> lyapunov_exponents(8)[[0, -1]].round(4).tolist()
     [-0.0651, -1.6749]
     """
-    width = _arguments.integer("width", width, 1)
-    _arguments.scalar("w_variance", w_variance, minimum=0.0, above=True)
+    width = _validate.integer("width", width, 1)
+    _validate.scalar("w_variance", w_variance, minimum=0.0, above=True)
     return _lyapunov_exponents(width, w_variance)
 
 
@@ -64,7 +64,7 @@ def largest_eigenvalue(depth: Any) -> jax.Array:
     >>> round(float(largest_eigenvalue(4)), 3)
     12.207
     """
-    _arguments.numbers("depth", depth, minimum=1.0)
+    _validate.numbers("depth", depth, minimum=1.0)
     return _largest_eigenvalue(depth)
 
 
@@ -91,9 +91,9 @@ def spectrum_variance(
     >>> [round(float(spectrum_variance("relu", 1.0, 10, w))) for w in ("orthogonal", "gaussian")]
     [10, 20]
     """
-    _arguments.scalar("q", q, minimum=0.0, above=True)
-    _arguments.scalar("depth", depth, minimum=0.0)
-    _arguments.choice("weights", weights, ("gaussian", "orthogonal"))
+    _validate.scalar("q", q, minimum=0.0, above=True)
+    _validate.scalar("depth", depth, minimum=0.0)
+    _validate.choice("weights", weights, ("gaussian", "orthogonal"))
     return _spectrum_variance(activations.get(activation), weights == "gaussian", q, depth)
 
 

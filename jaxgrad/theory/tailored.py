@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxgrad import _arguments, activations
+from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
 
 
@@ -31,8 +31,8 @@ def tailored_relu(depth: int, target: float = 0.9) -> Activation:
     >>> dict(tailored_relu(100).constants)["slope"] > 0.5
     True
     """
-    depth = _arguments.integer("depth", depth, 1)
-    _arguments.scalar("target", target, minimum=0.0, above=True)
+    depth = _validate.integer("depth", depth, 1)
+    _validate.scalar("target", target, minimum=0.0, above=True)
     target = float(target)
     if target >= 1:
         raise ValueError(f"target must be less than 1, got {target:g}; pass a smaller number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 LARGER_NETWORK = "a larger network, another architecture, or longer training"
 MORE_DATA = "more data, regularisation, or another architecture"
@@ -80,7 +80,7 @@ def diagnose(
     dev = _checked_error("dev_error", dev_error)
     attainable = _checked_error("attainable_error", attainable_error)
     _refuse_traced("tolerance", tolerance)
-    _arguments.scalar("tolerance", tolerance, minimum=0.0)
+    _validate.scalar("tolerance", tolerance, minimum=0.0)
     train_noise = _squared_error("train_examples", train, train_examples)
     dev_noise = _squared_error("dev_examples", dev, dev_examples)
     bias, variance = train - attainable, dev - train
@@ -119,7 +119,7 @@ def diagnose(
 
 
 def _refuse_traced(name: str, value: Any) -> None:
-    if _arguments.is_traced(value):
+    if _validate.is_traced(value):
         raise TypeError(
             f"{name} must be known, since the diagnosis is in words, got a traced array; call "
             "diagnose outside of jax.jit and jax.vmap"
@@ -128,7 +128,7 @@ def _refuse_traced(name: str, value: Any) -> None:
 
 def _checked_error(name: str, value: Any) -> float:
     _refuse_traced(name, value)
-    _arguments.scalar(name, value, minimum=0.0)
+    _validate.scalar(name, value, minimum=0.0)
     error = float(value)
     if error > 1:
         raise ValueError(
@@ -141,4 +141,4 @@ def _squared_error(name: str, error: float, examples: int | None) -> float:
     """Squared standard error of a proportion, zero where the number of examples is not given."""
     if examples is None:
         return 0.0
-    return error * (1 - error) / _arguments.integer(name, examples, 1)
+    return error * (1 - error) / _validate.integer(name, examples, 1)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 from jaxgrad.training import _records, faults
 from jaxgrad.training._records import Run
 from jaxgrad.training.faults import Fault, Finding
@@ -102,7 +102,7 @@ def diagnose(
         **{"fit.error": fit.error, "train_error": train_error, "dev_error": dev_error},
     }
     for name, value in given.items():
-        if any(_arguments.is_traced(leaf) for leaf in jax.tree.leaves(value)):
+        if any(_validate.is_traced(leaf) for leaf in jax.tree.leaves(value)):
             raise TypeError(
                 f"{name} must be known, since the diagnosis is in words, got a traced array; call "
                 "diagnose outside of jax.jit and jax.vmap"

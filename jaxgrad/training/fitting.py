@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgrad import _arguments, regularization
+from jaxgrad import _validate, regularization
 
 
 class Step(NamedTuple):
@@ -118,8 +118,8 @@ def fit(
     >>> jax.vmap(run)(jnp.asarray([1e-3, 0.1])).params.round(2).tolist()[1]
     [1.0, -2.0, 0.5]
     """
-    steps = _arguments.integer("steps", steps, 1)
-    every = _arguments.integer("every", every, 1)
+    steps = _validate.integer("steps", steps, 1)
+    every = _validate.integer("every", every, 1)
     if steps % every:
         raise ValueError(
             f"steps must be a multiple of every, got {steps} and {every}; take "
@@ -127,19 +127,19 @@ def fit(
         )
     examples = _examples(data)
     data = jax.tree.map(jnp.asarray, data)
-    batch_size = _arguments.integer("batch_size", batch_size, 1)
+    batch_size = _validate.integer("batch_size", batch_size, 1)
     if batch_size > examples:
         raise ValueError(
             f"batch_size must be at most the {examples} examples of data, got {batch_size}; "
             "pass a smaller number"
         )
     if patience is not None:
-        _arguments.scalar("patience", patience, minimum=1.0)
+        _validate.scalar("patience", patience, minimum=1.0)
         if evaluate is None:
             raise ValueError(
                 "patience must come with evaluate, whose error it watches, got no evaluate"
             )
-    _arguments.key("key", key)
+    _validate.key("key", key)
     _check_optimizer(optimizer)
     _check_params(params)
     _check_callables(loss=loss, evaluate=evaluate, monitor=monitor)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments, activations, regularization
+from jaxgrad import _validate, activations, regularization
 from jaxgrad.activations import Activation
 from jaxgrad.regularization import WEIGHTS, Where
 
@@ -220,8 +220,8 @@ def units(
     ([0.5], [[2, 1]], [1])
     """
     phi = activations.get(activation)
-    _arguments.scalar("saturation", saturation, minimum=0.0)
-    if any(_arguments.is_traced(edge) for edge in jax.tree.leaves(edges)):
+    _validate.scalar("saturation", saturation, minimum=0.0)
+    if any(_validate.is_traced(edge) for edge in jax.tree.leaves(edges)):
         raise TypeError(
             "edges must be known, got a traced array; close over them or make them static"
         )

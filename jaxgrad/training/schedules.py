@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 
 def inverse_time(rate: Any, decay: Any) -> Callable[[jax.Array], jax.Array]:
@@ -32,6 +32,6 @@ def inverse_time(rate: Any, decay: Any) -> Callable[[jax.Array], jax.Array]:
     >>> schedule(0), schedule(100)
     (0.1, 0.05)
     """
-    _arguments.scalar("rate", rate, minimum=0.0, above=True)
-    _arguments.scalar("decay", decay, minimum=0.0)
+    _validate.scalar("rate", rate, minimum=0.0, above=True)
+    _validate.scalar("decay", decay, minimum=0.0)
     return lambda step: rate / (1 + decay * step)

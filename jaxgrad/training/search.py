@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 
 class Range(NamedTuple):
@@ -83,7 +83,7 @@ def draw(key: jax.Array, space: Space, count: int) -> Points:
     Source: Bergstra, Bengio (2012).
     """
     names = _names(space)
-    count = _arguments.integer("count", count, 1)
+    count = _validate.integer("count", count, 1)
     keys = jax.random.split(key, len(names))
     return {
         name: _at(space[name], jax.random.uniform(k, (count,)))
@@ -110,7 +110,7 @@ def grid(space: Space, counts: int | Mapping[str, int]) -> Points:
             f"counts must have the names of space, {names}, got {sorted(counts)}; give one for each"
         )
     sizes = [counts[n] if isinstance(counts, Mapping) else counts for n in names]
-    sizes = [_arguments.integer("counts", size, 1) for size in sizes]
+    sizes = [_validate.integer("counts", size, 1) for size in sizes]
     values = [
         _at(space[name], jnp.linspace(0.0, 1.0, size) if size > 1 else jnp.full(1, 0.5))
         for name, size in zip(names, sizes, strict=True)
@@ -139,7 +139,7 @@ def narrow(space: Space, points: Points, scores: Any, keep: float = 0.2) -> dict
     """
     names = _names(space)
     _check_keep(keep)
-    if any(_arguments.is_traced(leaf) for leaf in jax.tree.leaves((points, scores))):
+    if any(_validate.is_traced(leaf) for leaf in jax.tree.leaves((points, scores))):
         raise TypeError(
             "scores and points must be known numbers, got traced arrays; narrow outside of jax.jit"
         )
@@ -213,12 +213,12 @@ def search(
     Raises:
       ValueError, TypeError: if an argument is not as described, before anything is compiled.
     """
-    count = _arguments.integer("count", count, 2)
-    rounds = _arguments.integer("rounds", rounds, 1)
+    count = _validate.integer("count", count, 2)
+    rounds = _validate.integer("rounds", rounds, 1)
     _names(space)
     _check_keep(keep)
-    _arguments.key("key", key)
-    if _arguments.is_traced(key):
+    _validate.key("key", key)
+    if _validate.is_traced(key):
         raise TypeError("key must be known, got a traced key; call search outside of jax.jit")
     run = jax.jit(jax.vmap(evaluate))
     spaces, tried, scores = [space], [], []
@@ -242,8 +242,8 @@ def search(
 
 
 def _check_keep(keep):
-    _arguments.scalar("keep", keep, minimum=0.0, above=True)
-    if _arguments.is_traced(keep):
+    _validate.scalar("keep", keep, minimum=0.0, above=True)
+    if _validate.is_traced(keep):
         raise TypeError("keep must be a known number, got a traced array; pass a float")
     if keep > 1:
         raise ValueError(f"keep must be at most 1, got {keep:g}; it is a share of the points")
@@ -257,11 +257,11 @@ def _check_score(scores):
 
 def _checked(name, low, high, log):
     for end, value in (("low", low), ("high", high)):
-        if _arguments.is_traced(value):
+        if _validate.is_traced(value):
             raise TypeError(
                 f"{end} must be a known number, got a traced array; draw points outside of jax.jit"
             )
-        _arguments.scalar(end, value)
+        _validate.scalar(end, value)
     if low >= high:
         raise ValueError(f"low must be below high, got {low:g} and {high:g}; swap or correct them")
     if log and low <= 0:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxgrad import _arguments
+from jaxgrad import _validate
 
 _SMALL, _LARGE = 10_000, 1_000_000
 
@@ -58,7 +58,7 @@ def fractions(examples: int, dev: bool = True) -> tuple[float, ...]:
     >>> fractions(1_000_000), fractions(50_000_000)
     ((0.98, 0.01, 0.01), (0.995, 0.0025, 0.0025))
     """
-    examples = _arguments.integer("examples", examples, 1)
+    examples = _validate.integer("examples", examples, 1)
     held_out = 2 if dev else 1
     most, least = 0.2 if dev else 0.3, 0.01
     if examples > _LARGE:
@@ -114,7 +114,7 @@ def split(
                 f"classes must be None where only a number of examples is given, got {classes}; "
                 "pass labels to split by class"
             )
-        examples = _arguments.integer("labels_or_count", labels_or_count, 1)
+        examples = _validate.integer("labels_or_count", labels_or_count, 1)
         labels, sizes = np.zeros(examples, np.int64), np.array([examples])
     else:
         labels, sizes = _checked_labels(labels_or_count, classes)
@@ -173,9 +173,9 @@ def compare(
     >>> (found.feature_p_values < 0.01).tolist(), bool(same(found))
     ([False, True, False], False)
     """
-    first = _arguments.floating("first", first, 2, "[examples, features]")
-    second = _arguments.floating("second", second, 2, "[examples, features]")
-    permutations = _arguments.integer("permutations", permutations, 1)
+    first = _validate.floating("first", first, 2, "[examples, features]")
+    second = _validate.floating("second", second, 2, "[examples, features]")
+    permutations = _validate.integer("permutations", permutations, 1)
     if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"second must have the {first.shape[1]} features of first, got shape {second.shape}; "
@@ -212,8 +212,8 @@ def same(comparison: Comparison, level: Any = 0.05) -> jax.Array:
     Raises:
       ValueError, TypeError: if `level` is not as described.
     """
-    _arguments.scalar("level", level, minimum=0.0, above=True)
-    if not _arguments.is_traced(level) and level > 1:
+    _validate.scalar("level", level, minimum=0.0, above=True)
+    if not _validate.is_traced(level) and level > 1:
         raise ValueError(f"level must be at most 1, got {level}; it is a probability")
     smallest = jnp.minimum(jnp.min(comparison.feature_p_values, axis=-1), comparison.p_value)
     return smallest > level / 2
@@ -232,7 +232,7 @@ def _checked_fractions(fractions: Any) -> np.ndarray:
             f"fractions must be a sequence of two or more numbers, got shape {shares.shape}; pass "
             "one for each set, such as (0.6, 0.2, 0.2)"
         )
-    _arguments.numbers("fractions", shares, minimum=0.0, above=True)
+    _validate.numbers("fractions", shares, minimum=0.0, above=True)
     if abs(shares.sum() - 1) > 1e-6:
         raise ValueError(
             f"fractions must sum to 1, got {shares.tolist()} of sum {shares.sum():g}; divide them "
@@ -243,7 +243,7 @@ def _checked_fractions(fractions: Any) -> np.ndarray:
 
 def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The labels and how many examples each class has."""
-    if _arguments.is_traced(labels):
+    if _validate.is_traced(labels):
         raise TypeError(
             "labels must be known while tracing, since the classes' sizes decide which positions "
             "go to which set, got a traced array; close over them instead of passing them"
@@ -259,7 +259,7 @@ def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.nd
     if classes is None:
         classes = int(labels.max()) + 1
     else:
-        classes = _arguments.integer("classes", classes, 1)
+        classes = _validate.integer("classes", classes, 1)
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(
