@@ -177,7 +177,7 @@ def _root(node: ast.expr) -> str:
 
 def table(files: list[FileStyle]) -> str:
     """One line for each file, then what is to be mended, then totals."""
-    rows = [f"{'lines':>6} {'code':>5} {'#/100':>5} {'longest':>7}  file"]
+    rows = [f"{'lines':>6} {'code':>5} {'#/100':>5} {'longest':>7}  file  (longest function)"]
     for file in files:
         size, name = file.longest_function
         rows.append(
@@ -193,7 +193,8 @@ def table(files: list[FileStyle]) -> str:
     comments = sum(f.comments for f in files)
     rows.append(
         f"total: {len(files)} files, {lines} lines, {code} of code, "
-        f"{100 * comments / max(code, 1):.1f} comments per 100 lines of code, "
+        f"{100 * comments / max(code, 1):.1f} comments per 100 lines of code "
+        f"({100 * comments / max(lines, 1):.1f} per 100 lines of any kind), "
         f"{private} of {bound} bound names private ({100 * private / max(bound, 1):.2f} %)"
     )
     return "\n".join(rows)

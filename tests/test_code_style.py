@@ -49,7 +49,10 @@ def test_packages_do_not_grow(folder):
     files = FILES[folder]
     assert sum(file.lines for file in files) <= PACKAGE_LINES[folder]
     low, high = COMMENTS_PER_100
-    assert low <= 100 * sum(f.comments for f in files) / sum(f.code_lines for f in files) <= high
+    comments = sum(file.comments for file in files)
+    assert 100 * comments / sum(file.code_lines for file in files) <= high
+    # Per line of any kind, documentation included: the count of 4.8 to 6.8 in lineax and equinox.
+    assert 100 * comments / sum(file.lines for file in files) >= low
 
 
 def test_measures_of_a_small_file(tmp_path):
