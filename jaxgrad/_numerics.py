@@ -1,0 +1,213 @@
+"""Numerics that several parts of the library share: scaling, logs of sums, root finding, float64.
+
+Functions that take `np.ndarray` run on the host and return Python floats. All others are traced:
+they can be jitted, mapped and, except for the searches, differentiated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+from numpy.typing import ArrayLike
+
+from jaxgrad import _validate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LARGE = 700.0
+"""The exponential of this number is close to the largest float64."""
+
+
+def in_float64(function: Callable[P, R]) -> Callable[P, R]:
+    """Make `function` compute in float64 whatever JAX's setting is.
+
+    Called with numbers, the wrapped function returns NumPy arrays of float64. Called inside a
+    traced program without float64, it rounds its result to float32.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if jax.config.read("jax_enable_x64"):
+            return function(*args, **kwargs)
+        # A tracer may stand for a Python number, whose type changes when float64 is enabled.
+        args, kwargs = jax.tree.map(_with_fixed_type, (args, kwargs))
+        with jax.enable_x64(True):
+            return jax.tree.map(_for_caller, function(*args, **kwargs))
+
+    return wrapped
+
+
+def _with_fixed_type(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if _validate.is_traced(leaf) else leaf
+
+
+def _for_caller(leaf: Any) -> Any:
+    if not _validate.is_traced(leaf):
+        return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+    return leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf
+
+
+def float_eps(dtype: Any) -> float:
+    """Return the machine epsilon of a floating or complex type, and 0 for any other type."""
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return 0.0
+    return float(jnp.finfo(dtype).eps)
+
+
+def norm(values: Num[np.ndarray, "..."]) -> float:
+    """Return the Euclidean norm of all values, without overflow; NaN if any is not finite."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if not math.isfinite(largest):
+        return math.nan
+    return largest * float(np.linalg.norm(np.ravel(values) / largest)) if largest > 0 else 0.0
+
+
+def rms(values: Num[np.ndarray, "..."]) -> float:
+    """Return the root mean square of the finite values, without overflow; 0 if there are none."""
+    sizes = np.abs(values[np.isfinite(values)])
+    largest = np.max(sizes, initial=0.0)
+    return float(largest * np.sqrt(np.mean(np.square(sizes / largest)))) if largest > 0 else 0.0
+
+
+def divide_by_largest(
+    a: Float[Array, "..."], axis: int | tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Divide an array by its largest absolute value along an axis.
+
+    Squares of the result neither overflow nor all underflow.
+
+    Args:
+      a: the array.
+      axis: one axis or several, which share one largest value.
+
+    Returns:
+      The divided array, and the log of the divisor with `axis` of size 1. Where all values are
+      zero, or one is infinite or NaN, the divisor is 1.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=axis, keepdims=True))
+    divisor = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    return a / divisor, jnp.log(divisor)
+
+
+def log_mean_square(a: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, "..."]:
+    """Return the log of the mean square along an axis, -inf for zeros, without overflow."""
+    scaled, log_divisor = divide_by_largest(a, axis)
+    return jnp.log(jnp.mean(jnp.square(scaled), axis=axis)) + 2 * jnp.squeeze(log_divisor, axis)
+
+
+def rescale(
+    a: Float[Array, "batch *shape"], *, together: bool
+) -> tuple[Float[Array, "batch *shape"], Float[Array, " batch"], Float[Array, " batch"]]:
+    """Divide each example by its root mean square, or all by the largest one if `together`.
+
+    Args:
+      a: the examples.
+      together: whether one divisor serves all examples, so that their ratios stay.
+
+    Returns:
+      The divided array; the log of the square of each divisor; the log of the mean square of each
+      example before the division. Examples that are zero stay zero.
+    """
+    flat = a.reshape(len(a), -1)
+    log_square = log_mean_square(flat, axis=1)
+    shift = jnp.broadcast_to(jnp.max(log_square), log_square.shape) if together else log_square
+    shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
+    return (flat * jnp.exp(-shift / 2)[:, None]).reshape(a.shape), shift, log_square
+
+
+def log_mean_exp(
+    logs: Float[Array, "..."], axis: int | tuple[int, ...] = -1
+) -> Float[Array, "..."]:
+    """Return `log(mean(exp(logs)))` along an axis, without overflow."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    count = math.prod(logs.shape[one] for one in axes)
+    return jax.nn.logsumexp(logs, axis=axis) - math.log(count)
+
+
+def weighted_log_sum_exp(
+    weights: Sequence[ArrayLike | Array], logs: Sequence[ArrayLike | Array]
+) -> Float[Array, "..."]:
+    """Return `log sum_i weights[i] exp(logs[i])`, without overflow.
+
+    The derivatives by the weights and the logs are right where a weight is zero.
+
+    Args:
+      weights: numbers or arrays of at least 0.
+      logs: as many numbers or arrays; all weights and logs broadcast.
+    """
+    arrays = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in (*weights, *logs)))
+    factors, exponents = (jnp.stack(half) for half in (arrays[: len(logs)], arrays[len(logs) :]))
+    size = jnp.abs(factors)
+    terms = exponents + jnp.log(jnp.where(size > 0, size, 1.0))
+    top = jax.lax.stop_gradient(jnp.max(jnp.where(size > 0, terms, -jnp.inf), axis=0))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    # A term of weight zero may exceed the top by any amount; its exponential must stay finite.
+    scaled = jnp.exp(jnp.minimum(exponents - top[None], _LARGE))
+    return top + jnp.log(jnp.sum(factors * scaled, axis=0))
+
+
+def bisect(
+    function: Callable[[Array], Array],
+    low: ArrayLike | Array,
+    high: ArrayLike | Array,
+    *,
+    steps: int,
+    sign: ArrayLike | Array | None = None,
+) -> Array:
+    """Find where a function changes its sign between `low` and `high`.
+
+    Args:
+      function: elementwise, of an array of the shape of the bounds.
+      low, high: bounds of one shape; the function has different signs there. `low` may lie above
+        `high`.
+      steps: number of halvings; the error is `|high - low| / 2^(steps + 1)`.
+      sign: sign of the function at `low`; by default it is evaluated there.
+
+    Returns:
+      The middle of the last interval. If the sign does not change, this is near one of the bounds.
+    """
+    low, high = jnp.asarray(low), jnp.asarray(high)
+    sign = jnp.sign(function(low)) if sign is None else sign
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        before = jnp.sign(function(middle)) == sign
+        return jnp.where(before, middle, low), jnp.where(before, high, middle)
+
+    low, high = jax.lax.fori_loop(0, steps, halve, (low, high))
+    return (low + high) / 2
+
+
+def golden_section(
+    cost: Callable[[Array], Array], low: ArrayLike | Array, high: ArrayLike | Array, *, steps: int
+) -> Array:
+    """Find the minimum of a function with a single minimum between `low` and `high`.
+
+    Args:
+      cost: elementwise, of an array of the shape of the bounds.
+      low, high: bounds of one shape.
+      steps: each makes the interval shorter by the factor 0.618.
+
+    Returns:
+      The middle of the last interval. Rounding of the cost limits its accuracy to about the square
+      root of the machine epsilon if the cost is smooth there.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+
+    def shrink(_, bounds):
+        low, high = bounds
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        select_left = cost(left) < cost(right)
+        return jnp.where(select_left, low, left), jnp.where(select_left, right, high)
+
+    low, high = jax.lax.fori_loop(0, steps, shrink, (jnp.asarray(low), jnp.asarray(high)))
+    return (low + high) / 2
