@@ -1,10 +1,15 @@
-"""Several CPU devices, strict promotion of ranks, quick compilation, and a key for every test."""
+"""Settings of JAX for all tests, checks of the annotated shapes, and a key for every test."""
 
 import os
 from pathlib import Path
 
 import jax
 import pytest
+
+from tests import shape_checks
+
+# Before anything imports the library: xdist's workers and doctest's collection come later.
+shape_checks.install("jaxgrad")
 
 # XLA stops the process at a flag that it does not know; with this one it compiles twice as fast.
 if jax.__version__.startswith("0.10."):
