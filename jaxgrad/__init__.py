@@ -15,7 +15,6 @@ Modules:
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   normalization: standardize inputs by the training set; the parts of batch and layer norm.
   regularization: L1 and L2 on weights, dropout, early stopping.
-  augmentation: random flips, shifts, rotations of images.
   training: a whole run as one function; data splits; what train and dev errors say.
   checking: is a gradient right? `check_grads` is here at the top level, too.
   testing: `assert_grads` and a drop-in `check_grads` for test suites.
@@ -24,7 +23,6 @@ Modules:
 
 from jaxgrad import (
     activations,
-    augmentation,
     checking,
     initializers,
     jacobians,
@@ -46,7 +44,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "activations",
-    "augmentation",
     "check_grads",
     "checking",
     "initializers",

@@ -48,8 +48,24 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return number
 
 
-def scalar(name: str, value: Any, *, minimum: float = -math.inf, above: bool = False) -> None:
-    """Raise unless `value` is one finite real number, at least (or `above`) `minimum`."""
+def known(name: str, value: Any, caller: str) -> None:
+    """Raise if a leaf of `value` is being traced; `caller` is the function that needs numbers."""
+    if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
+        raise TypeError(
+            f"{name} must be known, got a traced array; call {caller} outside of jax.jit and "
+            "jax.vmap"
+        )
+
+
+def scalar(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    above: bool = False,
+    maximum: float = math.inf,
+) -> None:
+    """Raise unless `value` is one finite real number from (or `above`) `minimum` to `maximum`."""
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be one number, got shape {np.shape(value)}; use jax.vmap for several"
@@ -65,6 +81,26 @@ def scalar(name: str, value: Any, *, minimum: float = -math.inf, above: bool = F
     if number < minimum or (above and number == minimum):
         bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
         raise ValueError(f"{name} must be {bound}, got {number:g}; pass a larger number")
+    if number > maximum:
+        raise ValueError(
+            f"{name} must be at most {maximum:g}, got {number:g}; pass a smaller number"
+        )
+
+
+def vector(name: str, value: Any, *, length: int, axes: str) -> np.ndarray:
+    """Return `value` as float64 numbers of shape `axes`, at least `length` of them, or raise."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be numbers {axes}, got {value!r}; pass a sequence of floats"
+        ) from None
+    if numbers.ndim != 1 or len(numbers) < length:
+        raise ValueError(
+            f"{name} must be a sequence {axes} of at least {length} numbers, got shape "
+            f"{numbers.shape}; pass a sequence of floats"
+        )
+    return numbers
 
 
 def choice(name: str, value: Any, options: Collection[str]) -> None:

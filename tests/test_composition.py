@@ -10,8 +10,9 @@ import optax
 import pytest
 from sklearn import datasets
 
-from jaxgrad import augmentation, layers, normalization, regularization, training
+from jaxgrad import layers, training
 from jaxgrad.checking import check_terms
+from jaxgrad.training import augmentation, normalization, regularization
 
 SIDE, CLASSES = 8, 10
 
@@ -39,12 +40,12 @@ def terms(net, strength, examples):
     def loss(params, state, batch, key):
         key_shift, key_noise, key_net = jax.random.split(key, 3)
         images = batch["x"].reshape(-1, SIDE, SIDE, 1)
-        images = augmentation.shift(key_shift, images, pixels=1)
-        images = augmentation.noise(key_noise, images, std=0.1)
+        images = augmentation.shift(images, 1, key=key_shift)
+        images = augmentation.noise(images, 0.1, key=key_noise)
         flat = images.reshape(len(images), -1)
         logits, state = layers.apply_state(net, params, state, flat, key_net)
         data = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        penalty = regularization.l2(params, strength, examples)
+        penalty = regularization.l2(params, strength, examples=examples)
         return {"data": jnp.mean(data), "regulariser": penalty}, state
 
     return loss
@@ -52,7 +53,7 @@ def terms(net, strength, examples):
 
 def run(seed, x, labels, strength=1.0, keep_prob=0.8, width=32, steps=60):
     key_split, key_init, key_fit = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 3)
-    train, dev, _ = training.splits.split(key_split, labels, (0.6, 0.2, 0.2))
+    train, dev, _ = training.splits.split(labels, (0.6, 0.2, 0.2), key=key_split)
     standardizer = normalization.fit(jnp.asarray(x)[train])
     x, targets = normalization.apply(standardizer, x), jnp.asarray(labels, jnp.int32)
     net = network(width, keep_prob)
@@ -71,7 +72,7 @@ def run(seed, x, labels, strength=1.0, keep_prob=0.8, width=32, steps=60):
     options = {"steps": steps, "batch_size": 30, "evaluate": evaluate, "every": 15}
     state = layers.init_state(net, params)
     return training.fit(
-        total, params, optax.adam(0.02), data, key_fit, state=state, patience=3, **options
+        total, params, optax.adam(0.02), data, key=key_fit, state=state, patience=3, **options
     )
 
 

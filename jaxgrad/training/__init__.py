@@ -1,34 +1,43 @@
-"""Train well: splits of the data, a whole run as one function, what its errors say.
+"""Training: a whole run as one function, data sets, regularization, monitoring and diagnosis.
 
-- `fit`: a training run as a pure function, for `jit` and `vmap`; returns `Fit`, and shows a
-  monitor each `Step`.
-- `splits`: train, dev and test sets by size, stratified; are two sets of one distribution?
-- `bias_variance`: from train and dev error to what to do next.
-- `monitoring`: norms of each layer and what its units do, for `monitor` and `evaluate`.
-- `diagnosis`: from the record of a run to what ails it, in words; `faults`: its thresholds.
-- `search`: hyper-parameters at random on the right scale, coarse to fine.
-- `schedules`: what optax lacks of the ways to let a rate fall.
+- `fit`: a training run as a pure function, for `jit` and `vmap`. It returns a `Fit`, and calls a
+  monitor with each `Step`.
+- `normalization`: standardize inputs with the statistics of the training set.
+- `splits`: stratified train, dev and test sets; tests whether two sets have one distribution.
+- `augmentation`: random changes of images.
+- `regularization`: penalties on weights, dropout, early stopping.
+- `schedules`: learning-rate schedules that optax does not have.
+- `search`: random hyper-parameter search, from coarse to fine.
+- `monitoring`: norms of each layer and statistics of its units, for `monitor` and `evaluate`.
+- `diagnosis`: faults of a run, from its records.
+- `bias_variance`: high bias or high variance, from train and dev error.
 """
 
 from jaxgrad.training import (
+    augmentation,
     bias_variance,
     diagnosis,
     faults,
     monitoring,
+    normalization,
+    regularization,
     schedules,
     search,
     splits,
 )
-from jaxgrad.training.fitting import Fit, Step, fit
+from jaxgrad.training._fit import Fit, Step, fit
 
 __all__ = [
     "Fit",
     "Step",
+    "augmentation",
     "bias_variance",
     "diagnosis",
     "faults",
     "fit",
     "monitoring",
+    "normalization",
+    "regularization",
     "schedules",
     "search",
     "splits",

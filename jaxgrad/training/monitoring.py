@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _validate, activations, regularization
+from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
-from jaxgrad.regularization import WEIGHTS, Where
+from jaxgrad.training import regularization
+from jaxgrad.training.regularization import WEIGHTS, Where
 
 EDGES = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 """Edges of the histogram of pre-activations; few, since each costs one look at all of them."""

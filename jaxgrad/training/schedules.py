@@ -1,30 +1,29 @@
-"""What optax lacks of the ways to let a learning rate fall."""
+"""Learning-rate schedules that optax does not have."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from jaxgrad import _validate
 
 
-def inverse_time(rate: Any, decay: Any) -> Callable[[jax.Array], jax.Array]:
-    """`rate / (1 + decay step)`: 1/t annealing, for any optimizer of optax.
+def inverse_time(learning_rate: Any, decay: Any) -> Callable[[Any], Any]:
+    """1/t annealing: the learning rate `learning_rate / (1 + decay * step)`.
 
-    `optax` has the other usual ones: steps (`piecewise_constant_schedule`), `exponential_decay` and
+    optax has the other common schedules: `piecewise_constant_schedule`, `exponential_decay` and
     `cosine_decay_schedule`.
 
     Args:
-      rate: at step 0, above 0, may be traced.
-      decay: how fast it falls, at least 0, may be traced; after `1 / decay` steps it is half.
+      learning_rate: Learning rate at step 0, greater than 0, may be traced.
+      decay: Speed of the decay, at least 0, may be traced. The learning rate is halved after
+        `1 / decay` steps.
 
     Returns:
-      A function of the number of steps so far.
+      A schedule for any optax optimizer: a function of the step count.
 
     Raises:
-      ValueError, TypeError: if a number is not as described.
+      ValueError, TypeError: If a number is out of range.
 
     Source: Robbins, Monro (1951); CS231n, "Annealing the learning rate".
 
@@ -32,6 +31,6 @@ def inverse_time(rate: Any, decay: Any) -> Callable[[jax.Array], jax.Array]:
     >>> schedule(0), schedule(100)
     (0.1, 0.05)
     """
-    _validate.scalar("rate", rate, minimum=0.0, above=True)
+    _validate.scalar("learning_rate", learning_rate, minimum=0.0, above=True)
     _validate.scalar("decay", decay, minimum=0.0)
-    return lambda step: rate / (1 + decay * step)
+    return lambda step: learning_rate / (1 + decay * step)

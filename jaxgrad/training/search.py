@@ -1,19 +1,19 @@
-"""Search hyper-parameters: at random on the right scale, coarse to fine; a grid for comparison.
+"""Hyper-parameter search: random points on suitable scales, from coarse to fine, and grids.
 
-A space is a dictionary of ranges. Points are dictionaries of arrays, `[points]` each, so that a
-training run that is a function of such a dictionary is mapped over all of them by `jax.vmap`: the
-search compiles once.
+A space is a dictionary of ranges. Points are a dictionary of arrays, each of shape `[points]`. A
+training run written as a function of one point can be mapped over all points by `jax.vmap`, so that
+a search compiles once.
 
 >>> import jax, jax.numpy as jnp
->>> space = {"rate": log_uniform(1e-6, 10.0), "keep_prob": uniform(0.2, 1.0)}
->>> points = draw(jax.random.key(0), space, 100)
->>> sorted(points), points["rate"].shape
-(['keep_prob', 'rate'], (100,))
+>>> space = {"learning_rate": log_uniform(1e-6, 10.0), "dropout": uniform(0.0, 0.8)}
+>>> points = draw(space, 100, key=jax.random.key(0))
+>>> sorted(points), points["dropout"].shape
+(['dropout', 'learning_rate'], (100,))
 >>> def error(point):
-...     return (jnp.log10(point["rate"]) + 2) ** 2 + (point["keep_prob"] - 0.5) ** 2
->>> found = search(jax.random.key(0), error, space, count=50, rounds=3)
->>> {name: round(float(value), 2) for name, value in found.best.items()}
-{'keep_prob': 0.51, 'rate': 0.01}
+...     return (jnp.log10(point["learning_rate"]) + 2) ** 2 + (point["dropout"] - 0.5) ** 2
+>>> result = search(error, space, key=jax.random.key(0), count=50, rounds=3)
+>>> {name: round(float(value), 2) for name, value in result.best.items()}
+{'dropout': 0.51, 'learning_rate': 0.01}
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _validate
 
 
 class Range(NamedTuple):
-    """Where a hyper-parameter may lie.
+    """The range of a hyper-parameter.
 
     Attributes:
-      low, high: its ends.
-      log: whether to draw it evenly in the logarithm.
+      low: Lower end.
+      high: Upper end.
+      log: Whether values are uniform in the logarithm.
     """
 
     low: float
@@ -43,42 +45,42 @@ class Range(NamedTuple):
 
 
 Space = Mapping[str, Range]
-Points = dict[str, jax.Array]
+Points = dict[str, Float[Array, " points"]]
 
 
 def uniform(low: float, high: float) -> Range:
-    """For what does not multiply, such as `keep_prob`.
+    """Return a range with a linear scale, for example for a dropout rate.
 
     Raises:
-      ValueError, TypeError: if the ends are not finite numbers, the lower first.
+      ValueError, TypeError: Unless the ends are finite numbers with `low < high`.
     """
-    return _checked("uniform", low, high, False)
+    return _range("uniform", low, high, log=False)
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """For what multiplies, such as a learning rate or the strength of a penalty.
+    """Return a range with a logarithmic scale, for example for a learning rate or a penalty.
 
-    `log_uniform(1e-6, 10.0)` is the course notes' `10 ** uniform(-6, 1)`.
+    `log_uniform(1e-6, 10.0)` is `10 ** uniform(-6, 1)` of the course notes.
 
     Raises:
-      ValueError, TypeError: if the ends are not finite numbers above 0, the lower first.
+      ValueError, TypeError: Unless the ends are finite numbers with `0 < low < high`.
     """
-    return _checked("log_uniform", low, high, True)
+    return _range("log_uniform", low, high, log=True)
 
 
-def draw(key: jax.Array, space: Space, count: int) -> Points:
-    """Random points, each hyper-parameter independently on its scale.
+def draw(space: Space, count: int, *, key: PRNGKeyArray) -> Points:
+    """Draw random points, each hyper-parameter independently and on its own scale.
 
     Args:
-      key: PRNG key.
-      space: ranges by name.
-      count: number of points, at least 1.
+      space: Ranges by name.
+      count: Number of points, at least 1.
+      key: Key that draws the points.
 
     Returns:
-      Arrays `[count]` by name.
+      Arrays of shape `[count]` by name.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described.
+      ValueError, TypeError: If `space` is not a dictionary of ranges or `count` is less than 1.
 
     Source: Bergstra, Bengio (2012).
     """
@@ -86,63 +88,65 @@ def draw(key: jax.Array, space: Space, count: int) -> Points:
     count = _validate.integer("count", count, 1)
     keys = jax.random.split(key, len(names))
     return {
-        name: _at(space[name], jax.random.uniform(k, (count,)))
+        name: _interpolate(space[name], jax.random.uniform(k, (count,)))
         for name, k in zip(names, keys, strict=True)
     }
 
 
 def grid(space: Space, counts: int | Mapping[str, int]) -> Points:
-    """All combinations of evenly spaced values, the last name's fastest.
+    """Return all combinations of evenly spaced values; the last hyper-parameter varies fastest.
 
     Args:
-      space: ranges by name.
-      counts: values of each hyper-parameter, at least 1, or by name; a single one is in the middle.
+      space: Ranges by name.
+      counts: Number of values of each hyper-parameter, at least 1: one number for all, or a number
+        by name. A single value is the middle of its range.
 
     Returns:
-      Arrays `[product of counts]` by name.
+      Arrays of shape `[product of counts]` by name.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described.
+      ValueError, TypeError: If `space` is not a dictionary of ranges, or `counts` has other names
+        or a number less than 1.
     """
     names = _names(space)
     if isinstance(counts, Mapping) and set(counts) != set(names):
         raise ValueError(
             f"counts must have the names of space, {names}, got {sorted(counts)}; give one for each"
         )
-    sizes = [counts[n] if isinstance(counts, Mapping) else counts for n in names]
+    sizes = [counts[name] if isinstance(counts, Mapping) else counts for name in names]
     sizes = [_validate.integer("counts", size, 1) for size in sizes]
     values = [
-        _at(space[name], jnp.linspace(0.0, 1.0, size) if size > 1 else jnp.full(1, 0.5))
+        _interpolate(space[name], jnp.linspace(0.0, 1.0, size) if size > 1 else jnp.full(1, 0.5))
         for name, size in zip(names, sizes, strict=True)
     ]
     combined = jnp.meshgrid(*values, indexing="ij")
     return {name: value.ravel() for name, value in zip(names, combined, strict=True)}
 
 
-def narrow(space: Space, points: Points, scores: Any, keep: float = 0.2) -> dict[str, Range]:
-    """The ranges that the best points span, with half a step of room on each side.
+def narrow(space: Space, points: Points, scores: Any, *, keep: float = 0.2) -> dict[str, Range]:
+    """Return the ranges that the best points span, widened by half a step on each side.
 
-    A step is the range over the number of points kept, on the range's own scale. The new range
-    stays within the old one.
+    A step is the width of the range divided by the number of best points, on the scale of the
+    range. The new range stays within the old one.
 
     Args:
-      space: where the points were drawn.
-      points: from `draw` or `grid`.
-      scores: `[points]`, lower is better; NaN is worst.
-      keep: share of points that count as best, above 0, at most 1; two at least.
+      space: The space that the points were drawn from.
+      points: From `draw` or `grid`.
+      scores: Score of each point, `[points]`; lower is better and NaN is worst.
+      keep: Share of the points that count as best, greater than 0, at most 1. At least two points
+        count as best.
 
     Returns:
-      A space of the same names.
+      A space with the same names.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described, or no score is a number.
+      ValueError, TypeError: If the arguments do not fit together, `keep` is out of range, or all
+        scores are NaN.
     """
     names = _names(space)
     _check_keep(keep)
-    if any(_validate.is_traced(leaf) for leaf in jax.tree.leaves((points, scores))):
-        raise TypeError(
-            "scores and points must be known numbers, got traced arrays; narrow outside of jax.jit"
-        )
+    _validate.known("points", points, "narrow")
+    _validate.known("scores", scores, "narrow")
     scores = np.asarray(scores, np.float64)
     sizes = {name: np.shape(points[name]) if name in points else None for name in names}
     if any(size != scores.shape for size in sizes.values()) or scores.ndim != 1:
@@ -150,117 +154,116 @@ def narrow(space: Space, points: Points, scores: Any, keep: float = 0.2) -> dict
             f"points must have one value of each of {names} for each of scores, of shape "
             f"{scores.shape}, got shapes {sizes}; pass the points that were scored"
         )
-    known = np.count_nonzero(~np.isnan(scores))
-    if known == 0:
+    numbers = np.count_nonzero(~np.isnan(scores))
+    if numbers == 0:
         raise ValueError(
             "scores must have a number, got NaN for all points; search where runs do not diverge"
         )
-    count = min(known, max(2, math.ceil(keep * len(scores))))
-    best = np.argsort(scores, kind="stable")[:count]
-    narrowed = {}
-    for name in names:
-        low, high, log = space[name]
-        scale, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
-        values = scale(np.asarray(points[name], np.float64)[best])
-        room = 0.5 * (scale(high) - scale(low)) / count
-        ends = back(values.min() - room), back(values.max() + room)
-        narrowed[name] = Range(max(low, float(ends[0])), min(high, float(ends[1])), log)
-    return narrowed
+    count = min(numbers, max(2, math.ceil(keep * len(scores))))
+    best = np.argsort(scores, kind="stable")[:count]  # NaN is sorted last
+    return {
+        name: _spanned(space[name], np.asarray(points[name], np.float64)[best]) for name in names
+    }
+
+
+def _spanned(old: Range, values: np.ndarray) -> Range:
+    """The range that values span within `old`, widened by half a step."""
+    scale, inverse = (np.log, np.exp) if old.log else (np.asarray, np.asarray)
+    values = scale(values)
+    room = 0.5 * (scale(old.high) - scale(old.low)) / len(values)
+    low, high = inverse(values.min() - room), inverse(values.max() + room)
+    return Range(max(old.low, float(low)), min(old.high, float(high)), old.log)
 
 
 class Search(NamedTuple):
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
-      points: all that were tried, arrays `[rounds * count]` by name.
-      scores: of each, `[rounds * count]`.
-      best: the point of the lowest score, numbers by name; NaN if no score is a number.
-      spaces: where each round drew its points.
+      points: All points that were tried, arrays of shape `[rounds * count]` by name.
+      scores: Score of each point, `[rounds * count]`.
+      best: The point with the lowest score, scalars by name. NaN if all scores are NaN.
+      spaces: The space of each round.
     """
 
     points: Points
-    scores: jax.Array
-    best: dict[str, jax.Array]
+    scores: Float[Array, " points"]
+    best: dict[str, Float[Array, ""]]
     spaces: tuple[Space, ...]
 
 
 def search(
-    key: jax.Array,
-    evaluate: Callable[[dict[str, jax.Array]], jax.Array],
+    f: Callable[[dict[str, Any]], Any],
     space: Space,
     *,
+    key: PRNGKeyArray,
     count: int,
     rounds: int = 1,
     keep: float = 0.2,
 ) -> Search:
-    """Draw points at random, then again where the best of a round lie: coarse to fine.
+    """Minimize a function over random points, in rounds from coarse to fine.
 
-    All rounds run the same compiled program, which maps `evaluate` over the points.
+    Each round after the first draws its points from the ranges that the best points of the round
+    before span, see `narrow`. `f` is compiled once and mapped over the points of a round.
 
     Args:
-      key: PRNG key of the points.
-      evaluate: from numbers by name to a score, lower is better; NaN is worst, and after a round of
-        nothing else the next one searches the same ranges. A pure function, for example of
-        `jaxgrad.training.fit`.
-      space: ranges by name.
-      count: points of a round, at least 2.
-      rounds: how often to draw, at least 1.
-      keep: see `narrow`.
+      f: Pure function of one point, scalars by name, that returns one score. Lower is better and
+        NaN is worst. For example a function that calls `jaxgrad.training.fit`. If all scores of a
+        round are NaN, the next round draws from the same ranges.
+      space: Ranges by name.
+      key: Key that draws the points.
+      count: Number of points of a round, at least 2.
+      rounds: Number of rounds, at least 1.
+      keep: Share of the points of a round that count as best, see `narrow`.
 
     Returns:
-      `Search`.
+      A `Search`.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described, before anything is compiled.
+      ValueError, TypeError: If an argument is out of range, before anything is compiled.
     """
     count = _validate.integer("count", count, 2)
     rounds = _validate.integer("rounds", rounds, 1)
     _names(space)
     _check_keep(keep)
     _validate.key("key", key)
-    if _validate.is_traced(key):
-        raise TypeError("key must be known, got a traced key; call search outside of jax.jit")
-    run = jax.jit(jax.vmap(evaluate))
-    spaces, tried, scores = [space], [], []
-    for i in range(rounds):
-        points = draw(jax.random.fold_in(key, i), spaces[-1], count)
-        if i == 0:
-            _check_score(run.eval_shape(points))
-        found = run(points)
-        tried.append(points)
-        scores.append(found)
-        if i + 1 < rounds:
-            known = not np.isnan(found).all()
-            spaces.append(narrow(spaces[-1], points, found, keep) if known else spaces[-1])
-    points = jax.tree.map(lambda *parts: jnp.concatenate(parts), *tried)
-    together = jnp.concatenate(scores)
-    ranked = np.asarray(together, np.float64)
-    at = int(np.argmin(np.where(np.isnan(ranked), np.inf, ranked)))
-    known = not np.isnan(ranked).all()
-    best = {name: values[at] if known else jnp.nan * values[at] for name, values in points.items()}
-    return Search(points, together, best, tuple(spaces))
+    _validate.known("key", key, "search")
+    run = jax.jit(jax.vmap(f))
+    spaces, points, scores = [space], [], []
+    for index in range(rounds):
+        points.append(draw(spaces[-1], count, key=jax.random.fold_in(key, index)))
+        if index == 0:
+            _check_score(run.eval_shape(points[0]))
+        scores.append(run(points[-1]))
+        if index + 1 < rounds:
+            no_number = np.isnan(scores[-1]).all()
+            next_space = (
+                spaces[-1] if no_number else narrow(spaces[-1], points[-1], scores[-1], keep=keep)
+            )
+            spaces.append(next_space)
+    all_points = jax.tree.map(lambda *parts: jnp.concatenate(parts), *points)
+    all_scores = jnp.concatenate(scores)
+    ranked = np.where(np.isnan(all_scores), np.inf, np.asarray(all_scores, np.float64))
+    index = int(np.argmin(ranked))
+    best = {name: values[index] for name, values in all_points.items()}
+    if np.isnan(all_scores).all():
+        best = {name: jnp.nan * value for name, value in best.items()}
+    return Search(all_points, all_scores, best, tuple(spaces))
 
 
 def _check_keep(keep):
-    _validate.scalar("keep", keep, minimum=0.0, above=True)
-    if _validate.is_traced(keep):
-        raise TypeError("keep must be a known number, got a traced array; pass a float")
-    if keep > 1:
-        raise ValueError(f"keep must be at most 1, got {keep:g}; it is a share of the points")
+    _validate.known("keep", keep, "search")
+    _validate.scalar("keep", keep, minimum=0.0, above=True, maximum=1.0)
 
 
 def _check_score(scores):
     if not isinstance(scores, jax.ShapeDtypeStruct) or scores.ndim != 1:
         shapes = jax.tree.map(lambda score: score.shape[1:], scores)
-        raise ValueError(f"evaluate must return one number, got shape {shapes}; reduce it")
+        raise ValueError(f"f must return one number, got shape {shapes}; reduce it to a scalar")
 
 
-def _checked(name, low, high, log):
+def _range(name, low, high, *, log):
     for end, value in (("low", low), ("high", high)):
-        if _validate.is_traced(value):
-            raise TypeError(
-                f"{end} must be a known number, got a traced array; draw points outside of jax.jit"
-            )
+        _validate.known(end, value, name)
         _validate.scalar(end, value)
     if low >= high:
         raise ValueError(f"low must be below high, got {low:g} and {high:g}; swap or correct them")
@@ -281,11 +284,12 @@ def _names(space):
     return list(space)
 
 
-def _at(within, share):
-    """The value at a share from 0 to 1 of the way from the low to the high end."""
-    low, high, log = within
+def _interpolate(interval, share):
+    """The values at `share`, from 0 to 1, of the way from the low to the high end."""
+    low, high, log = interval
     if log:
         value = jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
     else:
         value = low + (high - low) * share
+    # Rounding may leave the range by a unit in the last place.
     return jnp.clip(value, low, high)

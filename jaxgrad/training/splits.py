@@ -1,55 +1,43 @@
-"""Split examples into train, dev and test sets; do two sets follow one distribution?"""
+"""Split examples into train, dev and test sets, and test whether two sets have one distribution."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxgrad import _validate
+from jaxgrad.training._two_sample import Comparison, compare, same
+
+__all__ = ["Comparison", "compare", "fractions", "same", "split"]
 
 _SMALL, _LARGE = 10_000, 1_000_000
 
 
-class Comparison(NamedTuple):
-    """How far two sets lie apart, and how often chance alone would part them as far.
+def fractions(examples: int, *, dev: bool = True) -> tuple[float, ...]:
+    """Return the usual sizes of train, dev and test set, as fractions of the examples.
 
-    Attributes:
-      ks: Kolmogorov-Smirnov statistic of each feature, `[features]`, from 0 to 1.
-      feature_p_values: of each feature, `[features]`, adjusted for their number.
-      energy: energy distance of all features jointly, each standardized, at least 0.
-      p_value: of the energy distance.
-    """
-
-    ks: jax.Array
-    feature_p_values: jax.Array
-    energy: jax.Array
-    p_value: jax.Array
-
-
-def fractions(examples: int, dev: bool = True) -> tuple[float, ...]:
-    """Usual shares of train, dev and test set for a number of examples.
-
-    Up to 10,000 examples 60/20/20 %, at a million 98/1/1 %, beyond it 99.5/0.25/0.25 %. Without a
-    dev set 70/30 %, and the test set's share where there are a million or more. Texts leave open
-    what holds between 10,000 and a million; there the share of each held-out set is a power of the
-    number of examples, a straight line on logarithmic axes, which is our choice.
+    Up to 10,000 examples they are 60/20/20 %, at a million 98/1/1 %, and beyond a million
+    99.5/0.25/0.25 %. Without a dev set they are 70/30 %, with the same test fraction as above from
+    a million examples on. The sources say nothing about sizes between 10,000 and a million. There
+    we interpolate: each held-out fraction is a power of the number of examples, a straight line on
+    logarithmic axes.
 
     Args:
-      examples: how many there are, at least 1.
-      dev: whether there is a dev set.
+      examples: Number of examples, at least 1.
+      dev: Whether there is a dev set.
 
     Returns:
-      Shares of `(train, dev, test)`, or of `(train, test)`, that sum to 1.
+      Fractions for `(train, dev, test)` or for `(train, test)`, which sum to 1.
 
     Raises:
-      ValueError, TypeError: if `examples` is no whole number of at least 1.
+      ValueError, TypeError: If `examples` is not a whole number of at least 1.
 
     Source: A. Ng, Deep Learning Specialization, course 2, week 1, "Train / dev / test sets".
 
@@ -60,193 +48,91 @@ def fractions(examples: int, dev: bool = True) -> tuple[float, ...]:
     """
     examples = _validate.integer("examples", examples, 1)
     held_out = 2 if dev else 1
-    most, least = 0.2 if dev else 0.3, 0.01
+    largest, smallest = 0.2 if dev else 0.3, 0.01
     if examples > _LARGE:
-        share = 0.0025
+        fraction = 0.0025
     else:
-        way = math.log(max(examples, _SMALL) / _SMALL) / math.log(_LARGE / _SMALL)
-        # Rounded so that the ends are the decimals of the table.
-        share = round(most * (least / most) ** way, 12)
-    return (round(1 - held_out * share, 12), *[share] * held_out)
+        position = math.log(max(examples, _SMALL) / _SMALL) / math.log(_LARGE / _SMALL)
+        # Rounding makes both ends the decimals of the table.
+        fraction = round(largest * (smallest / largest) ** position, 12)
+    return (round(1 - held_out * fraction, 12), *[fraction] * held_out)
 
 
 def split(
-    key: jax.Array,
-    labels_or_count: ArrayLike,
+    labels: ArrayLike,
     fractions: Sequence[float],
     *,
+    key: PRNGKeyArray,
     classes: int | None = None,
-) -> tuple[jax.Array, ...]:
-    """Indices of disjoint random sets that together hold every example.
+) -> tuple[Int[Array, " size"], ...]:
+    """Draw disjoint random sets that together contain every example.
 
-    Given labels, every class has its share in every set: class size times fraction to within one
-    example, where no such share is less than one. Where one is, it may be further off, since each
-    class has an example in each set.
-    The sizes of the sets are examples times fraction, rounded by the largest remainders.
+    The size of a set is its fraction of the examples, rounded by largest remainders. With labels
+    the split is stratified: the number of examples of a class in a set is the set's fraction of the
+    class, rounded up or down, if all these products are at least 1. Otherwise the difference may
+    be larger, because every set gets at least one example of every class.
 
-    The sizes depend on the labels alone and not on the key, so `jax.jit` and `jax.vmap` over keys
-    work with labels that are closed over.
+    The sizes depend on the labels but not on the key, so this function can be jitted and mapped
+    over keys with labels that are closed over.
 
     Args:
-      key: of the draw.
-      labels_or_count: labels, whole numbers `[examples]`, known while tracing; or how many examples
-        there are, to split them without regard to class.
-      fractions: share of each set, two or more, above 0, that sum to 1; see `fractions`.
-      classes: how many classes there are, labels run from 0 to `classes - 1`; `None` for the
-        largest label plus one.
+      labels: Class of each example, whole numbers `[examples]`, not traced; or the number of
+        examples, to split them without regard to classes.
+      fractions: Fraction of each set, two or more numbers above 0 with sum 1; see `fractions`.
+      key: Key that draws the sets.
+      classes: Number of classes; labels are from 0 to `classes - 1`. `None` takes the largest label
+        plus one.
 
     Returns:
-      For each set its members, int32 `[size]`, in random order.
+      The indices of the examples of each set, int32 `[size]`, in random order.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described, a set would be empty or have fewer
-        examples than there are classes, or a class has fewer examples than there are sets.
+      ValueError, TypeError: If an argument is out of range, a set would have fewer examples than
+        there are classes, or a class has fewer examples than there are sets.
 
     >>> labels = jnp.asarray([0] * 6 + [1] * 4)
-    >>> train, test = split(jax.random.key(0), labels, (0.5, 0.5))
+    >>> train, test = split(labels, (0.5, 0.5), key=jax.random.key(0))
     >>> sorted(labels[train].tolist()), sorted(labels[test].tolist())
     ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
     shares = _checked_fractions(fractions)
-    if np.ndim(labels_or_count) == 0:
+    if np.ndim(labels) == 0:
         if classes is not None:
             raise ValueError(
-                f"classes must be None where only a number of examples is given, got {classes}; "
-                "pass labels to split by class"
+                f"classes must be None where labels is a number of examples, got {classes}; pass "
+                "the class of each example to stratify"
             )
-        examples = _validate.integer("labels_or_count", labels_or_count, 1)
-        labels, sizes = np.zeros(examples, np.int64), np.array([examples])
+        examples = _validate.integer("labels", labels, 1)
+        labels, class_sizes = np.zeros(examples, np.int64), np.array([examples])
     else:
-        labels, sizes = _checked_labels(labels_or_count, classes)
-    totals = _set_sizes(len(labels), shares)
-    if min(totals) < len(sizes):
-        at = int(np.argmin(totals))
-        raise ValueError(
-            f"fractions must leave each set an example of each of the {len(sizes)} classes, got "
-            f"{totals[at]} of {len(labels)} examples for set {at} of fraction {shares[at]:g}; "
-            "raise this fraction"
-        )
-    if min(sizes) < len(shares):
-        at = int(np.argmin(sizes))
-        raise ValueError(
-            f"labels must have an example of each class for each of the {len(shares)} sets, got "
-            f"{sizes[at]} of class {at}; add examples, or join or leave out this class"
-        )
-    counts = _class_counts(sizes, totals, shares)
-    owner = np.repeat(np.tile(np.arange(len(shares)), len(sizes)), counts.ravel())
-    positions = tuple(np.flatnonzero(owner == s) for s in range(len(shares)))
-    return _drawn(key, jnp.asarray(labels, jnp.int32), positions)
-
-
-def compare(
-    key: jax.Array, first: ArrayLike, second: ArrayLike, permutations: int = 999
-) -> Comparison:
-    """Test whether two sets, such as dev and test, may come from one distribution.
-
-    Both tests redistribute the examples to the sets at random and count how often they then lie as
-    far apart: `p = (1 + count) / (1 + permutations)`. One looks at each feature by itself and names
-    those that differ; its p-values are adjusted by the distribution of the largest statistic of all
-    features, so that with equal sets *any* of them lies below 0.05 with probability 0.05. A feature
-    that does not vary gets the statistic 0. The other looks at all features jointly and notices
-    what no single feature shows, such as another correlation. See `same` for a decision.
-
-    Classes can be compared too: append the one-hot labels to the features.
-
-    Args:
-      key: of the permutations.
-      first, second: `[examples, features]`, floating point, finite, at least two examples each. All
-        distances are kept: memory grows as the square of the number of examples.
-      permutations: how many, at least 1; p-values are multiples of `1 / (1 + permutations)`.
-
-    Returns:
-      `Comparison`.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
-
-    Source: Westfall, Young (1993), sec. 2.3 (maximum of the statistics); Székely, Rizzo (2013),
-    eq. 5 and 6 (energy distance).
-
-    >>> first = jax.random.normal(jax.random.key(1), (60, 3))
-    >>> second = jax.random.normal(jax.random.key(2), (60, 3)).at[:, 1].add(1.5)
-    >>> found = compare(jax.random.key(0), first, second)
-    >>> (found.feature_p_values < 0.01).tolist(), bool(same(found))
-    ([False, True, False], False)
-    """
-    first = _validate.floating("first", first, 2, "[examples, features]")
-    second = _validate.floating("second", second, 2, "[examples, features]")
-    permutations = _validate.integer("permutations", permutations, 1)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"second must have the {first.shape[1]} features of first, got shape {second.shape}; "
-            "compare the same features"
-        )
-    count, other = len(first), len(second)
-    if min(count, other) < 2:
-        raise ValueError(
-            f"first and second must have at least 2 examples each, got {count} and {other}; "
-            "pass larger sets"
-        )
-    if count * other >= 2**31:
-        raise ValueError(
-            f"first and second must have fewer than {2**31:,} pairs of examples, got {count} and "
-            f"{other} examples; draw a subset of each"
-        )
-    return _compared(key, first, second, permutations)
-
-
-def same(comparison: Comparison, level: Any = 0.05) -> jax.Array:
-    """Whether two sets pass as one distribution at a level.
-
-    Two sets of one distribution fail with probability `level` at most: each of the two tests, of
-    single features and of all jointly, has half of it. To fail at all, `compare` needs at least
-    `2 / level` permutations.
-
-    Args:
-      comparison: of `compare`.
-      level: above 0, at most 1, may be traced.
-
-    Returns:
-      A boolean array of shape `[]`.
-
-    Raises:
-      ValueError, TypeError: if `level` is not as described.
-    """
-    _validate.scalar("level", level, minimum=0.0, above=True)
-    if not _validate.is_traced(level) and level > 1:
-        raise ValueError(f"level must be at most 1, got {level}; it is a probability")
-    smallest = jnp.minimum(jnp.min(comparison.feature_p_values, axis=-1), comparison.p_value)
-    return smallest > level / 2
+        labels, class_sizes = _checked_labels(labels, classes)
+    set_sizes = _set_sizes(len(labels), shares)
+    _check_sizes(set_sizes, class_sizes, shares)
+    counts = _class_counts(class_sizes, set_sizes, shares)
+    # Positions in a list of the examples ordered by class: which set each one goes to.
+    target = np.repeat(np.tile(np.arange(len(shares)), len(class_sizes)), counts.ravel())
+    positions = tuple(np.flatnonzero(target == s) for s in range(len(shares)))
+    return _draw(key, jnp.asarray(labels, jnp.int32), positions)
 
 
 def _checked_fractions(fractions: Any) -> np.ndarray:
-    try:
-        shares = np.asarray(fractions, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"fractions must be numbers that are known while tracing, got {fractions!r}; pass "
-            "Python floats"
-        ) from None
-    if shares.ndim != 1 or len(shares) < 2:
-        raise ValueError(
-            f"fractions must be a sequence of two or more numbers, got shape {shares.shape}; pass "
-            "one for each set, such as (0.6, 0.2, 0.2)"
-        )
+    _validate.known("fractions", fractions, "split")
+    shares = _validate.vector("fractions", fractions, length=2, axes="[sets]")
     _validate.numbers("fractions", shares, minimum=0.0, above=True)
     if abs(shares.sum() - 1) > 1e-6:
         raise ValueError(
-            f"fractions must sum to 1, got {shares.tolist()} of sum {shares.sum():g}; divide them "
-            "by their sum"
+            f"fractions must sum to 1, got {shares.tolist()} with sum {shares.sum():g}; divide "
+            "them by their sum"
         )
     return shares / shares.sum()
 
 
 def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The labels and how many examples each class has."""
+    """Return the labels and the number of examples of each class."""
     if _validate.is_traced(labels):
         raise TypeError(
-            "labels must be known while tracing, since the classes' sizes decide which positions "
-            "go to which set, got a traced array; close over them instead of passing them"
+            "labels must be known while tracing, because the sizes of the classes decide the "
+            "shapes, got a traced array; close over the labels instead of passing them"
         )
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -256,11 +142,9 @@ def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.nd
         )
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"labels must have shape [examples], got {labels.shape}; flatten them")
-    if classes is None:
-        classes = int(labels.max()) + 1
-    else:
-        classes = _validate.integer("classes", classes, 1)
-    if labels.min() < 0 or labels.max() >= classes:
+    largest = int(labels.max())
+    classes = largest + 1 if classes is None else _validate.integer("classes", classes, 1)
+    if labels.min() < 0 or largest >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise ValueError(
             f"labels must be from 0 to classes - 1, got {wrong} with {classes} classes; renumber "
@@ -276,135 +160,74 @@ def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.nd
 
 
 def _set_sizes(examples: int, shares: np.ndarray) -> np.ndarray:
-    """Sizes of the sets, rounded by the largest remainders."""
-    wanted = examples * shares
-    sizes = np.floor(wanted + 1e-9).astype(np.int64)
-    up = np.argsort(-(wanted - sizes), kind="stable")[: examples - sizes.sum()]
+    """Sizes of the sets, rounded by largest remainders."""
+    exact = examples * shares
+    # Rounding of the product must not turn a whole number into the one below.
+    sizes = np.floor(exact + 1e-9).astype(np.int64)
+    up = np.argsort(-(exact - sizes), kind="stable")[: examples - sizes.sum()]
     sizes[up] += 1
     if sizes.min() == 0:
-        at = int(np.argmin(sizes))
+        smallest = int(np.argmin(sizes))
         raise ValueError(
-            f"fractions must leave no set empty, got {shares[at]:g} of {examples} examples for set "
-            f"{at}; raise this fraction"
+            f"fractions must leave no set empty, got {shares[smallest]:g} of {examples} examples "
+            f"for set {smallest}; raise this fraction"
         )
     return sizes
 
 
-def _class_counts(sizes: np.ndarray, totals: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """How many examples of each class each set gets, `[classes, sets]`.
+def _check_sizes(set_sizes: np.ndarray, class_sizes: np.ndarray, shares: np.ndarray) -> None:
+    if min(set_sizes) < len(class_sizes):
+        smallest = int(np.argmin(set_sizes))
+        raise ValueError(
+            f"fractions must leave each set an example of each of the {len(class_sizes)} classes, "
+            f"got {set_sizes[smallest]} of {set_sizes.sum()} examples for set {smallest} of "
+            f"fraction {shares[smallest]:g}; raise this fraction"
+        )
+    if min(class_sizes) < len(shares):
+        smallest = int(np.argmin(class_sizes))
+        raise ValueError(
+            f"labels must have an example of each class for each of the {len(shares)} sets, got "
+            f"{class_sizes[smallest]} of class {smallest}; add examples, or merge or drop this "
+            "class"
+        )
 
-    Rows sum to `sizes`, columns to `totals`. Set by set, what rounding down leaves over goes to the
-    classes that have most left over, by which a table of zeros and ones is found wherever one with
-    these sums exists (Gale 1957, Ryser 1957).
+
+def _class_counts(class_sizes: np.ndarray, set_sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Number of examples of each class in each set, `[classes, sets]`.
+
+    Rows sum to `class_sizes`, columns to `set_sizes`. The sets are filled one after the other. The
+    examples that rounding down leaves over go to the classes with the most left over, which finds
+    a table with these sums wherever one exists (Gale 1957, Ryser 1957).
     """
-    wanted = sizes[:, None] * shares[None]
-    down = np.floor(wanted + 1e-9).astype(np.int64)
-    loose, left = sizes - down.sum(axis=1), sizes.copy()
+    exact = class_sizes[:, None] * shares[None]
+    down = np.floor(exact + 1e-9).astype(np.int64)
+    # For each class: what rounding down leaves over, and what is not in any set yet.
+    surplus, remaining = class_sizes - down.sum(axis=1), class_sizes.copy()
     counts = np.empty_like(down)
-    for s, total in enumerate(totals):
-        # One example for each set that is still to come.
-        most = left - (len(totals) - 1 - s)
+    for s, size in enumerate(set_sizes):
+        # Leave one example of each class for each set that is still to come.
+        most = remaining - (len(set_sizes) - 1 - s)
         count = np.clip(down[:, s], 1, most)
-        while (missing := total - count.sum()) != 0:
-            given, lacking = count - down[:, s], wanted[:, s] - count
+        while (missing := size - count.sum()) != 0:
+            added, deficit = count - down[:, s], exact[:, s] - count
             if missing > 0:
-                ranked, room, step = np.lexsort((-lacking, -loose, given)), count < most, 1
+                order, possible, step = np.lexsort((-deficit, -surplus, added)), count < most, 1
             else:
-                ranked, room, step = np.argsort(lacking), count > 1, -1
-            count[ranked[room[ranked]][0]] += step
-        loose, left, counts[:, s] = loose - (count - down[:, s]), left - count, count
+                order, possible, step = np.argsort(deficit), count > 1, -1
+            count[order[possible[order]][0]] += step
+        surplus, remaining = surplus - (count - down[:, s]), remaining - count
+        counts[:, s] = count
     return counts
 
 
 @jax.jit
-def _drawn(key, labels, positions):
-    """The sets whose members stand at the positions, once examples are ordered by class."""
+def _draw(key, labels, positions):
+    """The examples at the given positions of a random list that is ordered by class."""
     key, *keys = jax.random.split(key, 1 + len(positions))
     shuffled = jax.random.permutation(key, len(labels))
+    # A stable sort keeps the random order within each class.
     by_class = shuffled[jnp.argsort(labels[shuffled], stable=True)].astype(jnp.int32)
-    # Drawn within classes, the members come class by class.
+    # A second permutation mixes the classes within each set.
     return tuple(
-        jax.random.permutation(k, by_class[at]) for k, at in zip(keys, positions, strict=True)
+        jax.random.permutation(k, by_class[rows]) for k, rows in zip(keys, positions, strict=True)
     )
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _compared(key, first, second, permutations):
-    count, other = len(first), len(second)
-    pooled = jnp.concatenate([first, second])
-    examples, features = pooled.shape
-    order = jnp.argsort(pooled, axis=0)
-    ordered = jnp.take_along_axis(pooled, order, axis=0)
-    # Distribution functions may be compared after the last of equal values only.
-    last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones((1, features), bool)])
-    distances = _distances(pooled)
-
-    def statistics(of_first):
-        # Whole numbers, so that equal statistics compare as equal.
-        steps = jnp.where(of_first, other, -count).astype(jnp.int32)
-
-        def add(carry, at):
-            ahead, most = carry
-            chosen, compared = at
-            ahead = ahead + steps[chosen]
-            return (ahead, jnp.maximum(most, jnp.where(compared, jnp.abs(ahead), 0))), None
-
-        zeros = jnp.zeros(features, jnp.int32)
-        (_, apart), _ = jax.lax.scan(add, (zeros, zeros), (order, last))
-        weights = jnp.where(of_first, 1 / count, -1 / other).astype(pooled.dtype)
-        product = jnp.matmul(weights, distances, precision="highest")
-        return apart, -jnp.dot(product, weights, precision="highest")
-
-    def permuted(key):
-        apart, energy = statistics(_random_subset(key, examples, count))
-        return jnp.max(apart), energy
-
-    apart, energy = statistics(jnp.arange(examples) < count)
-    chunk = min(permutations, max(1, 2**21 // (examples + features)))
-    largest, energies = jax.lax.map(permuted, jax.random.split(key, permutations), batch_size=chunk)
-    # The same sets, summed up in another order, are as far apart.
-    rounding = 10 * float(jnp.finfo(pooled.dtype).eps) * jnp.mean(jnp.abs(distances))
-    reached = energies >= energy - rounding
-    exceeded = jnp.sum(largest[:, None] >= apart[None], axis=0)
-    return Comparison(
-        ks=(apart / (count * other)).astype(pooled.dtype),
-        feature_p_values=((1 + exceeded) / (1 + permutations)).astype(pooled.dtype),
-        energy=jnp.maximum(energy, 0.0),
-        p_value=((1 + jnp.sum(reached)) / (1 + permutations)).astype(pooled.dtype),
-    )
-
-
-def _random_subset(key, examples, count):
-    """Which of the examples are in a random subset of `count`, as booleans.
-
-    Each in turn with probability (still wanted) / (still to come), which gives every subset the
-    same probability (Knuth, The Art of Computer Programming, sec. 3.4.2, algorithm S), and is
-    several times as fast as sorting.
-    """
-
-    def choose(wanted, at):
-        draw, to_come = at
-        chosen = draw * to_come < wanted
-        return wanted - chosen.astype(jnp.int32), chosen
-
-    draws = jax.random.uniform(key, (examples,), jnp.float32)
-    return jax.lax.scan(choose, jnp.int32(count), (draws, jnp.arange(examples, 0, -1)))[1]
-
-
-def _distances(pooled: jax.Array) -> jax.Array:
-    """Euclidean distances of standardized examples, less the means of their rows and columns.
-
-    Without the means, which cancel in an energy distance, much less is lost to rounding.
-    """
-    spread = jnp.std(pooled, axis=0)
-    noise = 4 * jnp.finfo(pooled.dtype).eps * jnp.max(jnp.abs(pooled), axis=0)
-    spread = jnp.where(spread > noise, spread, 1.0)
-    scaled = (pooled - jnp.mean(pooled, axis=0)[None]) / spread[None]
-
-    def row(x):
-        return jnp.sqrt(jnp.sum(jnp.square(scaled - x[None]), axis=1))
-
-    chunk = max(1, 2**21 // scaled.size)
-    distances = jax.lax.map(row, scaled, batch_size=min(len(scaled), chunk))
-    means = jnp.mean(distances, axis=0)
-    return distances - means[None] - means[:, None] + jnp.mean(means)

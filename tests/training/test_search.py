@@ -17,7 +17,7 @@ SPACE = {"rate": search.log_uniform(1e-6, 10.0), "keep_prob": search.uniform(0.2
 
 def test_points_are_even_on_their_scale(key):
     """rate = 10 ** U(-6, 1), as the course notes have it."""
-    points = search.draw(key, SPACE, 5000)
+    points = search.draw(SPACE, 5000, key=key)
     for name, ends in (("rate", (-6.0, 7.0)), ("keep_prob", (0.2, 0.8))):
         values = np.asarray(points[name], np.float64)
         values = np.log10(values) if name == "rate" else values
@@ -44,7 +44,7 @@ def test_random_points_try_more_values_of_what_matters(key):
 
     regular = jnp.min(error(search.grid(SPACE, 5)))
     keys = jax.random.split(key, 200)
-    random = jax.vmap(lambda k: jnp.min(error(search.draw(k, SPACE, 25))))(keys)
+    random = jax.vmap(lambda k: jnp.min(error(search.draw(SPACE, 25, key=k))))(keys)
     assert np.mean(random) + 3 * np.std(random) / np.sqrt(200) < regular
 
 
@@ -67,7 +67,7 @@ def test_coarse_to_fine_finds_the_minimum_with_one_compilation(key, rounds):
         traces.append(1)
         return (jnp.log10(point["rate"]) + 2) ** 2 + 4 * (point["keep_prob"] - 0.5) ** 2
 
-    found = search.search(key, error, SPACE, count=60, rounds=rounds)
+    found = search.search(error, SPACE, key=key, count=60, rounds=rounds)
     assert len(traces) == 1
     assert found.scores.shape == found.points["rate"].shape == (60 * rounds,)
     assert float(found.best["rate"]) == float(found.points["rate"][np.argmin(found.scores)])
@@ -86,19 +86,19 @@ def test_a_training_run_is_searched_and_divergence_is_the_worst_score(key):
 
     def error(point):
         fitted = training.fit(
-            loss, jnp.zeros(3), optax.sgd(point["rate"]), data, key, steps=40, batch_size=16
+            loss, jnp.zeros(3), optax.sgd(point["rate"]), data, key=key, steps=40, batch_size=16
         )
         return loss(fitted.params, (), data, key)[0]
 
     space = {"rate": search.log_uniform(1e-6, 1e6)}
-    found = search.search(key, error, space, count=40, rounds=2)
+    found = search.search(error, space, key=key, count=40, rounds=2)
     assert not np.all(np.isfinite(found.scores))
     assert np.nanmin(found.scores) < 1e-6
     assert 0.05 < float(found.best["rate"]) < 1.0
 
 
 def test_a_round_without_a_number_is_a_result(key):
-    found = search.search(key, lambda point: jnp.nan * point["rate"], SPACE, count=3, rounds=2)
+    found = search.search(lambda point: jnp.nan * point["rate"], SPACE, key=key, count=3, rounds=2)
     assert np.isnan(found.scores).all()
     assert found.scores.shape == (6,)
     assert found.spaces == (SPACE, SPACE)
@@ -121,30 +121,33 @@ def never(point):
     ("call", "match"),
     [
         (
-            lambda key: search.search(key, never, SPACE, count=3, keep=2.0),
+            lambda key: search.search(never, SPACE, key=key, count=3, keep=2.0),
             "keep must be at most 1, got 2",
         ),
-        (lambda key: search.search(0, never, SPACE, count=3), "key must be one PRNG key, got 0"),
         (
-            lambda key: jax.jit(lambda k: search.search(k, never, SPACE, count=3).scores)(key),
-            "key must be known, got a traced key; call search outside",
+            lambda key: search.search(never, SPACE, key=0, count=3),
+            "key must be one PRNG key, got 0",
+        ),
+        (
+            lambda key: jax.jit(lambda k: search.search(never, SPACE, key=k, count=3).scores)(key),
+            "key must be known, got a traced array; call search outside",
         ),
         (
             lambda key: jax.jit(lambda s: search.narrow(SPACE, search.grid(SPACE, 2), s))(
                 jnp.ones(4)
             ),
-            "scores and points must be known numbers",
+            "scores must be known, got a traced array; call narrow outside",
         ),
         (
-            lambda key: search.search(key, lambda p: (p["rate"], p["rate"]), SPACE, count=3),
-            r"evaluate must return one number, got shape \(\(\), \(\)\)",
+            lambda key: search.search(lambda p: (p["rate"], p["rate"]), SPACE, key=key, count=3),
+            r"f must return one number, got shape \(\(\), \(\)\)",
         ),
         (lambda key: search.uniform(1.0, 1.0), "low must be below high, got 1 and 1"),
         (lambda key: search.log_uniform(0.0, 1.0), "low must be greater than 0 for log_uniform"),
         (lambda key: search.uniform(0.0, np.inf), "high must be finite"),
-        (lambda key: search.draw(key, {}, 3), "space must not be empty"),
-        (lambda key: search.draw(key, {"rate": (0, 1)}, 3), "space must map names to ranges"),
-        (lambda key: search.draw(key, SPACE, 0), "count must be at least 1"),
+        (lambda key: search.draw({}, 3, key=key), "space must not be empty"),
+        (lambda key: search.draw({"rate": (0, 1)}, 3, key=key), "space must map names to ranges"),
+        (lambda key: search.draw(SPACE, 0, key=key), "count must be at least 1"),
         (lambda key: search.grid(SPACE, {"rate": 3}), r"counts must have the names of space"),
         (
             lambda key: search.narrow(SPACE, search.grid(SPACE, 2), np.ones(3)),
@@ -155,8 +158,8 @@ def never(point):
             "scores must have a number",
         ),
         (
-            lambda key: search.search(key, lambda point: jnp.ones(2), SPACE, count=3),
-            r"evaluate must return one number, got shape \(2,\)",
+            lambda key: search.search(lambda point: jnp.ones(2), SPACE, key=key, count=3),
+            r"f must return one number, got shape \(2,\)",
         ),
     ],
 )

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgrad import layers, regularization, training
+from jaxgrad import layers, training
+from jaxgrad.training import regularization
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def loss(w, state, batch, key):
 
 def fit(data, key, rate=0.05, loss=loss, **change):
     options: Any = {"steps": 24, "batch_size": 10} | change
-    return training.fit(loss, jnp.zeros(3), optax.sgd(rate), data, key, **options)
+    return training.fit(loss, jnp.zeros(3), optax.sgd(rate), data, key=key, **options)
 
 
 def test_full_batches_are_gradient_descent(key, data):
@@ -45,7 +46,7 @@ def test_an_epoch_sees_every_example_once_in_a_new_order(key):
 
     state = (jnp.zeros((), jnp.int32), jnp.zeros((24, 10), jnp.int32))
     found = training.fit(
-        record, jnp.ones(1), optax.sgd(0.1), jnp.arange(43), key, steps=24, batch_size=10,
+        record, jnp.ones(1), optax.sgd(0.1), jnp.arange(43), key=key, steps=24, batch_size=10,
         state=state,
     )  # fmt: skip
     epochs = np.asarray(found.state[1]).reshape(6, 40)
@@ -87,7 +88,7 @@ def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
             return jnp.mean(apart**2) + regularization.l2(params, point["strength"]), state
 
         sgd = optax.sgd(point["rate"])
-        found = training.fit(loss, params, sgd, data, key_fit, steps=20, batch_size=10)
+        found = training.fit(loss, params, sgd, data, key=key_fit, steps=20, batch_size=10)
         return found.loss
 
     points = {
@@ -133,7 +134,7 @@ def test_early_stopping_stops_and_returns_the_best(key, data, mapped):
         return jnp.abs(jnp.sum(w**2) - 1.0), jnp.sum(w**2)
 
     def run(key):
-        return fit(data, key, steps=60, evaluate=evaluate, every=2, patience=3)
+        return fit(data, key=key, steps=60, evaluate=evaluate, every=2, patience=3)
 
     found = jax.vmap(run)(key[None]) if mapped else run(key)
     found = jax.tree.map(lambda a: a[0], found) if mapped else found
@@ -166,7 +167,7 @@ def test_every_step_has_a_key_of_its_own(key):
 
     state = (jnp.zeros((), jnp.int32), jnp.zeros((6, 2), jnp.uint32))
     found = training.fit(
-        record, jnp.ones(1), optax.sgd(0.1), jnp.arange(8), key, steps=6, batch_size=4, every=2,
+        record, jnp.ones(1), optax.sgd(0.1), jnp.arange(8), key=key, steps=6, batch_size=4, every=2,
         state=state,
     )  # fmt: skip
     assert len({tuple(row) for row in np.asarray(found.state[1]).tolist()}) == 6
@@ -187,7 +188,7 @@ def test_keys_of_the_old_style(key, data):
     ids=["lbfgs", "polyak", "plateau"],
 )
 def test_optimizers_that_want_the_loss(key, data, optimizer):
-    found = training.fit(loss, jnp.zeros(3), optimizer, data, key, steps=40, batch_size=40)
+    found = training.fit(loss, jnp.zeros(3), optimizer, data, key=key, steps=40, batch_size=40)
     assert float(found.loss[-1]) < 0.1 * float(found.loss[0])
 
 
@@ -231,18 +232,24 @@ def test_errors(key, data, change, match):
 @pytest.mark.parametrize("optimizer", [0.1, "adam", optax.sgd])
 def test_an_optimizer_that_is_none_is_named(key, data, optimizer):
     with pytest.raises(TypeError, match="optimizer must be one of optax, got"):
-        training.fit(loss, jnp.zeros(3), optimizer, data, key, steps=1, batch_size=4)
+        training.fit(loss, jnp.zeros(3), optimizer, data, key=key, steps=1, batch_size=4)
 
 
 def test_parameters_must_be_arrays(key, data):
     with pytest.raises(TypeError, match=r"params must be floating point, got .* at \['f'\]; keep"):
-        training.fit(loss, {"f": jnp.tanh}, optax.sgd(0.1), data, key, steps=1, batch_size=4)
+        training.fit(loss, {"f": jnp.tanh}, optax.sgd(0.1), data, key=key, steps=1, batch_size=4)
 
 
 def test_parameters_must_be_floating_point(key, data):
     with pytest.raises(TypeError, match=r"params must be floating point, got int32 at \['n'\]"):
         training.fit(
-            loss, {"n": jnp.ones(3, jnp.int32)}, optax.sgd(0.1), data, key, steps=1, batch_size=4
+            loss,
+            {"n": jnp.ones(3, jnp.int32)},
+            optax.sgd(0.1),
+            data,
+            key=key,
+            steps=1,
+            batch_size=4,
         )
 
 
@@ -263,7 +270,7 @@ def test_a_monitor_sees_every_step(key, data, evaluated):
 def test_a_monitor_sees_the_state_before_the_step(key, data):
     found = training.fit(
         lambda w, state, batch, key: (loss(w, (), batch, key)[0], state + 1),
-        jnp.zeros(3), optax.sgd(0.1), data, key, steps=4, batch_size=10,
+        jnp.zeros(3), optax.sgd(0.1), data, key=key, steps=4, batch_size=10,
         state=jnp.zeros(()), monitor=lambda step: step.state,
     )  # fmt: skip
     np.testing.assert_array_equal(found.trace, [0, 1, 2, 3])

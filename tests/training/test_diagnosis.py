@@ -168,7 +168,7 @@ def from_zero():
             {"kernel": jnp.zeros(4)},
             optax.sgd(rate),
             data,
-            jax.random.key(0),
+            key=jax.random.key(0),
             steps=150,
             batch_size=64,
             monitor=monitoring.layer_norms,

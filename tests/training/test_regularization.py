@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax.training.early_stopping import EarlyStopping
 
-from jaxgrad import check_grads, layers, networks, regularization
+from jaxgrad import check_grads, layers, networks
+from jaxgrad.training import regularization
 from tests.tolerances import within_errors
 
 
@@ -78,7 +79,7 @@ def test_l2_under_gradient_descent_is_weight_decay(x64, params, steps):
         return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(params))
 
     def penalized(params):
-        return data(params) + regularization.l2(params, strength, examples)
+        return data(params) + regularization.l2(params, strength, examples=examples)
 
     def descend(loss, optimizer, params):
         slots = optimizer.init(params)
@@ -127,39 +128,41 @@ def test_penalty_errors(params, penalty, arguments, error, match):
 
 def test_dropout_equals_flax_given_its_mask(key):
     h = 1.0 + jnp.abs(jax.random.normal(key, (200, 30)))
-    ours = regularization.dropout(key, h, 0.8)
+    ours = regularization.dropout(h, 0.2, key=key)
     flax_out = flax.linen.Dropout(0.2, deterministic=False).apply({}, h, rngs={"dropout": key})
     kept = {name: np.asarray(out) != 0 for name, out in (("ours", ours), ("flax", flax_out))}
     np.testing.assert_allclose(ours, np.where(kept["ours"], h / np.float32(0.8), 0), rtol=1e-6)
     both = kept["ours"] & kept["flax"]
     np.testing.assert_allclose(ours[both], flax_out[both], rtol=1e-6)
     off = flax.linen.Dropout(0.2, deterministic=True).apply({}, h)
-    np.testing.assert_array_equal(regularization.dropout(None, h, 0.8), off)
+    np.testing.assert_array_equal(regularization.dropout(h, 0.2, key=None), off)
 
 
-@pytest.mark.parametrize("keep_prob", [0.1, 0.5, 0.8])
-def test_dropout_keeps_the_expectation(key, keep_prob):
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
+def test_dropout_keeps_the_expectation(key, rate):
     h = jnp.asarray([1.0, -2.0, 5.0])
     keys = jax.random.split(key, 20_000)
-    out = jax.vmap(lambda k: regularization.dropout(k, h, keep_prob))(keys)
+    out = jax.vmap(lambda k: regularization.dropout(h, rate, key=k))(keys)
     within_errors(out, h)
-    within_errors(out != 0, keep_prob)
+    within_errors(out == 0, rate)
 
 
-def test_keep_prob_1_changes_nothing_and_keep_prob_is_data(key):
+def test_rate_0_changes_nothing_and_the_rate_is_data(key):
     h = jax.random.normal(key, (50, 4))
-    np.testing.assert_array_equal(regularization.dropout(key, h, 1.0), h)
-    mapped = jax.vmap(lambda p: regularization.dropout(key, h, p))(jnp.asarray([0.3, 1.0]))
-    np.testing.assert_allclose(mapped[0], regularization.dropout(key, h, 0.3), rtol=1e-6)
+    np.testing.assert_array_equal(regularization.dropout(h, 0.0, key=key), h)
+    mapped = jax.vmap(lambda rate: regularization.dropout(h, rate, key=key))(
+        jnp.asarray([0.7, 0.0])
+    )
+    np.testing.assert_allclose(mapped[0], regularization.dropout(h, 0.7, key=key), rtol=1e-6)
     np.testing.assert_array_equal(mapped[1], h)
 
 
-@pytest.mark.parametrize("keep_prob", [0, -0.5, 1.2, float("nan"), "half"])
-def test_keep_prob_errors(key, keep_prob):
-    with pytest.raises((ValueError, TypeError), match="keep_prob must be"):
-        regularization.dropout(key, jnp.ones(3), keep_prob)
-    with pytest.raises((ValueError, TypeError), match="keep_prob must be"):
-        layers.dropout(keep_prob)
+@pytest.mark.parametrize("rate", [1, -0.5, 1.2, float("nan"), "half"])
+def test_rate_errors(key, rate):
+    with pytest.raises((ValueError, TypeError), match="rate must be"):
+        regularization.dropout(jnp.ones(3), rate, key=key)
+    with pytest.raises((ValueError, TypeError), match="rate must be"):
+        layers.dropout(rate)
 
 
 # Early stopping

@@ -7,7 +7,7 @@ import pytest
 from sklearn import datasets
 from sklearn.preprocessing import StandardScaler
 
-from jaxgrad import normalization
+from jaxgrad.training import normalization
 
 
 @pytest.mark.parametrize("name", ["wine", "breast_cancer", "digits", "iris"])

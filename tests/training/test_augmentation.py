@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from jaxgrad import augmentation
+from jaxgrad.training import augmentation
 from tests.tolerances import rtol, within_errors
 
 IMAGES = np.random.default_rng(0).uniform(0.5, 1.5, (5, 7, 8, 2)).astype(np.float32)
@@ -16,12 +16,12 @@ MANY = 2000
 def every(key, images, strength, pixels):
     """Each function by itself, all of the same draws."""
     return {
-        "flip": augmentation.flip(key, images, strength / 2),
-        "shift": augmentation.shift(key, images, pixels, fill=strength),
-        "crop": augmentation.crop(key, images, (5, 6)),
-        "rotate": augmentation.rotate(key, images, 30 * strength, fill=strength),
-        "zoom": augmentation.zoom(key, images, 1 + strength, fill=strength),
-        "noise": augmentation.noise(key, images, strength),
+        "flip": augmentation.flip(images, key=key, probability=strength / 2),
+        "shift": augmentation.shift(images, pixels, key=key, fill=strength),
+        "crop": augmentation.crop(images, (5, 6), key=key),
+        "rotate": augmentation.rotate(images, 30 * strength, key=key, fill=strength),
+        "zoom": augmentation.zoom(images, 1 + strength, key=key, fill=strength),
+        "noise": augmentation.noise(images, strength, key=key),
     }
 
 
@@ -43,7 +43,7 @@ def test_rotation_is_that_of_scipy(degrees, key, monkeypatch):
         ndimage.rotate(image, degrees, reshape=False, order=1, mode="grid-constant", cval=0.5)
         for image in IMAGES
     ]
-    found = augmentation.rotate(key, IMAGES, abs(degrees), fill=0.5)
+    found = augmentation.rotate(IMAGES, abs(degrees), key=key, fill=0.5)
     np.testing.assert_allclose(found, expected, rtol=rtol(jnp.float32), atol=1e-6)
 
 
@@ -66,17 +66,21 @@ def test_zoom_is_that_of_scipy(scale, key, monkeypatch):
         )
         for channel in np.moveaxis(IMAGES, 3, 1).reshape(-1, *IMAGES.shape[1:3])
     ]
-    found = np.asarray(augmentation.zoom(key, IMAGES, max(scale, 1 / scale)))
+    found = np.asarray(augmentation.zoom(IMAGES, max(scale, 1 / scale), key=key))
     flat = np.moveaxis(found, 3, 1).reshape(-1, *IMAGES.shape[1:3])
     np.testing.assert_allclose(flat, expected, rtol=rtol(jnp.float32), atol=1e-6)
 
 
 @pytest.mark.parametrize(("axis", "at"), [("height", 1), ("width", 2)])
 def test_flip_exchanges_sides_and_twice_is_none(axis, at, key):
-    once = augmentation.flip(key, IMAGES, 1.0, axis)
+    once = augmentation.flip(IMAGES, key=key, probability=1.0, axis=axis)
     np.testing.assert_array_equal(once, np.flip(IMAGES, at))
-    np.testing.assert_array_equal(augmentation.flip(key, once, 1.0, axis), IMAGES)
-    np.testing.assert_array_equal(augmentation.flip(key, IMAGES, 0.0, axis), IMAGES)
+    np.testing.assert_array_equal(
+        augmentation.flip(once, key=key, probability=1.0, axis=axis), IMAGES
+    )
+    np.testing.assert_array_equal(
+        augmentation.flip(IMAGES, key=key, probability=0.0, axis=axis), IMAGES
+    )
 
 
 def test_strength_none_changes_nothing(key):
@@ -116,9 +120,11 @@ def test_every_move_window_and_mirror_image_is_as_likely(key):
     image[2, 2] = 1.0
 
     images, ramp = pictures(image), pictures(np.array([[0.0, 1.0]]))
-    shifted = jax.jit(augmentation.shift)(key, images, jnp.asarray(1))[:, 1:4, 1:4]
-    windows = jax.jit(augmentation.crop, static_argnums=2)(key, images, (3, 3))
-    flip = jax.jit(lambda probability: augmentation.flip(key, ramp, probability)[:, 0, 0, 0])
+    shifted = jax.jit(augmentation.shift)(images, jnp.asarray(1), key=key)[:, 1:4, 1:4]
+    windows = jax.jit(augmentation.crop, static_argnums=1)(images, (3, 3), key=key)
+    flip = jax.jit(
+        lambda probability: augmentation.flip(ramp, key=key, probability=probability)[:, 0, 0, 0]
+    )
     for pixels in (shifted, windows):
         counts = np.asarray(pixels).reshape(MANY, 9).sum(axis=0)
         assert counts.sum() == MANY
@@ -159,9 +165,9 @@ def test_compiled_and_mapped_over_keys_and_strengths_it_is_the_same(drawn):
     for name, images in drawn.items():
         np.testing.assert_allclose(mapped[name][1], images, rtol=1e-5, atol=1e-5, err_msg=name)
         assert not np.array_equal(mapped[name][0], images)
-    eager = augmentation.shift(jax.random.key(1), IMAGES, 2, fill=1.0)
+    eager = augmentation.shift(IMAGES, 2, key=jax.random.key(1), fill=1.0)
     np.testing.assert_array_equal(drawn["shift"], eager)
-    eager = augmentation.zoom(jax.random.key(1), IMAGES, 2.0, fill=1.0)
+    eager = augmentation.zoom(IMAGES, 2.0, key=jax.random.key(1), fill=1.0)
     np.testing.assert_allclose(drawn["zoom"], eager, rtol=1e-5, atol=1e-5)
 
 
@@ -221,9 +227,9 @@ def test_gradients_are_those_of_the_affine_maps_they_are(drawn, x64):
 def test_bad_input_is_named(name, options, message, key):
     options = {"images": IMAGES} | options
     with pytest.raises((ValueError, TypeError), match=message):
-        getattr(augmentation, name)(key, **options)
+        getattr(augmentation, name)(key=key, **options)
 
 
 def test_traced_moves_must_be_whole(key):
     with pytest.raises(TypeError, match="pixels must be one whole number, got float32"):
-        jax.jit(augmentation.shift)(key, IMAGES, 1.5)
+        jax.jit(augmentation.shift)(IMAGES, 1.5, key=key)

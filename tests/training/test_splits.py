@@ -30,7 +30,7 @@ def test_fractions_are_those_of_the_table(examples, with_dev, without):
 def test_fractions_between_are_a_power_of_the_number_of_examples():
     # Half-way on the logarithmic axis: the geometric mean.
     for dev, ends in ((True, (0.2, 0.01)), (False, (0.3, 0.01))):
-        found = splits.fractions(100_000, dev)
+        found = splits.fractions(100_000, dev=dev)
         assert sum(found) == pytest.approx(1.0, abs=1e-9)
         np.testing.assert_allclose(found[1:], np.sqrt(ends[0] * ends[1]), rtol=1e-9)
 
@@ -66,7 +66,7 @@ def test_every_class_is_in_every_set_where_shares_are_less_than_an_example():
 
 
 def test_split_is_disjoint_complete_and_stratified_as_that_of_scikit_learn(key):
-    train, test = splits.split(key, LABELS, (0.7, 0.3))
+    train, test = splits.split(LABELS, (0.7, 0.3), key=key)
     assert train.dtype == jnp.int32
     np.testing.assert_array_equal(np.sort(np.r_[train, test]), np.arange(60))
     theirs = train_test_split(np.arange(60), test_size=0.3, stratify=LABELS, random_state=0)
@@ -78,7 +78,7 @@ def test_split_is_disjoint_complete_and_stratified_as_that_of_scikit_learn(key):
 
 def test_members_are_drawn_uniformly_within_their_class(key):
     keys = jax.random.split(key, 400)
-    parts = jax.jit(jax.vmap(lambda k: splits.split(k, LABELS, (0.6, 0.2, 0.2))))(keys)
+    parts = jax.jit(jax.vmap(lambda k: splits.split(LABELS, (0.6, 0.2, 0.2), key=k)))(keys)
     assert [part.shape for part in parts] == [(400, 36), (400, 12), (400, 12)]
     for part in parts:
         chosen = np.zeros((400, 60))
@@ -98,10 +98,10 @@ def test_members_are_drawn_uniformly_within_their_class(key):
 
 
 def test_split_of_a_number_ignores_classes_and_keys_differ(key):
-    train, dev, test = splits.split(key, 11, (0.6, 0.2, 0.2))
+    train, dev, test = splits.split(11, (0.6, 0.2, 0.2), key=key)
     assert (len(train), len(dev), len(test)) == (7, 2, 2)
     np.testing.assert_array_equal(np.sort(np.r_[train, dev, test]), np.arange(11))
-    other = splits.split(jax.random.key(3), 11, (0.6, 0.2, 0.2))[0]
+    other = splits.split(11, (0.6, 0.2, 0.2), key=jax.random.key(3))[0]
     assert not np.array_equal(np.sort(train), np.sort(other))
 
 
@@ -123,19 +123,19 @@ def test_split_of_a_number_ignores_classes_and_keys_differ(key):
         ([0, 0, 0, 1], (0.5, 0.5), None, ValueError, "got 1 of class 1"),
         ([0.0, np.nan], (0.5, 0.5), None, TypeError, "labels must be whole numbers, got float64"),
         ([[0], [1]], (0.5, 0.5), None, ValueError, r"labels must have shape \[examples\]"),
-        (4.5, (0.5, 0.5), None, TypeError, "labels_or_count must be a whole number"),
+        (4.5, (0.5, 0.5), None, TypeError, "labels must be a whole number"),
         (4, (0.5, 0.5), 2, ValueError, "classes must be None"),
     ],
 )
 def test_bad_splits_are_named(key, labels, fractions, classes, error, message):
     labels = labels if np.ndim(labels) == 0 else np.asarray(labels)
     with pytest.raises(error, match=message):
-        splits.split(key, labels, fractions, classes=classes)
+        splits.split(labels, fractions, key=key, classes=classes)
 
 
 def test_traced_labels_are_refused(key):
     with pytest.raises(TypeError, match="labels must be known while tracing"):
-        jax.jit(lambda labels: splits.split(key, labels, (0.5, 0.5)))(jnp.asarray(LABELS))
+        jax.jit(lambda labels: splits.split(labels, (0.5, 0.5), key=key))(jnp.asarray(LABELS))
 
 
 def draw(seed, *shape):
@@ -147,7 +147,7 @@ def test_statistics_are_those_of_scipy(key):
     # Ties within and between sets, and a feature that does not vary.
     first[:, 1], second[:, 1] = np.round(first[:, 1]), np.round(second[:, 1])
     first[:, 2] = second[:, 2] = 0.1
-    found = splits.compare(key, first, second, 19)
+    found = splits.compare(first, second, key=key, permutations=19)
     expected = [scipy.stats.ks_2samp(a, b)[0] for a, b in zip(first.T, second.T, strict=True)]
     np.testing.assert_allclose(found.ks, expected, rtol=1e-6)
     assert found.ks[2] == 0.0
@@ -156,7 +156,7 @@ def test_statistics_are_those_of_scipy(key):
     first[:, [0, 3]] = second[:, [0, 3]] = 0.1
     spread = np.concatenate([first[:, 1], second[:, 1]]).std()
     expected = scipy.stats.energy_distance(first[:, 1], second[:, 1]) ** 2 / spread
-    found = splits.compare(key, first, second, 19)
+    found = splits.compare(first, second, key=key, permutations=19)
     np.testing.assert_allclose(found.energy, expected, rtol=1e-5)
 
 
@@ -167,9 +167,9 @@ def test_energy_distance_is_joint_and_does_not_depend_on_scales(key):
     distances = np.linalg.norm(pooled[:, None] - pooled[None], axis=-1)
     within = distances[:24, :24].mean() + distances[24:, 24:].mean()
     expected = 2 * distances[:24, 24:].mean() - within
-    found = splits.compare(key, first, second, 19)
+    found = splits.compare(first, second, key=key, permutations=19)
     np.testing.assert_allclose(found.energy, expected, rtol=1e-5)
-    scaled = splits.compare(key, 100 + 5 * first, 100 + 5 * second, 19)
+    scaled = splits.compare(100 + 5 * first, 100 + 5 * second, key=key, permutations=19)
     np.testing.assert_allclose(scaled.energy, expected, rtol=1e-3)
     np.testing.assert_allclose(scaled.ks, found.ks, rtol=1e-6)
 
@@ -177,8 +177,8 @@ def test_energy_distance_is_joint_and_does_not_depend_on_scales(key):
 def test_p_values_are_uniform_under_one_distribution(key):
     def one(key):
         sets = jax.random.normal(key, (2, 20, 3))
-        found = splits.compare(jax.random.fold_in(key, 1), sets[0], sets[1], 39)
-        return found.p_value, jnp.min(found.feature_p_values), splits.same(found, 0.1)
+        found = splits.compare(sets[0], sets[1], key=jax.random.fold_in(key, 1), permutations=39)
+        return found.p_value, jnp.min(found.feature_p_values), splits.same(found, level=0.1)
 
     joint, smallest, passed = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=100))(
         jax.random.split(key, 400)
@@ -196,14 +196,14 @@ def test_p_values_are_uniform_under_one_distribution(key):
 def test_a_shifted_feature_is_named_and_a_correlation_is_found_jointly(key):
     first, second = draw(0, 80, 3), draw(1, 80, 3)
     second[:, 2] += 1.5
-    found = splits.compare(key, first, second, 199)
+    found = splits.compare(first, second, key=key, permutations=199)
     assert (np.asarray(found.feature_p_values) < 0.01).tolist() == [False, False, True]
     assert not splits.same(found)
     # Standard normal features in both sets, of opposite correlation.
     first, second = draw(2, 80, 3), draw(3, 80, 3)
     for rows, sign in ((first, 1), (second, -1)):
         rows[:, 1] = 0.95 * sign * rows[:, 0] + np.sqrt(1 - 0.95**2) * rows[:, 1]
-    found = splits.compare(key, first, second, 199)
+    found = splits.compare(first, second, key=key, permutations=199)
     assert found.p_value <= 0.01
     assert found.feature_p_values.min() > 0.1
     assert not splits.same(found)
@@ -211,11 +211,11 @@ def test_a_shifted_feature_is_named_and_a_correlation_is_found_jointly(key):
 
 def test_equal_sets_and_sets_without_variation_pass(key):
     rows = draw(0, 16, 4)
-    found = splits.compare(key, rows, rows, 19)
+    found = splits.compare(rows, rows, key=key, permutations=19)
     assert bool(splits.same(found))
     np.testing.assert_array_equal(found.feature_p_values, 1.0)
     constant = np.full_like(rows, 0.1)
-    found = splits.compare(key, constant, constant, 19)
+    found = splits.compare(constant, constant, key=key, permutations=19)
     assert found.p_value == 1.0
     assert found.energy == 0.0
 
@@ -232,19 +232,19 @@ def test_equal_sets_and_sets_without_variation_pass(key):
 )
 def test_bad_comparisons_are_named(key, first, second, permutations, error, message):
     with pytest.raises(error, match=message):
-        splits.compare(key, first, second, permutations)
+        splits.compare(first, second, key=key, permutations=permutations)
 
 
 def test_each_of_two_tests_has_half_of_the_level():
     passed = splits.Comparison(jnp.zeros(2), jnp.array([0.03, 1]), jnp.zeros(()), jnp.array(0.03))
-    assert splits.same(passed, 0.05)
-    assert not splits.same(passed, 0.06)
-    assert not splits.same(passed._replace(p_value=jnp.array(0.02)), 0.05)
-    assert not splits.same(passed._replace(feature_p_values=jnp.array([1, 0.02])), 0.05)
+    assert splits.same(passed, level=0.05)
+    assert not splits.same(passed, level=0.06)
+    assert not splits.same(passed._replace(p_value=jnp.array(0.02)), level=0.05)
+    assert not splits.same(passed._replace(feature_p_values=jnp.array([1, 0.02])), level=0.05)
 
 
 def test_bad_levels_are_named():
     equal = splits.Comparison(jnp.zeros(1), jnp.ones(1), jnp.zeros(()), jnp.ones(()))
     for level in (0.0, 1.5, np.nan):
         with pytest.raises(ValueError, match="level must be"):
-            splits.same(equal, level)
+            splits.same(equal, level=level)

@@ -135,7 +135,7 @@ def test_a_run_keeps_the_norms_of_every_step(key, params):
             params,
             optax.sgd(rate),
             x,
-            key,
+            key=key,
             steps=3,
             batch_size=8,
             monitor=lambda step: monitoring.layer_norms(step, stacked=STACKED),

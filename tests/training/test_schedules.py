@@ -29,7 +29,7 @@ def path(optimizer):
         jnp.asarray(START),
         optimizer,
         data,
-        jax.random.key(0),
+        key=jax.random.key(0),
         steps=STEPS,
         batch_size=4,
         state=state,
@@ -132,12 +132,12 @@ def test_a_changing_rate_parts_the_two_ways_to_write_momentum(x64):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"rate": 0.0}, "rate must be greater than 0"),
-        ({"rate": jnp.ones(2)}, "rate must be one number"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
+        ({"learning_rate": jnp.ones(2)}, "learning_rate must be one number"),
         ({"decay": -1.0}, "decay must be at least 0"),
         ({"decay": float("nan")}, "decay must be finite"),
     ],
 )
 def test_schedule_errors(arguments, match):
     with pytest.raises(ValueError, match=match):
-        schedules.inverse_time(**{"rate": 0.1, "decay": 0.1} | arguments)
+        schedules.inverse_time(**{"learning_rate": 0.1, "decay": 0.1} | arguments)
