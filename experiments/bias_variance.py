@@ -17,8 +17,8 @@ import optax
 from sklearn import datasets
 
 from experiments import frontend
-from jaxgrad import layers, normalization, plotting, training
-from jaxgrad.training import bias_variance, splits
+from jaxgrad import layers, plotting, training
+from jaxgrad.training import bias_variance, normalization, splits
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def measure(config: Config, progress: Any = None) -> dict[tuple[int, int], Point
 
     def errors(seed, width, count):
         key_split, key_init, key_fit = jax.random.split(jax.random.key(seed), 3)
-        train, dev = splits.split(key_split, y, (1 - DEV, DEV))
+        train, dev = splits.split(y, (1 - DEV, DEV), key=key_split)
         inputs = normalization.apply(normalization.fit(x[train]), x)
         # Units and examples are left out by masks, so that all runs have the same shapes.
         used = (jnp.arange(widest) < width).astype(x.dtype)
@@ -139,7 +139,7 @@ def measure(config: Config, progress: Any = None) -> dict[tuple[int, int], Point
             params,
             optimizer,
             rows,
-            key_fit,
+            key=key_fit,
             steps=config.steps,
             batch_size=config.batch,
         )

@@ -14,8 +14,9 @@ import numpy as np
 from sklearn import datasets
 
 from experiments import frontend
-from jaxgrad import initializers, networks, normalization
+from jaxgrad import initializers, networks
 from jaxgrad.checking import differences
+from jaxgrad.training import normalization
 
 SEEDS = 256
 """Draws behind each sampled row."""

@@ -17,8 +17,8 @@ import numpy as np
 from sklearn import datasets
 
 from experiments import frontend
-from jaxgrad import normalization, plotting
-from jaxgrad.training import splits
+from jaxgrad import plotting
+from jaxgrad.training import normalization, splits
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def spread(config: Config) -> Spread:
     share = config.train_examples / count
 
     def one(key):
-        train, rest = splits.split(key, count, (share, 1 - share))
+        train, rest = splits.split(count, (share, 1 - share), key=key)
         inputs, targets = x[train], 2 * jax.nn.one_hot(y[train], 10) - 1
         gram = inputs.T @ inputs + config.penalty / 16 * jnp.eye(x.shape[1])
         weights = jnp.linalg.solve(gram, inputs.T @ targets)
@@ -146,7 +146,9 @@ def shares(config: Config) -> Shares:
     keys = jax.random.split(jax.random.key(config.first_seed + 1), config.splits)
     parts = splits.fractions(count)
     ways = (count, labels)
-    devs = jax.jit(jax.vmap(lambda key: [splits.split(key, way, parts)[1] for way in ways]))(keys)
+    devs = jax.jit(jax.vmap(lambda key: [splits.split(way, parts, key=key)[1] for way in ways]))(
+        keys
+    )
     plain, stratified = ((labels[np.asarray(dev)] == rarest).mean(axis=1) for dev in devs)
     whole, size = float((labels == rarest).mean()), devs[0].shape[1]
     expected = np.sqrt(whole * (1 - whole) / size * (count - size) / (count - 1))
@@ -171,7 +173,7 @@ def _drawn(config: Config) -> tuple[np.ndarray, ...]:
     table = jnp.asarray(table, jnp.float32)
 
     def one(key):
-        train, dev, test = splits.split(key, labels, splits.fractions(len(labels)))
+        train, dev, test = splits.split(labels, splits.fractions(len(labels)), key=key)
         size = min(len(dev), len(test))
         return dev[:size], test[:size], *normalization.fit(table[train])
 
@@ -226,8 +228,8 @@ def detect(config: Config, progress: Any = None) -> list[Detected]:
     def compared(keys, sets):
         def one(arguments):
             key, (first, second) = arguments
-            found = splits.compare(key, first, second, config.permutations)
-            return found, splits.same(found, config.level)
+            found = splits.compare(first, second, key=key, permutations=config.permutations)
+            return found, splits.same(found, level=config.level)
 
         return jax.lax.map(one, (keys, (sets[:, 0], sets[:, 1])))
 

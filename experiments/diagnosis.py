@@ -160,7 +160,7 @@ def cost(
                 params,
                 planted_faults.OPTIMIZERS[name](rate),
                 data["train"],
-                key,
+                key=key,
                 steps=group.steps,
                 batch_size=group.batch,
                 evaluate=evaluate,

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jaxgrad import normalization
+from jaxgrad.training import normalization
 
 Config = TypeVar("Config")
 DATA = ("digits", "wine", "breast_cancer", "gaussian")

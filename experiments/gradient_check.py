@@ -24,8 +24,9 @@ from sklearn import datasets
 from tqdm import tqdm
 
 from experiments import frontend
-from jaxgrad import check_grads, checking, initializers, normalization, plotting
+from jaxgrad import check_grads, checking, initializers, plotting
 from jaxgrad.checking import Report, Verdict, differences
+from jaxgrad.training import normalization
 
 Part = Literal["steps", "kinks", "regulariser", "dropout", "training"]
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import frontend
-from jaxgrad import normalization, plotting, regimes
+from jaxgrad import plotting, regimes
+from jaxgrad.training import normalization
 
 DATA = ("wine", "breast_cancer", "digits", "gaussian")
 TREATMENTS = ("raw", "centred", "standardized", "divided by variance")

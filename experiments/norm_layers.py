@@ -213,7 +213,7 @@ def digits(config: Config) -> dict[str, tuple[jax.Array, jax.Array]]:
     table = datasets.load_digits(return_X_y=True)
     x, y = np.asarray(table[0], np.float32), np.asarray(table[1])
     key = jax.random.key(config.first_seed)
-    train, dev, test = training.splits.split(key, y, (0.6, 0.2, 0.2))
+    train, dev, test = training.splits.split(y, (0.6, 0.2, 0.2), key=key)
     standardizer = normalization.fit(x[train])
     few = train[: config.batch_size]
     rows = {"train": train, "dev": dev, "test": test, "few": few}
@@ -247,7 +247,7 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, config: Config) -> Train
             params,
             optax.sgd(rate, momentum=0.9),
             sets["train"],
-            jax.random.fold_in(jax.random.key(3), seed),
+            key=jax.random.fold_in(jax.random.key(3), seed),
             steps=config.steps,
             batch_size=config.batch_size,
             state=layers.init_state(net, params),

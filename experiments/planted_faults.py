@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgrad import activations, initializers, networks, normalization, training
-from jaxgrad.training import monitoring
+from jaxgrad import activations, initializers, networks, training
+from jaxgrad.training import monitoring, normalization
 
 STACKED = "^hidden/"
 """Paths of the parameters that have a leading axis of layers."""
@@ -272,7 +272,7 @@ def run(group: Group, data: Any, classes: int) -> training.Fit:
         params,
         optimizer(group.optimizer, group.rate, data["moving"], data["since"]),
         data["train"],
-        key_fit,
+        key=key_fit,
         steps=group.steps,
         batch_size=group.batch,
         evaluate=evaluate,

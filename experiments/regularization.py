@@ -201,9 +201,9 @@ def wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def augmented(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
     """Images shifted, rotated and with noise."""
     key_shift, key_rotate, key_noise = jax.random.split(key, 3)
-    images = augmentation.shift(key_shift, images, config.shift)
-    images = augmentation.rotate(key_rotate, images, config.degrees)
-    return augmentation.noise(key_noise, images, config.noise)
+    images = augmentation.shift(images, config.shift, key=key_shift)
+    images = augmentation.rotate(images, config.degrees, key=key_rotate)
+    return augmentation.noise(images, config.noise, key=key_noise)
 
 
 def versions(key: jax.Array, part: Split, config: Config) -> jax.Array:
@@ -233,8 +233,8 @@ def train(
         changed = jax.random.randint(key_version, examples.shape, 1, len(seen))
         version = jnp.where(strength.augmented, changed, 0)
         logits = net.apply(params, seen[version, examples], key_dropout)
-        penalty = regularization.l2(params, strength.l2, config.train)
-        penalty += regularization.l1(params, strength.l1, config.train)
+        penalty = regularization.l2(params, strength.l2, examples=config.train)
+        penalty += regularization.l1(params, strength.l1, examples=config.train)
         return cost(logits, labels) + penalty, state
 
     def evaluate(params, state):
@@ -246,7 +246,7 @@ def train(
         params,
         optax.sgd(schedule, momentum=0.9),
         (jnp.arange(config.train), training_set.labels),
-        key_fit,
+        key=key_fit,
         steps=config.steps,
         batch_size=config.batch_size,
         evaluate=evaluate,
@@ -326,7 +326,7 @@ def rises(key: jax.Array, training_set: Split, keep_prob: Any, config: Config) -
         params,
         optax.sgd(DESCENT_RATE),
         (x, training_set.labels),
-        key_fit,
+        key=key_fit,
         steps=DESCENT_STEPS,
         batch_size=len(x),
     ).loss

@@ -168,7 +168,7 @@ def digits(config: Config) -> tuple[np.ndarray, ...]:
     loaded: Any = datasets.load_digits()
     x, y = loaded.data.astype(np.float32), loaded.target.astype(np.int32)
     key = jax.random.key(config.first_seed)
-    train, test = (np.asarray(rows) for rows in training.splits.split(key, y, (0.8, 0.2)))
+    train, test = (np.asarray(rows) for rows in training.splits.split(y, (0.8, 0.2), key=key))
     x = np.asarray(normalization.apply(normalization.fit(x[train]), x))
     return x[train], y[train], x[test], y[test]
 
@@ -189,7 +189,7 @@ def train(net: layers.Layer, key, rate, steps, batch, data) -> dict[str, jax.Arr
         params,
         optax.sgd(rate),
         (x, y),
-        key_fit,
+        key=key_fit,
         steps=steps,
         batch_size=batch,
         state=layers.init_state(net, params),

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from experiments import frontend
-from jaxgrad import layers, normalization, regularization, training
-from jaxgrad.training import schedules, search
+from jaxgrad import layers, training
+from jaxgrad.training import normalization, regularization, schedules, search
 
 CLASSES = 10
 MOMENTUM = 0.9
@@ -242,7 +242,7 @@ def train(
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
     def loss(params, state, batch, key):
-        penalty = regularization.l2(params, point["l2"], config.train)
+        penalty = regularization.l2(params, point["l2"], examples=config.train)
         return cost(params, batch[0], batch[1], key) + penalty, state
 
     fitted = training.fit(
@@ -250,7 +250,7 @@ def train(
         params,
         optimizer,
         (x[rows[0]], y[rows[0]]),
-        key_fit,
+        key=key_fit,
         steps=config.steps,
         batch_size=config.batch_size,
     )
@@ -349,13 +349,14 @@ def coarse_to_fine(
     rounds = []
     for i in range(config.rounds):
         drawn = [
-            search.draw(jax.random.fold_in(key, i), space, count)
+            search.draw(space, count, key=jax.random.fold_in(key, i))
             for key, space in zip(keys, spaces, strict=True)
         ]
         rounds.append(stacked(drawn))
         scores = score(rounds[-1], i * count)
         spaces = [
-            search.narrow(*found, config.keep) for found in zip(spaces, drawn, scores, strict=True)
+            search.narrow(*found, keep=config.keep)
+            for found in zip(spaces, drawn, scores, strict=True)
         ]
     return {name: np.concatenate([r[name] for r in rounds], axis=1) for name in SPACE}
 
@@ -377,7 +378,7 @@ def searched(program: Program, config: Config) -> tuple[Runs, np.ndarray]:
     )
     grid = search.grid(SPACE, config.grid)
     tried = [
-        stacked([search.draw(jax.random.fold_in(k, 0), space, config.budget) for k in keys])
+        stacked([search.draw(space, config.budget, key=jax.random.fold_in(k, 0)) for k in keys])
         for space in RANDOM.values()
     ]
     tried.append({name: np.asarray(values)[orders] for name, values in grid.items()})
@@ -428,7 +429,7 @@ def measure(
         {"split": s, "run": 10**6 + s}
         for s in np.split(np.arange(CHOOSING + config.seeds), [CHOOSING])
     )
-    drawn = search.draw(jax.random.key(1), {"rate": SPACE["rate"]}, config.rates)
+    drawn = search.draw({"rate": SPACE["rate"]}, config.rates, key=jax.random.key(1))
     rates = np.asarray(drawn["rate"])[:, None]
     which = np.arange(len(OPTIMIZERS))[:, None]
     trial = program(rate=rates, optimizer=which[..., None], schedule=0, **plain, **choosing)

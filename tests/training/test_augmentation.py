@@ -137,17 +137,17 @@ def test_angles_and_log_factors_are_uniform(key):
     # Two ramps tell where the pixel at (1, 0) from the centre was read.
     ramps = np.stack(np.mgrid[-4.0:5, -4.0:5], -1).astype(np.float32)
     images = jnp.broadcast_to(jnp.asarray(ramps)[None], (MANY, *ramps.shape))
-    down, right = np.asarray(jax.jit(augmentation.rotate)(key, images, 40.0))[:, 5, 4].T
+    down, right = np.asarray(jax.jit(augmentation.rotate)(images, 40.0, key=key))[:, 5, 4].T
     angles = np.rad2deg(np.arctan2(-right, down))
     np.testing.assert_allclose(np.hypot(down, right), 1.0, rtol=1e-5)
     assert stats.kstest(angles, stats.uniform(-40, 80).cdf).pvalue > 1e-3
     within_errors(angles, 0.0)
-    factors = 1 / np.asarray(jax.jit(augmentation.zoom)(key, images, 2.0))[:, 5, 4, 0]
+    factors = 1 / np.asarray(jax.jit(augmentation.zoom)(images, 2.0, key=key))[:, 5, 4, 0]
     assert stats.kstest(np.log2(factors), stats.uniform(-1, 2).cdf).pvalue > 1e-3
 
 
 def test_noise_has_its_deviation_in_each_value(key):
-    added = np.asarray(augmentation.noise(key, pictures(np.ones((2, 2))), 0.3)) - 1.0
+    added = np.asarray(augmentation.noise(pictures(np.ones((2, 2))), 0.3, key=key)) - 1.0
     within_errors(added, 0.0)
     within_errors(added**2, 0.09)
     assert np.abs(np.corrcoef(added.reshape(MANY, 4).T) - np.eye(4)).max() < 4 / np.sqrt(MANY)

@@ -236,7 +236,7 @@ def test_an_optimizer_that_is_none_is_named(key, data, optimizer):
 
 
 def test_parameters_must_be_arrays(key, data):
-    with pytest.raises(TypeError, match=r"params must be floating point, got .* at \['f'\]; keep"):
+    with pytest.raises(TypeError, match=r"params must be floating point, got .* at \['f'\]; leave"):
         training.fit(loss, {"f": jnp.tanh}, optax.sgd(0.1), data, key=key, steps=1, batch_size=4)
 
 

@@ -136,7 +136,7 @@ def never(point):
             lambda key: jax.jit(lambda s: search.narrow(SPACE, search.grid(SPACE, 2), s))(
                 jnp.ones(4)
             ),
-            "scores must be known, got a traced array; call narrow outside",
+            "points must be known, got a traced array; call narrow outside",
         ),
         (
             lambda key: search.search(lambda p: (p["rate"], p["rate"]), SPACE, key=key, count=3),

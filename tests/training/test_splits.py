@@ -112,7 +112,7 @@ def test_split_of_a_number_ignores_classes_and_keys_differ(key):
         (LABELS, (1.2, -0.2), None, ValueError, "fractions must be finite and greater than 0"),
         (LABELS, (1.0, 0.0), None, ValueError, "fractions must be finite and greater than 0"),
         (LABELS, (np.nan, 1.0), None, ValueError, "fractions must be finite"),
-        (LABELS, (1.0,), None, ValueError, "fractions must be a sequence of two or more"),
+        (LABELS, (1.0,), None, ValueError, r"fractions must be at least 2 numbers \[sets\]"),
         (LABELS, "most", None, TypeError, "fractions must be numbers"),
         (LABELS, (0.99, 0.01), None, ValueError, "got 1 of 60 examples for set 1"),
         (10, (0.97, 0.03), None, ValueError, "fractions must leave no set empty"),
