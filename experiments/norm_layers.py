@@ -21,7 +21,6 @@ from experiments import frontend
 from jaxgrad import (
     activations,
     layers,
-    normalization,
     plotting,
     propagation,
     regimes,
@@ -29,6 +28,7 @@ from jaxgrad import (
     training,
 )
 from jaxgrad.layers import Layer
+from jaxgrad.training import normalization
 
 KINDS = {
     "plain": ("dense", "phi"),

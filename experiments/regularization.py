@@ -20,15 +20,13 @@ import xarray
 
 from experiments import frontend
 from jaxgrad import (
-    augmentation,
     layers,
-    normalization,
     plotting,
     regimes,
-    regularization,
     sweeps,
     training,
 )
+from jaxgrad.training import augmentation, normalization, regularization
 
 CLASSES = 10
 SMALL_WEIGHT = 1e-3

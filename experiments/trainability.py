@@ -23,12 +23,12 @@ from jaxgrad import (
     activations,
     initializers,
     layers,
-    normalization,
     plotting,
     sweeps,
     theory,
     training,
 )
+from jaxgrad.training import normalization
 
 Kind = Literal["plain", "orthogonal", "critical", "batch_norm", "residual"]
 CLASSES = 10
