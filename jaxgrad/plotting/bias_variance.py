@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting._style import SHADES, halo
+from jaxgrad.plotting.style import SHADES, halo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting._style import LINES, SHADES, THEORY
+from jaxgrad.plotting.style import LINES, SHADES, THEORY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

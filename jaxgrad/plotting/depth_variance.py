@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxgrad import regimes
-from jaxgrad.plotting._style import LINES, THEORY, halo, middle, shades
+from jaxgrad.plotting.style import LINES, THEORY, halo, middle, shades
 
 if TYPE_CHECKING:
     import xarray

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting._style import LINES, SHADES, THEORY, halo
+from jaxgrad.plotting.style import LINES, SHADES, THEORY, halo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

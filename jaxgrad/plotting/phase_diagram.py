@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting._style import THEORY, halo, middle, shades
+from jaxgrad.plotting.style import THEORY, halo, middle, shades
 
 if TYPE_CHECKING:
     import xarray

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting._style import THEORY, halo
+from jaxgrad.plotting.style import THEORY, halo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

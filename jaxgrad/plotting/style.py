@@ -1,4 +1,4 @@
-"""What the figures share: colours that stay apart in grey and for the colour-blind, and ticks."""
+"""The style that figures share: colours that differ in grey and for the colour-blind."""
 
 from __future__ import annotations
 
@@ -7,51 +7,52 @@ from typing import Any
 import numpy as np
 
 SHADES = ("#0b1f4b", "#2f5fa8", "#9dbfe0", "#fbfaf5", "#f7c27a", "#e08a2b", "#b35a12")
-"""From vanishing to exploding, lightest at "unchanged"; the ends differ in lightness."""
+"""A diverging scale from vanishing to exploding; its ends differ in lightness, too."""
 
 LINES = (("#b35a12", "^"), ("#d99a2b", "D"), ("#000000", "o"), ("#5f9ed1", "s"), ("#0b1f4b", "v"))
-"""Colour and marker of lines side by side."""
+"""Colours and markers of lines in one panel."""
 
 STYLES = ("dashed", "dotted", "solid", "dashdot", (0, (6, 1)))
+"""Line styles, in the order of `LINES`."""
 
 THEORY = "#b3157f"
-"""What is predicted, over what is measured."""
+"""The colour of predictions, drawn over measurements."""
 
 
 def shades() -> Any:
-    """The diverging colour map, grey where nothing is known."""
+    """The diverging colour map of `SHADES`, grey where there is no number."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("unchanged", SHADES).with_extremes(bad="0.5")
 
 
 def halo(width: float) -> list[Any]:
-    """A white border, for what is drawn over colours."""
+    """A white border around text or lines that are drawn over colours."""
     from matplotlib.patheffects import withStroke
 
     return [withStroke(linewidth=width, foreground="white")]
 
 
-def middle(where: np.ndarray) -> tuple[int, int] | None:
-    """The cell of a region with the most room around it."""
-    if not where.any():
+def middle(region: np.ndarray) -> tuple[int, int] | None:
+    """The cell of a boolean region that is farthest from its border, for a label there."""
+    if not region.any():
         return None
-    padded = np.pad(where, 1)
-    room = np.zeros(where.shape, int)
+    padded = np.pad(region, 1)
+    room = np.zeros(region.shape, int)
+    # Each pass takes off the cells at the border, so that `room` counts the distance to it.
     while padded.any():
         room += padded[1:-1, 1:-1]
         inner = padded[1:-1, 1:-1]
         for shift in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
             inner = inner & shift
         padded = np.pad(inner, 1)
-    # Among cells with as much room, the one nearest to the middle of all.
     best = np.argwhere(room == room.max())
-    at = best[np.abs(best - best.mean(axis=0)).sum(axis=1).argmin()]
-    return int(at[0]), int(at[1])
+    row, column = best[np.abs(best - best.mean(axis=0)).sum(axis=1).argmin()]
+    return int(row), int(column)
 
 
 def scientific(value: float) -> str:
-    """A power of ten where the first digit is 1, else one digit and the power."""
+    """A number as one digit times a power of ten, for labels of axes."""
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.0e}".split("e")

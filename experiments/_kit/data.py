@@ -1,0 +1,170 @@
+"""Data sets of scikit-learn, Gaussian noise and files, their splits, and standardization."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad.training import normalization, splits
+
+NAMES = ("digits", "wine", "breast_cancer", "gaussian")
+INPUT_HELP = (
+    "digits, wine, breast_cancer, gaussian, or a .npy or .csv file of shape [examples, features]."
+)
+
+
+class DataSet(NamedTuple):
+    """A classification problem as it is shipped, not standardized.
+
+    Attributes:
+      x: inputs, `[examples, features]`, float64.
+      labels: the class of each example, `[examples]`, int32.
+      classes: names of the classes.
+      features: names of the features.
+      name: of the data set.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
+    name: str
+
+
+class Examples(NamedTuple):
+    """Inputs `[examples, ...]` and labels `[examples]` of a part of a data set, a pytree."""
+
+    x: Any
+    labels: Any
+
+
+@functools.cache
+def load(name: str) -> DataSet:
+    """A data set of `NAMES`.
+
+    `gaussian` has 1500 examples of 30 independent features of unit variance, and the classes are
+    the largest of three random linear functions of them.
+    """
+    if name == "gaussian":
+        generator = np.random.default_rng(0)
+        x = generator.standard_normal((1500, 30))
+        labels = np.argmax(x @ generator.standard_normal((30, 3)), axis=1).astype(np.int32)
+        features = tuple(f"feature {i}" for i in range(30))
+        return DataSet(x, labels, ("0", "1", "2"), features, name)
+    from sklearn import datasets
+
+    bunch: Any = getattr(datasets, f"load_{name}")()
+    return DataSet(
+        bunch.data.astype(np.float64),
+        bunch.target.astype(np.int32),
+        tuple(map(str, bunch.target_names)),
+        tuple(map(str, bunch.feature_names)),
+        name,
+    )
+
+
+def inputs(name: str, examples: int, seed: int) -> np.ndarray:
+    """Standardized inputs, `[examples, features]`, float32.
+
+    Args:
+      name: one of `NAMES`, where `gaussian` is 64 independent features, or the path of a `.npy` or
+        `.csv` file of shape [examples, features].
+      examples: number of rows to draw, without repetition.
+      seed: of the draw.
+
+    Raises:
+      ValueError: if there is no such data, it is not finite, or it has too few rows.
+    """
+    if isinstance(examples, bool) or examples < 1:
+        raise ValueError(f"examples must be at least 1, got {examples}")
+    generator = np.random.default_rng(seed)
+    if name == "gaussian":
+        return generator.standard_normal((examples, 64), np.float32)
+    table = load(name).x if name in NAMES else read_table(name)
+    if examples > len(table):
+        raise ValueError(
+            f"examples must be at most the {len(table)} rows of {name!r}, got {examples}"
+        )
+    # In float64, so that a feature whose mean is large keeps the digits of its deviations.
+    with jax.enable_x64(True):
+        standardized = normalization.apply(normalization.fit(table), table)
+        rows = np.asarray(standardized, np.float32)
+    return rows[generator.choice(len(rows), examples, replace=False)]
+
+
+def read_table(name: str) -> np.ndarray:
+    """A table of finite numbers from a `.npy` or `.csv` file, float64.
+
+    Raises:
+      ValueError: if the file does not exist or does not hold such a table.
+    """
+    path = Path(name)
+    if path.suffix not in (".npy", ".csv"):
+        raise ValueError(
+            f"data must be one of {', '.join(NAMES)}, or a .npy or .csv file, got {name!r}"
+        )
+    if not path.is_file():
+        raise ValueError(f"data must be a file that exists, got {name!r}")
+    try:
+        if path.suffix == ".npy":
+            table = np.load(path, allow_pickle=False)
+        else:
+            table = np.loadtxt(path, delimiter=",", ndmin=2)
+    except ValueError as error:
+        raise ValueError(
+            f"data must be a table of numbers, {name!r} cannot be read: {error}"
+        ) from None
+    if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
+        raise ValueError(
+            f"data must have shape [examples, features] and hold numbers, {name!r} has shape "
+            f"{table.shape} of {table.dtype}"
+        )
+    if not np.isfinite(table).all():
+        raise ValueError(
+            f"data must be finite, {name!r} has {(~np.isfinite(table)).sum()} NaN or infinite "
+            "values; remove or impute them"
+        )
+    return table.astype(np.float64)
+
+
+def standardized(parts: Sequence[Examples], *, per_feature: bool = True) -> list[Examples]:
+    """Standardize all parts with the statistics of the first one, the training set.
+
+    Args:
+      parts: of a data set, inputs `[examples, features]`; may be traced.
+      per_feature: whether each feature has its own mean and deviation. One of all features is
+        better where some hardly vary in a small training set, such as pixels at the border.
+    """
+    columns = parts[0].x.shape[-1] if per_feature else 1
+    fitted = normalization.fit(jnp.reshape(parts[0].x, (-1, columns)))
+    return [
+        Examples(
+            normalization.apply(fitted, part.x.reshape(-1, columns)).reshape(part.x.shape),
+            part.labels,
+        )
+        for part in parts
+    ]
+
+
+def split(
+    x: Any, labels: Any, fractions: Sequence[float], *, key: jax.Array, per_feature: bool = True
+) -> list[Examples]:
+    """Parts of these fractions, drawn class by class and standardized like the first one.
+
+    Args:
+      x: inputs, `[examples, features]`, as `numpy` or JAX arrays.
+      labels: classes, `[examples]`.
+      fractions: of the parts, adding up to 1.
+      key: of the draw, may be traced.
+      per_feature: see `standardized`.
+    """
+    rows = splits.split(labels, fractions, key=key)
+    x, labels = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
+    parts = [Examples(x[part], labels[part]) for part in rows]
+    return standardized(parts, per_feature=per_feature)

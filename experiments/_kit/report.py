@@ -1,0 +1,182 @@
+"""Printed reports: tables of at most 100 columns, claims with verdicts, and a file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import jaxgrad
+from experiments._kit import evidence
+from experiments._kit.figures import save
+from experiments._kit.options import Options, as_plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 100
+
+
+def progress(unit: str) -> Any:
+    """A progress bar as a function `(done, total) -> None`, as `jaxgrad.sweeps.run` takes it."""
+    bar = tqdm(unit=f" {unit}", disable=None, leave=False)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        bar.refresh()
+        if done == total:
+            bar.close()
+
+    return show
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    """Text in lines of at most 100 columns, the following ones indented."""
+    return textwrap.fill(text, COLUMNS, subsequent_indent=indent, break_long_words=False)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """Columns of text, all but the first aligned to the right, with a title above.
+
+    Headings and cells of more than one word are broken into lines where that is needed to stay
+    within 100 columns. A heading is never a reason for a column to be wide.
+    """
+    columns = list(zip(headings, *rows, strict=True))
+    words = [[word for cell in column for word in cell.split()] for column in columns]
+    narrowest = [max(map(len, column), default=0) for column in words]
+    widths = [
+        max(least, *map(len, column[1:] or column[:1]))
+        for least, column in zip(narrowest, columns, strict=True)
+    ]
+    while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
+        # The column that can still be made narrower, and is the widest of these.
+        index = max(range(len(widths)), key=lambda i: (widths[i] > narrowest[i], widths[i]))
+        if widths[index] == narrowest[index]:
+            break
+        widths[index] -= 1
+
+    def line(row: Sequence[str]) -> list[str]:
+        cells = [
+            [cell] if len(cell) <= width else textwrap.wrap(cell, width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        height = max(map(len, cells))
+        padded = [cell + [""] * (height - len(cell)) for cell in cells]
+        aligned = [
+            [part.rjust(width) if i else part.ljust(width) for part in cell]
+            for i, (cell, width) in enumerate(zip(padded, widths, strict=True))
+        ]
+        return ["  ".join(parts).rstrip() for parts in zip(*aligned, strict=True)]
+
+    lines = [*line(headings), "  ".join("-" * width for width in widths)]
+    lines += [part for row in rows for part in line(row)]
+    return "\n".join([*([paragraph(title)] if title else []), *lines])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an experiment prints, and the numbers that are stored.
+
+    Attributes:
+      sections: tables and paragraphs, in order; an empty line is printed between them.
+      claims: statements to be decided together.
+      estimates: numbers, arrays and `Estimate`s by name, nested mappings allowed, for the file of
+        results.
+    """
+
+    sections: Sequence[str]
+    claims: Sequence[evidence.Claim] = ()
+    estimates: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The sections, then each claim with its verdict."""
+        parts = list(self.sections)
+        if self.claims:
+            count = sum(not claim.estimate.is_exact for claim in self.claims)
+            heading = f"Claims ({count} tests, p-values corrected together by Holm's method):"
+            lines = [paragraph(f"- {v}", "  ") for v in evidence.verdicts(self.claims)]
+            parts.append("\n".join([heading, *lines]))
+        return "\n\n".join(parts)
+
+
+def publish(
+    report: Report, options: Options, figures: Figure | Mapping[str, Figure] | None = None
+) -> None:
+    """Print the report, save figures, and store the results beside them as JSON.
+
+    Args:
+      report: what to print and to store.
+      options: options of the run; `output` is the path of a single figure, and the beginning of the
+        paths of several ones or of none.
+      figures: a figure, or figures by the end of their file names, such as `_steps.png`.
+    """
+    print(report)
+    stem = options.output.with_suffix("") if options.output.suffix else options.output
+    paths = {}
+    if isinstance(figures, Mapping):
+        paths = {stem.with_name(stem.name + end): figure for end, figure in figures.items()}
+    elif figures is not None:
+        path = options.output if options.output.suffix else stem.with_name(stem.name + ".png")
+        paths = {path: figures}
+    for path, figure in paths.items():
+        save(figure, path)
+    results = stem.with_name(stem.name + ".json")
+    write_json(results, as_json(report, options))
+    print()
+    for path in paths:
+        print(f"Figure: {path}")
+    print(f"Results: {results}", flush=True)
+
+
+def as_json(report: Report, options: Options) -> dict[str, Any]:
+    """Options, estimates, verdicts and versions as plain values."""
+    decided = evidence.verdicts(report.claims)
+    return _plain(
+        {
+            "options": as_plain(options),
+            "estimates": report.estimates,
+            "claims": [
+                asdict(v.claim) | {"outcome": v.outcome, "p_value": v.p_value} for v in decided
+            ],
+            "versions": {
+                "jaxgrad": jaxgrad.__version__,
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+                "python": sys.version.split()[0],
+            },
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The same as lists, dictionaries and numbers; JSON has no NaN and infinity, so text."""
+    if isinstance(value, evidence.Estimate):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is complete at every moment: it is replaced as a whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,86 @@
+"""Tables, printed reports and the file of results."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments._kit import Claim, Estimate, Options, Report, figures, publish, table
+from experiments._kit.report import write_json
+
+LONG = "a cell of many words that has to be broken into several lines to leave room for others"
+
+
+def test_table_aligns_columns():
+    assert table(("name", "n"), [("a", "1"), ("bcdef", "10")], "A title.").splitlines() == [
+        "A title.",
+        "name    n",
+        "-----  --",
+        "a       1",
+        "bcdef  10",
+    ]
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_wide_tables_are_broken_at_words(columns):
+    text = table((LONG, *["wide heading"] * columns), [(LONG, *["70.0% ± 0.6%"] * columns)] * 2)
+    assert max(map(len, text.splitlines())) <= 100
+    for word in LONG.split():
+        assert word in text
+    assert text.count("70.0% ± 0.6%") == 2 * columns
+
+
+def test_headings_do_not_widen_columns():
+    lines = table(("x", "largest rate"), [("a", "1.5")]).splitlines()
+    assert lines == ["x  largest", "      rate", "-  -------", "a      1.5"]
+
+
+@pytest.fixture
+def report():
+    claims = [
+        Claim("the error falls", Estimate(-0.2, 0.01), "less", form="+.1%"),
+        Claim("it is level", Estimate(0.5, 0.4), "equal", 0.0, tolerance=1.0),
+    ]
+    numbers = {"error": Estimate.of(np.eye(2)), "nested": {"x": np.float32(1.5), 3: [np.nan]}}
+    return Report(["First.", table(("a", "b"), [("1", "2")])], claims, numbers)
+
+
+def test_report_prints_claims_with_verdicts(report):
+    lines = str(report).splitlines()
+    assert lines[0] == "First."
+    assert "Claims (2 tests, p-values corrected together by Holm's method):" in lines
+    assert "- HOLDS: the error falls: -20.0% ± 1.0%, p < 0.0001." in lines
+    assert any(line.startswith("- UNDECIDED: it is level") for line in lines)
+
+
+def test_results_are_stored_beside_the_figure(report, tmp_path, capsys):
+    path = tmp_path / "small.png"
+    figure, axes = figures.panels(1, 1, (2, 2))
+    figures.error_bars(axes[0, 0], [1, 2], Estimate.of(np.eye(2)))
+    publish(report, Options(output=path), figure)
+    assert f"Figure: {path}" in capsys.readouterr().out
+    results = json.loads((tmp_path / "small.json").read_text())
+    assert results["options"] == {"output": str(path)}
+    assert results["versions"]["jax"] == jax.__version__
+    assert results["estimates"]["nested"] == {"x": 1.5, "3": ["nan"]}
+    assert results["estimates"]["error"]["mean"] == [0.5, 0.5]
+    assert [claim["outcome"] for claim in results["claims"]] == ["HOLDS", "UNDECIDED"]
+    assert results["claims"][0]["estimate"]["degrees_of_freedom"] == "inf"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.json", "small.png"]
+
+
+def test_several_figures_share_the_beginning_of_their_paths(report, tmp_path):
+    figure = figures.panels(1, 1, (2, 2))[0]
+    publish(report, Options(output=tmp_path / "many"), {"_a.png": figure, "_b.pdf": figure})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.json", "many_a.png", "many_b.pdf"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
