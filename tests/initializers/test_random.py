@@ -153,6 +153,55 @@ def test_variances_are_data_one_compile_serves_all(key):
     assert len(traces) == 1
 
 
+INITIALIZERS = {
+    "constant": initializers.constant,
+    "normal": initializers.normal,
+    "uniform": initializers.uniform,
+    "variance_scaling": lambda scale: initializers.variance_scaling(
+        scale, "fan_avg", "truncated", strides=[2]
+    ),
+    "he": lambda slope: initializers.he("uniform", negative_slope=slope),
+    "orthogonal": initializers.orthogonal,
+    "delta_orthogonal": initializers.delta_orthogonal,
+}
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_an_initializer_is_an_argument_of_a_jitted_function(key, name):
+    make, traces = INITIALIZERS[name], []
+
+    @jax.jit
+    def draw(init):
+        traces.append(1)
+        return init(key, (3, 4, 4))
+
+    for number in (0.5, 2.0):
+        np.testing.assert_allclose(draw(make(number)), make(number)(key, (3, 4, 4)), rtol=1e-6)
+    assert len(traces) == 1
+    (leaf,) = jax.tree.leaves(make(0.0))
+    assert np.shape(leaf) == ()
+    assert make(0.5) == make(0.5)
+    assert isinstance(make(0.5), initializers.Initializer)
+
+
+def test_options_are_part_of_the_structure():
+    structures = {
+        jax.tree.structure(init)
+        for init in (
+            initializers.normal(1.0),
+            initializers.uniform(1.0),
+            initializers.lecun(),
+            initializers.lecun("uniform"),
+            initializers.lecun(groups=2),
+            initializers.lecun(strides=2),
+            initializers.lecun(strides=2, transposed=True),
+            initializers.glorot(),
+        )
+    }
+    assert len(structures) == 8
+    assert jax.tree.structure(initializers.he()) == jax.tree.structure(initializers.lecun())
+
+
 def test_zero_weights_leave_units_alike(key):
     assert not np.any(initializers.zeros()(key, (3, 4)))
     assert np.all(initializers.constant(0.9)(key, (3, 4)) == np.float32(0.9))

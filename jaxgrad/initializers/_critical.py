@@ -1,0 +1,111 @@
+"""Initializers on the critical line of an activation, computed by `jaxgrad.theory`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import _validate, activations, theory
+from jaxgrad.activations import Activation
+from jaxgrad.initializers._random import Distribution, Initializer, normal, variance_scaling
+from jaxgrad.theory import finite_width
+
+_SMALL_SIGNAL = 1e-12
+"""Variance that stands for the limit of small signals."""
+
+
+class Critical(NamedTuple):
+    """Initializers at a point of the critical line, and the numbers of this point.
+
+    Attributes:
+      kernel, bias: initializers of the kernels and biases.
+      w_variance: weight variance times fan-in.
+      b_variance: bias variance.
+      q: variance of the pre-activations that these variances keep. It is 0 for a point that holds
+        only in the limit of small signals, as tanh's (1, 0).
+    """
+
+    kernel: Initializer
+    bias: Initializer
+    w_variance: Any
+    b_variance: Any
+    q: Any
+
+
+def critical(
+    activation: str | Activation | Callable[..., Any],
+    b_variance: Any = None,
+    *,
+    q: Any = None,
+    width: Any = None,
+    distribution: Distribution = "normal",
+    **convolution: Any,
+) -> Critical:
+    """Initializers with which a gradient neither vanishes nor explodes, for any activation.
+
+    Args:
+      activation: see `jaxgrad.activations.get`.
+      b_variance: bias variance, at least 0, may be traced. `None` selects the smallest one for
+        which there is a critical point with a stable length.
+      q: variance of the pre-activations, above 0, may be traced; an alternative to `b_variance`.
+        The point is accepted even if the length is not stable there; see
+        `jaxgrad.theory.Critical.chi_par`.
+      width: number of units of the layers, at least 1, may be traced. With a width, the weights
+        are larger, such that the mean of the *log* of a squared gradient is kept, which describes
+        a typical network of this width. `None` keeps the mean over networks. The correction is
+        exact for (leaky) ReLU. For other activations it is that of one layer of variance `q`, and
+        part of the drift remains; see `jaxgrad.theory.finite_width.gradient_law`.
+      distribution, convolution: options of the kernels, see `variance_scaling`.
+
+    Returns:
+      `Critical`, with NaN if the variances are traced and there is no critical point.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described, both variances are given, or there
+        is no critical point.
+
+    Source: Poole et al. (2016); Schoenholz et al. (2017); `jaxgrad.theory` for the numbers.
+
+    >>> import jax
+    >>> point = critical("tanh", 0.05)
+    >>> round(float(point.w_variance), 6), round(float(point.q), 6)
+    (1.760955, 0.570048)
+    >>> point.kernel(jax.random.key(0), (20, 30)).shape
+    (20, 30)
+    """
+    phi = activations.get(activation)
+    if b_variance is not None and q is not None:
+        raise ValueError(
+            "b_variance and q must not both be given, since one follows from the other; got "
+            f"{b_variance!r} and {q!r}; leave one out"
+        )
+    if q is None:
+        point = theory.critical(phi, b_variance)
+    else:
+        _validate.scalar("q", q, minimum=0.0, above=True)
+        point = theory.critical_line(phi, q)
+    w_variance = point.w_variance
+    if not _validate.is_traced(w_variance) and not np.isfinite(w_variance):
+        raise ValueError(
+            f"activation {phi.name!r} has no stable critical point for {_request(b_variance, q)}"
+        )
+    if width is not None:
+        _validate.scalar("width", width, minimum=1.0)
+        # A point in the limit of small signals has q = 0, where averages are not defined.
+        traced = _validate.is_traced(point.q)
+        near = jnp.maximum(point.q, _SMALL_SIGNAL) if traced else max(point.q, _SMALL_SIGNAL)
+        w_variance = finite_width.critical_w_variance(phi, near, width)
+    kernel = variance_scaling(w_variance, "fan_in", distribution, **convolution)
+    return Critical(kernel, normal(point.b_variance), w_variance, point.b_variance, point.q)
+
+
+def _request(b_variance, q) -> str:
+    """The variance that was asked for, and what to do if it has no critical point."""
+    if q is not None:
+        return f"q {float(q):g}, which would need a negative bias variance; pass another q"
+    if b_variance is not None:
+        return f"b_variance {float(b_variance):g}; leave it out for the smallest that has one"
+    return "any b_variance; choose another activation or normalize the layers"

@@ -1,0 +1,76 @@
+"""Effective fans of dense, convolution and transposed convolution kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxgrad import _validate
+
+
+class Fans(NamedTuple):
+    """Numbers of connections of a unit, as floats because strides divide them.
+
+    Attributes:
+      fan_in: how many values a unit sums.
+      fan_out: how many units use its value.
+    """
+
+    fan_in: float
+    fan_out: float
+
+
+def fans(
+    shape: Sequence[int],
+    *,
+    groups: int = 1,
+    strides: int | Sequence[int] = 1,
+    transposed: bool = False,
+) -> Fans:
+    """Count the effective fans of a kernel: the numbers that a variance has to be divided by.
+
+    Args:
+      shape: kernel shape `(*window, in, out)`, as in `flax.linen.Conv` and in JAX's `HWIO`. A
+        dense kernel is `(in, out)`. For a grouped convolution, `in` is the number of input channels
+        of one group, and `out` the number of output channels of all groups.
+      groups: number of groups. A depthwise convolution has `in` equal to 1 and as many groups as
+        input channels.
+      strides: strides of the window, one number for all dimensions or one for each.
+      transposed: whether the convolution is transposed (fractionally strided).
+
+    Returns:
+      `Fans`. A window of `k` positions with total stride `s` gives `fan_in = k in` and
+      `fan_out = k out / (groups s)`. If transposed, each output sums only every s-th position:
+      `fan_in = k in / s` and `fan_out = k out / groups`.
+
+    Raises:
+      ValueError, TypeError: if the shape has fewer than two dimensions, the groups do not divide
+        the output channels, or a stride is not a positive whole number.
+
+    Source: He et al. (2015), sec. 2.2, for convolutions; strides and groups by counting terms.
+
+    >>> fans((3, 3, 16, 32))
+    Fans(fan_in=144.0, fan_out=288.0)
+    >>> fans((3, 3, 1, 64), groups=64)
+    Fans(fan_in=9.0, fan_out=9.0)
+    >>> fans((4, 4, 16, 8), strides=2, transposed=True)
+    Fans(fan_in=64.0, fan_out=128.0)
+    """
+    *window, n_in, n_out = _validate.shape("shape", shape, 2)
+    groups = _validate.integer("groups", groups, 1)
+    if n_out % groups:
+        raise ValueError(
+            f"groups must divide the {n_out} output channels of shape {tuple(shape)}, got {groups}"
+        )
+    per_axis = [strides] * len(window) if isinstance(strides, int) else list(strides)
+    if len(per_axis) != len(window):
+        raise ValueError(
+            f"strides must give one number for each of the {len(window)} window dimensions of "
+            f"shape {tuple(shape)}, got {strides!r}"
+        )
+    size = math.prod(window)
+    stride = math.prod(_validate.integer("strides", step, 1) for step in per_axis)
+    fan_in, fan_out = float(size * n_in), size * n_out / groups
+    # A stride thins the outputs; transposed, it thins the inputs that an output meets.
+    return Fans(fan_in / stride, fan_out) if transposed else Fans(fan_in, fan_out / stride)

@@ -1,0 +1,53 @@
+"""Fixup: initializers for deep residual networks without normalization."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxgrad import _validate
+from jaxgrad.initializers._random import Initializer, variance_scaling, zeros
+
+
+class Fixup(NamedTuple):
+    """Initializers for residual networks without normalization.
+
+    Attributes:
+      inner: for every kernel of a residual branch except its last.
+      last: for the last kernel of every branch and for the classifier: zeros.
+    """
+
+    inner: Initializer
+    last: Initializer
+
+
+def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
+    """Start each residual block as the identity, with smaller inner weights in deeper networks.
+
+    Then one step of gradient descent changes the output by the same amount at any depth.
+
+    Args:
+      blocks: number of residual blocks, at least 1, may be traced.
+      layers: number of kernels in each branch, at least 2.
+      convolution: see `variance_scaling`.
+
+    Returns:
+      `Fixup`. `inner` is He's initializer by `fan_out`, with the standard deviation multiplied by
+      `blocks^(-1 / (2 layers - 2))`. Start biases at 0, and the scalar multiplier that the source
+      adds to each branch at 1.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described.
+
+    Source: Zhang, Dauphin, Ma (2019), Fixup initialization, sec. 3.
+
+    >>> import jax
+    >>> kernel = fixup(16).inner(jax.random.key(0), (3, 3, 32, 64))
+    >>> bool(abs(kernel.var() * (9 * 64) * 16 - 2) < 0.1)
+    True
+    """
+    _validate.scalar("blocks", blocks, minimum=1.0)
+    layers = _validate.integer("layers", layers, 2)
+    variance = 2.0 * jnp.asarray(blocks, jnp.float32) ** (-1 / (layers - 1))
+    return Fixup(variance_scaling(variance, "fan_out", **convolution), zeros())

@@ -1,0 +1,95 @@
+"""Random orthogonal matrices, for dense layers and as the centre of convolution kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxgrad import _validate
+from jaxgrad.initializers._random import Initializer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Orthogonal:
+    gain: Any
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        sizes = _validate.shape("shape", shape, 2)
+        # More columns than rows: the norm is spread over more units, so each has less variance.
+        correction = max(math.sqrt(sizes[-1] / math.prod(sizes[:-1])), 1.0)
+        matrix = jax.nn.initializers.orthogonal(1.0)(key, sizes, jnp.float32)
+        return (matrix * (self.gain * correction)).astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _DeltaOrthogonal:
+    gain: Any
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        *window, n_in, n_out = _validate.shape("shape", shape, 2)
+        if any(size % 2 == 0 for size in window):
+            raise ValueError(
+                f"shape must have odd window sizes, whose kernel has a centre, got {tuple(shape)}; "
+                "use orthogonal for an even window"
+            )
+        centre = tuple(size // 2 for size in window)
+        matrix = _Orthogonal(self.gain)(key, (n_in, n_out), dtype)
+        return jnp.zeros((*window, n_in, n_out), dtype).at[centre].set(matrix)
+
+
+def orthogonal(gain: Any = 1.0) -> Initializer:
+    """Draw a uniformly random orthogonal matrix, times `gain`.
+
+    The kernel is read as a matrix of `window * in` rows and `out` columns. With more columns than
+    rows, an orthogonal matrix keeps the norm of a signal but lowers its mean square. The factor
+    `max(sqrt(out / rows), 1)` corrects this, so that the mean square is multiplied by `gain^2` for
+    every shape.
+
+    Args:
+      gain: one finite number, may be traced.
+
+    Raises:
+      ValueError, TypeError: if it is not; when drawn, if the shape has fewer than two dimensions.
+
+    Source: Saxe, McClelland, Ganguli (2014); the correction by counting rows and columns.
+
+    >>> import jax, jax.numpy as jnp
+    >>> kernel = orthogonal()(jax.random.key(0), (8, 8))
+    >>> bool(jnp.allclose(kernel.T @ kernel, jnp.eye(8), atol=1e-5))
+    True
+    """
+    _validate.scalar("gain", gain)
+    return _Orthogonal(gain)
+
+
+def delta_orthogonal(gain: Any = 1.0) -> Initializer:
+    """Draw a convolution kernel that is zero except for an orthogonal matrix at its centre.
+
+    A linear circular convolution with this kernel keeps the norm of every image, whatever its
+    wavelengths, if it has at least as many output as input channels.
+
+    Args:
+      gain: one finite number, may be traced; see `orthogonal`, also for the correction of kernels
+        that are not square.
+
+    Raises:
+      ValueError, TypeError: if the gain is not as described; when drawn, if the shape has fewer
+        than two dimensions or a window of even size, which has no centre.
+
+    Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington (2018), sec. 3.
+
+    >>> import jax
+    >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 3, 4, 4))
+    >>> bool(jnp.all(kernel[0] == 0)), round(float(jnp.sum(kernel[1, 1] ** 2)), 4)
+    (True, 4.0)
+    """
+    _validate.scalar("gain", gain)
+    return _DeltaOrthogonal(gain)

@@ -1,0 +1,219 @@
+"""Constant weights, and independent random weights whose variance follows from the fans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxgrad import _validate
+from jaxgrad.initializers._fans import fans
+
+Distribution = Literal["normal", "uniform", "truncated"]
+Mode = Literal["fan_in", "fan_out", "fan_avg"]
+
+TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a standard normal variable truncated to (-2, 2)."""
+
+# A field with this metadata belongs to the structure of the pytree; other fields are leaves.
+_STATIC = {"static": True}
+
+
+@runtime_checkable
+class Initializer(Protocol):
+    """A callable that draws weights, as every function of `jaxgrad.initializers` returns."""
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        """Draw an array of `shape` and `dtype` from `key`."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Constant:
+    value: Any
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.nn.initializers.constant(self.value, dtype)(key, tuple(shape), dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Independent:
+    variance: Any
+    distribution: Distribution = field(metadata=_STATIC)
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return _draw(self.distribution, tuple(shape), dtype, self.variance, key=key)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _VarianceScaling:
+    scale: Any
+    mode: Mode = field(metadata=_STATIC)
+    distribution: Distribution = field(metadata=_STATIC)
+    groups: int = field(metadata=_STATIC)
+    strides: int | tuple[int, ...] = field(metadata=_STATIC)
+    transposed: bool = field(metadata=_STATIC)
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        fan_in, fan_out = fans(
+            shape, groups=self.groups, strides=self.strides, transposed=self.transposed
+        )
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        return _draw(self.distribution, tuple(shape), dtype, self.scale / fan, key=key)
+
+
+def _draw(distribution: Distribution, shape, dtype, variance, *, key) -> Array:
+    std = jnp.sqrt(jnp.asarray(variance, jnp.float32))
+    if distribution == "normal":
+        unit = jax.nn.initializers.normal(1.0)(key, shape, jnp.float32)
+    elif distribution == "truncated":
+        unit = jax.nn.initializers.truncated_normal(1 / TRUNCATED_STD)(key, shape, jnp.float32)
+    else:
+        # U(-a, a) has variance a^2 / 3.
+        unit = jax.random.uniform(key, shape, jnp.float32, -math.sqrt(3), math.sqrt(3))
+    return (unit * std).astype(dtype)
+
+
+def constant(value: Any) -> Initializer:
+    """Set every entry to `value`, so that all units of a layer stay alike during training.
+
+    Args:
+      value: one finite number, may be traced.
+
+    Raises:
+      ValueError, TypeError: if it is not.
+    """
+    _validate.scalar("value", value)
+    return _Constant(value)
+
+
+def zeros() -> Initializer:
+    """Set every entry to zero, as is usual for biases.
+
+    Zero weights show why the symmetry between units must be broken.
+
+    >>> import jax
+    >>> zeros()(jax.random.key(0), (2,)).tolist()
+    [0.0, 0.0]
+    """
+    return constant(0.0)
+
+
+def normal(variance: Any) -> Initializer:
+    """Draw independent normal entries of mean 0 and the given variance.
+
+    Args:
+      variance: one number of at least 0, may be traced.
+
+    Raises:
+      ValueError, TypeError: if it is not.
+    """
+    _validate.scalar("variance", variance, minimum=0.0)
+    return _Independent(variance, "normal")
+
+
+def uniform(variance: Any) -> Initializer:
+    """Draw independent entries from `U(-a, a)`, where `a = sqrt(3 variance)`.
+
+    Args:
+      variance: one number of at least 0, may be traced.
+
+    Raises:
+      ValueError, TypeError: if it is not.
+    """
+    _validate.scalar("variance", variance, minimum=0.0)
+    return _Independent(variance, "uniform")
+
+
+def variance_scaling(
+    scale: Any,
+    mode: Mode = "fan_in",
+    distribution: Distribution = "normal",
+    *,
+    groups: int = 1,
+    strides: int | Sequence[int] = 1,
+    transposed: bool = False,
+) -> Initializer:
+    """Draw independent entries of mean 0 and variance `scale / fan`.
+
+    Some course notes call the variance `1 / (fan_in + fan_out)` Glorot's; that variant is
+    `variance_scaling(0.5, "fan_avg")`. The variance in Glorot's paper is twice as large; see
+    `glorot`.
+
+    Args:
+      scale: one number of at least 0, may be traced.
+      mode: the fan to divide by: `fan_in`, `fan_out`, or `fan_avg`, their arithmetic mean.
+      distribution: `normal`, `uniform`, or `truncated`: a normal distribution that is cut at two
+        standard deviations and then scaled back to the required variance.
+      groups, strides, transposed: options of a convolution, see `fans`.
+
+    Raises:
+      ValueError, TypeError: if an argument is none of these. A shape that does not fit the options
+        is reported when weights are drawn.
+
+    >>> import jax
+    >>> kernel = variance_scaling(2.0, "fan_out")(jax.random.key(0), (100, 400))
+    >>> bool(abs(kernel.var() * 400 - 2) < 0.1)
+    True
+    """
+    _validate.scalar("scale", scale, minimum=0.0)
+    _validate.choice("mode", mode, ("fan_in", "fan_out", "fan_avg"))
+    _validate.choice("distribution", distribution, ("normal", "uniform", "truncated"))
+    # A list could not be part of a pytree's structure, which has to be hashable.
+    strides = strides if isinstance(strides, int) else tuple(strides)
+    return _VarianceScaling(scale, mode, distribution, groups, strides, transposed)
+
+
+def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
+    """Draw entries of variance `1 / fan_in`, which keeps the variance of a linear signal.
+
+    Two of the course's texts call this initializer Xavier.
+
+    Args:
+      distribution, convolution: see `variance_scaling`.
+
+    Source: LeCun, Bottou, Orr, Mueller (1998), Efficient backprop, eq. 16.
+    """
+    return variance_scaling(1.0, "fan_in", distribution, **convolution)
+
+
+def glorot(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
+    """Draw entries of variance `2 / (fan_in + fan_out)`: a compromise of signal and gradient.
+
+    Args:
+      distribution, convolution: see `variance_scaling`.
+
+    Source: Glorot, Bengio (2010), eq. 12 and 16.
+    """
+    return variance_scaling(1.0, "fan_avg", distribution, **convolution)
+
+
+def he(
+    distribution: Distribution = "normal",
+    mode: Mode = "fan_in",
+    negative_slope: Any = 0.0,
+    **convolution: Any,
+) -> Initializer:
+    """Draw entries of variance `2 / ((1 + a^2) fan)`, for (leaky) ReLU of negative slope `a`.
+
+    With `fan_in` this keeps the mean square of the signal, with `fan_out` that of the gradient.
+
+    Args:
+      distribution, mode, convolution: see `variance_scaling`.
+      negative_slope: slope `a` of the activation's negative side, may be traced.
+
+    Raises:
+      ValueError, TypeError: if the slope is not one finite number, and as `variance_scaling`.
+
+    Source: He, Zhang, Ren, Sun (2015), eq. 10, 14 and 15.
+    """
+    _validate.scalar("negative_slope", negative_slope)
+    return variance_scaling(2.0 / (1 + negative_slope**2), mode, distribution, **convolution)

@@ -1,0 +1,199 @@
+"""Layer-sequential unit variance: scale weights until every layer's output has unit variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxgrad import _numerics, _validate
+
+_LEAST_RESPONSE = 1e-3
+"""A layer whose log standard deviation responds less than this to its log scale is not scaled."""
+
+
+class UnitVariance(NamedTuple):
+    """Weights scaled so that the layers' outputs have unit variance.
+
+    Attributes:
+      params: the scaled parameters, with the structure and dtypes of the given ones.
+      std: standard deviation of each scaled layer's output with these parameters, `[]` or, for a
+        stacked leaf, `[layers]`; `None` for leaves that are not scaled.
+      passes: how many times the scales were changed.
+    """
+
+    params: Any
+    std: Any
+    passes: Int[Array, ""]
+
+
+def unit_variance(
+    params: Any,
+    outputs: Callable[[Any], Any],
+    *,
+    stacked: Any = False,
+    tolerance: float = 0.01,
+    iterations: int = 20,
+) -> UnitVariance:
+    """Scale weights so that each layer's output has unit variance on given data.
+
+    The source scales one layer after another. This function scales all layers together, by Newton's
+    method for the logs of the scales, so the order of the layers need not be known, and branches
+    may join. A layer whose output overflows or is constant is left until the layers before it are
+    scaled. The source recommends to start with `orthogonal` weights, which is up to the caller.
+
+    Args:
+      params: pytree of arrays, any structure.
+      outputs: pure function of such parameters that closes over the data. It returns the same
+        structure with the output of the layer (a pre-activation, any shape) in the place of each
+        leaf that is to be scaled, and `None` in the place of every other leaf, such as a bias.
+        Forward-mode differentiation must be possible.
+      stacked: whether a leaf is a stack of layers along its first axis, whose outputs have the
+        same first axis. A bool, or a tree prefix of `params` with bools, as
+        `{"first": False, "hidden": True}`.
+      tolerance: the largest relative deviation of a standard deviation from 1, above 0.
+      iterations: the largest number of passes, at least 1. Each pass takes one forward derivative
+        for each layer.
+
+    Returns:
+      `UnitVariance`. A layer that cannot be scaled to unit variance, such as one with a bias of
+      larger variance, can be recognized by its `std`. The function may be jitted, with `params` as
+      data.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described, or no leaf is to be scaled.
+
+    Source: Mishkin, Matas (2016), All you need is a good init.
+
+    >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+    >>> result = unit_variance({"w": jnp.ones((8, 4))}, lambda params: {"w": x @ params["w"]})
+    >>> round(float(result.std["w"]), 4)
+    1.0
+    """
+    _validate.scalar("tolerance", tolerance, minimum=0.0, above=True)
+    iterations = _validate.integer("iterations", iterations, 1)
+    scaling = _prepare(params, outputs, stacked)
+    # A new closure over new data: there is nothing that a later call could use again.
+    leaves, value, passes = jax.jit(lambda: _fit(scaling, tolerance, iterations))()
+    std: list[Any] = [None] * len(leaves)
+    for index, start, size in scaling.slots():
+        std[index] = value[start : start + size] if scaling.stacked[index] else value[start]
+    return UnitVariance(scaling.treedef.unflatten(leaves), scaling.treedef.unflatten(std), passes)
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """The leaves to be scaled, each by one entry, or one for each stacked layer, of a vector.
+
+    `sizes` holds the number of entries of each of the `selected` leaves.
+    """
+
+    outputs: Callable[[Any], Any]
+    treedef: Any
+    leaves: tuple[Array, ...]
+    stacked: tuple[bool, ...]
+    selected: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def slots(self) -> list[tuple[int, int, int]]:
+        """Index of each selected leaf, first entry of its log scales, and their number."""
+        starts = np.cumsum([0, *self.sizes]).tolist()
+        return list(zip(self.selected, starts, self.sizes, strict=False))
+
+    def apply(self, log_scale: Float[Array, " scales"]) -> list[Array]:
+        """The leaves, multiplied by their scales."""
+        scaled = list(self.leaves)
+        for index, start, size in self.slots():
+            leaf = self.leaves[index]
+            factor = jnp.exp(log_scale[start : start + size])
+            shape = (size,) + (1,) * (leaf.ndim - 1) if self.stacked[index] else ()
+            factor = factor.reshape(shape)
+            scaled[index] = (leaf.astype(factor.dtype) * factor).astype(leaf.dtype)
+        return scaled
+
+    def log_std(self, log_scale: Float[Array, " scales"]) -> Float[Array, " scales"]:
+        """Log standard deviation of the output of every scaled layer."""
+        parts = _layer_outputs(self.outputs, self.treedef, self.apply(log_scale))
+        rows = [parts[index].reshape(size, -1) for index, _, size in self.slots()]
+        return jnp.concatenate([_log_std(row.astype(log_scale.dtype)) for row in rows])
+
+
+def _prepare(params, outputs, stacked) -> _Scaling:
+    """Find the leaves to be scaled, and check that their outputs fit."""
+    leaves, treedef = jax.tree.flatten(params)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    try:
+        flags = jax.tree.leaves(jax.tree.broadcast(stacked, params))
+    except ValueError as error:
+        raise ValueError(
+            f"stacked must be a bool or a tree prefix of params with bools, got {stacked!r}; "
+            f"{error}"
+        ) from None
+    shapes = jax.eval_shape(lambda leaves: _layer_outputs(outputs, treedef, leaves), leaves)
+    selected = [index for index, part in enumerate(shapes) if part is not None]
+    if not selected:
+        raise ValueError(
+            "outputs must return an array for at least one leaf of params, got None for all; "
+            "return each layer's pre-activations in the place of its kernel"
+        )
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for index in selected:
+        shape, leaf = shapes[index].shape, leaves[index]
+        if flags[index] and (shape[:1] != leaf.shape[:1] or leaf.ndim == 0):
+            raise ValueError(
+                "outputs must return an array with the first axis of the stacked leaf "
+                f"{jax.tree_util.keystr(paths[index])} of shape {leaf.shape}, got {shape}; set "
+                "stacked to False for it or stack its layers' outputs"
+            )
+    sizes = tuple(leaves[index].shape[0] if flags[index] else 1 for index in selected)
+    return _Scaling(outputs, treedef, tuple(leaves), tuple(flags), tuple(selected), sizes)
+
+
+def _layer_outputs(outputs, treedef, leaves):
+    """The layers' outputs in the order of the leaves, `None` for leaves that are not scaled."""
+    result = outputs(jax.tree.unflatten(treedef, leaves))
+    parts, structure = jax.tree.flatten(result, is_leaf=lambda leaf: leaf is None)
+    if structure != treedef:
+        raise ValueError(
+            f"outputs must return the structure of params, {treedef}, with None for leaves "
+            f"that are not to be scaled, got {structure}"
+        )
+    return parts
+
+
+def _fit(scaling: _Scaling, tolerance, iterations):
+    """Newton's method for `log std = 0` as a function of the log scales."""
+
+    def unfinished(state):
+        _, value, passes = state
+        return (passes < iterations) & jnp.any(~(jnp.abs(jnp.expm1(value)) <= tolerance))
+
+    def improve(state):
+        log_scale, value, passes = state
+        _, derivative = jax.linearize(scaling.log_std, log_scale)
+        jacobian = jax.lax.map(derivative, jnp.eye(len(log_scale), dtype=log_scale.dtype)).T
+        # Leave out layers without a finite output yet, and those that do not respond to their
+        # own scale: their rows and columns become those of the identity.
+        free = jnp.isfinite(value) & (jnp.diagonal(jacobian) > _LEAST_RESPONSE)
+        both = free[:, None] & free[None, :] & jnp.isfinite(jacobian)
+        matrix = jnp.where(both, jacobian, 0.0) + jnp.diag(jnp.where(free, 0.0, 1.0))
+        step = jnp.linalg.solve(matrix, jnp.where(free, -value, 0.0))
+        log_scale = log_scale + jnp.where(jnp.isfinite(step), step, 0.0)
+        return log_scale, scaling.log_std(log_scale), passes + 1
+
+    dtype = jnp.result_type(jnp.float32, *(scaling.leaves[index] for index in scaling.selected))
+    log_scale = jnp.zeros(sum(scaling.sizes), dtype)
+    state = (log_scale, scaling.log_std(log_scale), jnp.zeros((), jnp.int32))
+    log_scale, value, passes = jax.lax.while_loop(unfinished, improve, state)
+    return scaling.apply(log_scale), jnp.exp(value), passes
+
+
+def _log_std(rows: Float[Array, "layers entries"]) -> Float[Array, " layers"]:
+    """Log of the standard deviation of each row, without overflow."""
+    scaled, log_divisor = _numerics.divide_by_largest(rows, axis=1)
+    return 0.5 * jnp.log(jnp.var(scaled, axis=1)) + log_divisor[:, 0]
