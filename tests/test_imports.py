@@ -12,9 +12,10 @@ import jaxgrad
 ROOT = Path(jaxgrad.__file__).parent
 MAY_IMPORT = {
     "_validate": set(),
+    "_numerics": {"_validate"},
     "activations": {"_validate"},
-    "theory": {"_validate", "activations", "theory"},
-    "initializers": {"_validate", "theory", "activations"},
+    "theory": {"_numerics", "_validate", "activations", "theory"},
+    "initializers": {"_numerics", "_validate", "activations", "initializers", "theory"},
     "layers": {
         *("_validate", "activations", "initializers", "normalization", "regularization"),
         "theory",
