@@ -4,8 +4,6 @@ Functions that take `np.ndarray` run on the host and return Python floats. All o
 they can be jitted, mapped and, except for the searches, differentiated.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

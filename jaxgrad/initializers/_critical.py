@@ -1,7 +1,5 @@
 """Initializers on the critical line of an activation, computed by `jaxgrad.theory`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Effective fans of dense, convolution and transposed convolution kernels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

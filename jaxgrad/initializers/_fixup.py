@@ -1,7 +1,5 @@
 """Fixup: initializers for deep residual networks without normalization."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

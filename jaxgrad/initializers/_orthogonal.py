@@ -1,7 +1,5 @@
 """Random orthogonal matrices, for dense layers and as the centre of convolution kernels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

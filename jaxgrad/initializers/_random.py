@@ -1,7 +1,5 @@
 """Constant weights, and independent random weights whose variance follows from the fans."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Layer-sequential unit variance: scale weights until every layer's output has unit variance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
