@@ -1,0 +1,86 @@
+"""Layers of one protocol: how each is drawn, what it computes, and what theory predicts of it.
+
+A network is a `Layer`. The functions of this module make layers; `sequential`, `residual` and
+`repeat` make layers of layers; `mlp` makes a fully connected network. `init` draws the parameters
+of any layer and `apply` computes its outputs:
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxgrad import layers
+>>> network = layers.sequential(layers.dense(8), layers.activation("relu"), layers.dense(3))
+>>> params, state = layers.init(network, (4,), key=jax.random.key(0))
+>>> outputs, state = layers.apply(network, params, state, jnp.ones((32, 4)))
+>>> outputs.shape
+(32, 3)
+
+A layer is a pytree whose leaves are its hyper-parameters, so that they can be swept like arrays:
+
+>>> def size(w_variance):
+...     layer = layers.dense(8, w_variance=w_variance, parameterization="ntk")
+...     params, _ = layers.init(layer, (4,), key=jax.random.key(0))
+...     return jnp.mean(layers.apply(layer, params, None, jnp.ones((1, 4)))[0] ** 2)
+>>> sizes = jax.vmap(size)(jnp.asarray([1.0, 2.0]))
+>>> round(float(sizes[1] / sizes[0]), 4)
+2.0
+
+A layer of your own is a class with these methods:
+
+>>> import dataclasses
+>>> from jaxgrad.theory import Moments
+>>> @layers.layer
+... class Gain(layers.Layer):
+...     factor: float
+...
+...     homogeneous = True
+...
+...     def draw(self, shape, *, key, dtype):
+...         return {}, shape
+...
+...     def apply(self, params, state, h, *, key=None):
+...         return self.factor * h, state
+...
+...     def predict(self, moments):
+...         growth = 2 * jnp.log(self.factor)
+...         return dataclasses.replace(
+...             moments,
+...             log_q=moments.log_q + growth,
+...             log_gradient=moments.log_gradient + growth,
+...         )
+>>> block = layers.sequential(layers.dense(8), layers.activation("relu"), Gain(2.0))
+>>> params, _ = layers.init(block, (4,), key=jax.random.key(0))
+>>> layers.apply(block, params, None, jnp.ones((3, 4)))[0].shape
+(3, 8)
+>>> round(float(jnp.exp(block.predict(Moments(log_q=0.0)).log_gradient)), 5)  # 1 * 1/2 * 4
+2.0
+"""
+
+from jaxgrad.layers._activation import activation
+from jaxgrad.layers._convolution import convolution
+from jaxgrad.layers._dropout import dropout
+from jaxgrad.layers._layer import Layer, Params, Shape, State, apply, init, layer, static
+from jaxgrad.layers._mlp import mlp
+from jaxgrad.layers._normalization import batch_norm, layer_norm
+from jaxgrad.layers._repeat import repeat
+from jaxgrad.layers._residual import residual
+from jaxgrad.layers._sequential import sequential
+from jaxgrad.layers._weights import dense
+
+__all__ = [
+    "Layer",
+    "Params",
+    "Shape",
+    "State",
+    "activation",
+    "apply",
+    "batch_norm",
+    "convolution",
+    "dense",
+    "dropout",
+    "init",
+    "layer",
+    "layer_norm",
+    "mlp",
+    "repeat",
+    "residual",
+    "sequential",
+    "static",
+]

@@ -1,0 +1,146 @@
+"""Convolutions of stride 1, and their prediction position by position."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import _validate
+from jaxgrad._numerics import in_float64
+from jaxgrad.layers._layer import layer, static
+from jaxgrad.layers._weights import Parameterization, Weights, check_weights
+
+Padding = Literal["CIRCULAR", "SAME"]
+
+
+@layer
+class Convolution(Weights):
+    """A convolution that keeps the spatial shape; see `convolution`."""
+
+    kernel_size: tuple[int, ...] = static()
+    padding: Padding = static()
+
+    def draw(self, shape, *, key, dtype):
+        rank = len(self.kernel_size)
+        if len(shape) != rank + 1:
+            raise ValueError(
+                f"shape must have {rank} spatial axes, as kernel_size has, and channels, got "
+                f"{tuple(shape)}; give kernel_size {len(shape) - 1} sizes"
+            )
+        return self.draw_weights(self.kernel_size, shape, key=key, dtype=dtype)
+
+    def apply(self, params, state, h, *, key=None):
+        kernel, rank = params["kernel"], len(self.kernel_size)
+        dtype = jnp.result_type(h, kernel)
+        h = jnp.pad(h, ((0, 0), *((size // 2,) * 2 for size in self.kernel_size), (0, 0)), self._pad)
+        # Batch first and channels last; the kernel is [*window, in, out].
+        space = tuple(range(1, rank + 1))
+        numbers = jax.lax.ConvDimensionNumbers(
+            (0, rank + 1, *space), (rank + 1, rank, *range(rank)), (0, rank + 1, *space)
+        )
+        h = jax.lax.conv_general_dilated(
+            h.astype(dtype), kernel.astype(dtype), (1,) * rank, "VALID", dimension_numbers=numbers
+        )
+        return self.scale_and_shift(params, h), state
+
+    @in_float64
+    def predict(self, moments):
+        rank = len(self.kernel_size)
+        arrays = [moments.log_q, moments.log_gradient, moments.mean, moments.gap]
+        shape = np.broadcast_shapes(*(np.shape(array) for array in arrays if array is not None))
+        if len(shape) < rank:
+            if self.padding == "CIRCULAR":
+                return self.weigh(moments)
+            raise ValueError(
+                f"moments must have {rank} spatial axes for a convolution with padding 'SAME', "
+                f"whose signal depends on the position, got shape {shape}; give log_q the shape "
+                "[*spatial]"
+            )
+        axes = tuple(range(-rank, 0))
+        log_q, log_gradient = (jnp.broadcast_to(array, shape) for array in arrays[:2])
+        q, log_scale = exp_relative(log_q, axes)
+        square, log_square = exp_relative(log_gradient, axes)
+        # A unit adds up what lies in its window: q' = mean of q, q' gap' = mean of q gap.
+        mean_q = self._window_mean(q)
+        moments = dataclasses.replace(
+            moments,
+            log_q=jnp.log(mean_q) + log_scale,
+            log_gradient=jnp.log(self._window_mean(square)) + log_square,
+            gap=None if moments.gap is None else self._window_mean(q * moments.gap) / mean_q,
+        )
+        return self.weigh(moments)
+
+    @property
+    def _pad(self):
+        return "wrap" if self.padding == "CIRCULAR" else "constant"
+
+    def _window_mean(self, values):
+        """Average over the window around each position, zeros of the padding included."""
+        for axis, size in zip(range(-len(self.kernel_size), 0), self.kernel_size, strict=True):
+            length = values.shape[axis]
+            margin = [(0, 0)] * values.ndim
+            margin[axis] = (size // 2, size // 2)
+            padded = jnp.pad(values, margin, self._pad)
+            parts = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(size)]
+            values = sum(parts[1:], start=parts[0]) / size
+        return values
+
+
+def convolution(
+    features: int,
+    kernel_size: Sequence[int] = (3, 3),
+    *,
+    padding: Padding = "CIRCULAR",
+    w_variance: Any = 1.0,
+    b_variance: Any = 0.0,
+    bias: bool = False,
+    kernel_init: Callable[..., Any] | None = None,
+    parameterization: Parameterization = "standard",
+) -> Convolution:
+    """Make a convolution of stride 1 that keeps the spatial shape.
+
+    Its parameters are `{"kernel": [*kernel_size, in, features], "bias": [features]}`.
+
+    The prediction is for weights whose variance is the same over the window. It is position by
+    position: the last axes of the moments' arrays, as many as `kernel_size` has, are spatial. With
+    circular padding, arrays of fewer axes stand for a signal that is equal at all positions.
+
+    Args:
+      features: number of output channels.
+      kernel_size: odd size of the window for each spatial axis.
+      padding: "CIRCULAR", or "SAME" for zeros.
+      w_variance, b_variance, bias, kernel_init, parameterization: as of `dense`, with
+        `fan_in = prod(kernel_size) in`.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described; by `predict`, if the padding is
+        "SAME" and the moments have no spatial axes.
+
+    Source: Xiao et al. (2018), eq. 2.5, for circular padding; zeros by counting.
+
+    >>> from jaxgrad.theory import Moments
+    >>> layer = convolution(16, (3,), padding="SAME")
+    >>> moments = layer.predict(Moments(log_q=jnp.zeros(4)))
+    >>> [round(float(q), 3) for q in jnp.exp(moments.log_q)]
+    [0.667, 1.0, 1.0, 0.667]
+    """
+    weights = check_weights(features, w_variance, b_variance, bias, kernel_init, parameterization)
+    kernel_size = _validate.shape("kernel_size", kernel_size, 1)
+    if any(size % 2 == 0 for size in kernel_size):
+        raise ValueError(
+            f"kernel_size must have odd sizes, to have a centre, got {kernel_size}; add 1"
+        )
+    _validate.choice("padding", padding, ("CIRCULAR", "SAME"))
+    return Convolution(*weights, kernel_size, padding)
+
+
+def exp_relative(logs, axes):
+    """Return `exp(logs)` divided by the largest along `axes`, and the log of the divisor."""
+    top = jax.lax.stop_gradient(jnp.max(logs, axis=axes, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    return jnp.exp(logs - top), top

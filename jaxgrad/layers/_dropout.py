@@ -1,0 +1,102 @@
+"""Dropout, as a function of an array and as a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxgrad import _validate
+from jaxgrad._numerics import in_float64
+from jaxgrad.layers._layer import Layer, layer, number
+
+
+def drop_units(
+    x: Float[Array, "*shape"], rate: Any, *, key: PRNGKeyArray | None
+) -> Float[Array, "*shape"]:
+    """Set each element to zero with probability `rate`, and divide the others by `1 - rate`.
+
+    The expectation is `x`, so that nothing needs scaling when dropout is off.
+
+    Args:
+      x: any shape, floating point.
+      rate: at least 0, below 1, may be traced.
+      key: PRNG key; `None` for a network in use, which changes nothing.
+
+    Returns:
+      An array like `x`.
+
+    Raises:
+      ValueError, TypeError: if `rate` is not as described.
+
+    Source: Srivastava et al. (2014), in the inverted form.
+
+    >>> drop_units(jnp.ones(6), 0.5, key=jax.random.key(0)).tolist()
+    [0.0, 0.0, 2.0, 2.0, 0.0, 2.0]
+    """
+    check_rate(rate)
+    if key is None:
+        return x
+    stays = jax.random.uniform(key, x.shape, jnp.float32) < 1 - rate
+    return jnp.where(stays, x / jnp.asarray(1 - rate, x.dtype), 0.0)
+
+
+def check_rate(rate: Any) -> None:
+    """Raise unless `rate` is traced or one number of at least 0 and below 1."""
+    _validate.scalar("rate", rate, minimum=0.0)
+    if not _validate.is_traced(rate) and rate >= 1:
+        raise ValueError(
+            f"rate must be below 1, got {rate}; it is the share of units that are set to zero"
+        )
+
+
+@layer
+class Dropout(Layer):
+    """Dropout; see `dropout`."""
+
+    rate: Any
+
+    @property
+    def homogeneous(self) -> bool:
+        """Masking commutes with scaling."""
+        return True
+
+    def draw(self, shape, *, key, dtype):
+        return {}, shape
+
+    def apply(self, params, state, h, *, key=None):
+        return drop_units(h, self.rate, key=key), state
+
+    @in_float64
+    def predict(self, moments):
+        # E (mask / keep)^2 = 1 / keep; the masks of two examples are independent.
+        keep = 1 - jnp.asarray(self.rate, float)
+        return dataclasses.replace(
+            moments,
+            log_q=moments.log_q - jnp.log(keep),
+            log_gradient=moments.log_gradient - jnp.log(keep),
+            mean=moments.mean * jnp.sqrt(keep),
+            gap=None if moments.gap is None else (1 - keep) + keep * moments.gap,
+            gaussian=False,
+        )
+
+
+def dropout(rate: Any) -> Dropout:
+    """Make a layer that sets units to zero at random, and divides the others by `1 - rate`.
+
+    Each example draws its own mask. Without a key `apply` changes nothing; the prediction is that
+    of dropout switched on.
+
+    Args:
+      rate: probability of being set to zero, at least 0, below 1, may be traced.
+
+    Raises:
+      ValueError, TypeError: if `rate` is not as described.
+
+    Source of the prediction: Schoenholz et al. (2017), sec. 4.
+    """
+    check_rate(rate)
+    return Dropout(number(rate))

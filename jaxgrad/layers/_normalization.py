@@ -1,0 +1,231 @@
+"""Layer norm and batch norm, and the parts of which they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxgrad import _validate
+from jaxgrad._numerics import in_float64, weighted_log_sum_exp
+from jaxgrad.layers._convolution import exp_relative
+from jaxgrad.layers._layer import Layer, layer, number, static
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of a signal, of shapes that broadcast to it."""
+
+    mean: Any
+    variance: Any
+
+
+def statistics(h: Float[Array, "..."], axes: Sequence[int]) -> Statistics:
+    """Return the mean and the variance over some axes, which stay, of size 1.
+
+    The variance is divided by the number of values. Over the batch and any spatial axes these are
+    the statistics of batch norm, over the features those of layer norm.
+
+    >>> result = statistics(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]), (0,))
+    >>> result.mean.tolist(), result.variance.tolist()
+    ([[2.0, 2.0]], [[1.0, 0.0]])
+    """
+    mean = jnp.mean(h, axis=tuple(axes), keepdims=True)
+    return Statistics(mean, jnp.mean(jnp.square(h - mean), axis=tuple(axes), keepdims=True))
+
+
+def normalize(
+    h: Float[Array, "*shape"], statistics: Statistics, epsilon: Any = 0.0
+) -> Float[Array, "*shape"]:
+    """Return `(h - mean) / sqrt(variance + epsilon)`, and 0 where that root is 0.
+
+    Args:
+      h: a signal.
+      statistics: of this signal or of other batches, of shapes that broadcast to `h`.
+      epsilon: at least 0, may be traced.
+
+    Source: Ioffe, Szegedy (2015), algorithm 1; Ba, Kiros, Hinton (2016), eq. 4.
+    """
+    centred = h - jnp.broadcast_to(statistics.mean, h.shape)
+    variance = statistics.variance + epsilon
+    varies = variance > 0
+    # Masked inside too, since the branch that is not taken still has a derivative.
+    inverse = jax.lax.rsqrt(jnp.where(varies, variance, 1.0)).astype(h.dtype)
+    inverse, varies = (jnp.broadcast_to(part, h.shape) for part in (inverse, varies))
+    return jnp.where(varies, centred * inverse, 0.0)
+
+
+def update(running: Statistics, batch: Statistics, momentum: Any) -> Statistics:
+    """Return `momentum running + (1 - momentum) batch`, for use when there is no batch.
+
+    The variance of the batch is the one divided by the number of values, as in flax and Keras;
+    PyTorch and Ioffe, Szegedy (2015) divide by one less.
+
+    Args:
+      running: the statistics so far, for example means 0 and variances 1.
+      batch: statistics of as many values, in any shape.
+      momentum: from 0 to 1, may be traced; 1 leaves `running` as it is.
+
+    Returns:
+      Statistics of the shapes of `running`.
+    """
+
+    def mixed(old, new):
+        return momentum * old + (1 - momentum) * jnp.reshape(new, old.shape).astype(old.dtype)
+
+    return jax.tree.map(mixed, running, batch)
+
+
+@layer
+class LayerNorm(Layer):
+    """Normalization over the last axis; see `layer_norm`."""
+
+    epsilon: Any
+
+    def draw(self, shape, *, key, dtype):
+        return _scale_and_shift(shape, dtype), shape
+
+    def apply(self, params, state, h, *, key=None):
+        normalized = normalize(h, statistics(h, (-1,)), self.epsilon)
+        return _rescaled(params, normalized), state
+
+    @in_float64
+    def predict(self, moments):
+        # Over many units the variance of an example is q (1 - mean^2), its expectation.
+        varies = 1 - jnp.square(moments.mean)
+        log_q = moments.log_q + jnp.log(varies)
+        gap = None if moments.gap is None else moments.gap / varies
+        moments = dataclasses.replace(moments, log_q=log_q, gap=gap)
+        return _divide(moments, log_q, self.epsilon)
+
+
+def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
+    """Make a layer that subtracts the mean over the last axis and divides by the deviation.
+
+    Its parameters are `{"scale": [features], "shift": [features]}`, at first ones and zeros.
+
+    Args:
+      epsilon: added to the variance, at least 0, may be traced. With 0 a constant example becomes
+        zeros.
+
+    Raises:
+      ValueError, TypeError: if `epsilon` is not as described.
+
+    Source: Ba, Kiros, Hinton (2016), eq. 4; the prediction by the law of large numbers.
+    """
+    _validate.scalar("epsilon", epsilon, minimum=0.0)
+    return LayerNorm(number(epsilon))
+
+
+@layer
+class BatchNorm(Layer):
+    """Normalization over the batch; see `batch_norm`."""
+
+    epsilon: Any
+    momentum: Any
+    spatial: int = static()
+
+    @property
+    def mixes(self) -> bool:
+        """The statistics are those of all examples."""
+        return True
+
+    def draw(self, shape, *, key, dtype):
+        if len(shape) != self.spatial + 1:
+            raise ValueError(
+                f"shape must have {self.spatial} spatial axes and features, got {tuple(shape)}; "
+                f"pass spatial={len(shape) - 1} to batch_norm"
+            )
+        return _scale_and_shift(shape, dtype), shape
+
+    def init_state(self, params):
+        shape = params["scale"].shape
+        return Statistics(jnp.zeros(shape), jnp.ones(shape))
+
+    def apply(self, params, state, h, *, key=None):
+        in_use = state is not None and key is None
+        selected = state if in_use else statistics(h, range(self.spatial + 1))
+        h = _rescaled(params, normalize(h, selected, self.epsilon))
+        if state is not None and not in_use:
+            state = update(state, selected, self.momentum)
+        return h, state
+
+    @in_float64
+    def predict(self, moments):
+        if moments.gap is None:
+            raise ValueError(
+                "moments must have a gap for batch norm, which divides by how much examples "
+                "differ, got None; pass for example gap=1.0, examples without correlation"
+            )
+        shape = np.broadcast_shapes(np.shape(moments.log_q), np.shape(moments.gap))
+        axes = tuple(range(-self.spatial, 0)) if len(shape) >= self.spatial else ()
+        log_q, gap = (jnp.broadcast_to(a, shape) for a in (moments.log_q, moments.gap))
+        q, log_scale = exp_relative(log_q, axes)
+        # q gap is the variance of a unit over examples, q (1 - gap) its squared mean over them.
+        # With spatial axes, of that mean only the average over positions is subtracted.
+        variance, square = q * gap, q * (1 - gap)
+        centred = variance + (square - jnp.mean(square, axis=axes, keepdims=True))
+        moments = dataclasses.replace(
+            moments, log_q=jnp.log(centred) + log_scale, gap=variance / centred
+        )
+        log_variance = jnp.log(jnp.mean(variance, axis=axes, keepdims=True)) + log_scale
+        return _divide(moments, log_variance, self.epsilon)
+
+
+def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> BatchNorm:
+    """Make a layer that subtracts the mean of each unit over the batch and divides by its deviation.
+
+    Its parameters are `{"scale": [features], "shift": [features]}`, at first ones and zeros. Its
+    state holds the running mean and variance, `[features]` each.
+
+    Batch norm makes the growth of gradients independent of the weight variance, but does not stop
+    it: at the start of training the squared gradients of deep ReLU networks grow by `pi / (pi - 1)`
+    a layer, and the first steps mend that. `python -m experiments.norm_layers` measures both.
+
+    The prediction is for a large batch; growth rates are off by order `1 / batch`. It assumes that
+    all units have the same variance over the batch. That holds after a layer of weights. After an
+    activation it holds only where the arguments have gap 1, as in a block that normalizes too and
+    has no biases; otherwise the growth may be off by 10 % a block. With spatial axes it assumes
+    that the correlation of two examples does not depend on position.
+
+    Args:
+      epsilon: added to the variance, at least 0, may be traced. With 0 a constant unit becomes
+        zeros.
+      spatial: number of spatial axes, which are averaged like the batch.
+      momentum: share of the running statistics that stays in each update, at least 0, may be
+        traced.
+
+    Raises:
+      ValueError, TypeError: if an argument is not as described, or inputs have other axes; by
+        `predict`, if the moments have no gap, which tells how much examples differ.
+
+    Source: Ioffe, Szegedy (2015); Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz (2019).
+    """
+    _validate.scalar("epsilon", epsilon, minimum=0.0)
+    _validate.scalar("momentum", momentum, minimum=0.0)
+    return BatchNorm(number(epsilon), number(momentum), _validate.integer("spatial", spatial, 0))
+
+
+def _scale_and_shift(shape, dtype):
+    return {"scale": jnp.ones(shape[-1:], dtype), "shift": jnp.zeros(shape[-1:], dtype)}
+
+
+def _rescaled(params, h):
+    scale, shift = (jnp.broadcast_to(params[name], h.shape) for name in ("scale", "shift"))
+    return h * scale + shift
+
+
+def _divide(moments, log_variance, epsilon):
+    """Divide centred moments by a standard deviation."""
+    log_variance = weighted_log_sum_exp((1.0, epsilon), (log_variance, 0.0))
+    log_q = moments.log_q - log_variance
+    return dataclasses.replace(
+        moments,
+        log_q=log_q,
+        log_gradient=moments.log_gradient - log_variance,
+        mean=jnp.zeros_like(log_q),
+    )

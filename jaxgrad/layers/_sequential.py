@@ -1,0 +1,70 @@
+"""Layers one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgrad._numerics import in_float64
+from jaxgrad.layers._layer import Layer, check_is_layer, fold_key, layer
+
+
+@layer
+class Sequential(Layer):
+    """One layer after the other; see `sequential`."""
+
+    layers: Any
+
+    @property
+    def homogeneous(self) -> bool:
+        """If all layers are."""
+        return all(part.homogeneous for part in self.layers)
+
+    @property
+    def mixes(self) -> bool:
+        """If any layer does."""
+        return any(part.mixes for part in self.layers)
+
+    def draw(self, shape, *, key, dtype):
+        drawn = []
+        for i, part in enumerate(self.layers):
+            params, shape = part.draw(shape, key=fold_key(key, i), dtype=dtype)
+            drawn.append(params)
+        return tuple(drawn), shape
+
+    def init_state(self, params):
+        return tuple(part.init_state(own) for part, own in zip(self.layers, params, strict=True))
+
+    def apply(self, params, state, h, *, key=None):
+        before = (None,) * len(self.layers) if state is None else state
+        after = []
+        for i, part in enumerate(self.layers):
+            h, part_state = part.apply(params[i], before[i], h, key=fold_key(key, i))
+            after.append(part_state)
+        return h, None if state is None else tuple(after)
+
+    @in_float64
+    def predict(self, moments):
+        for part in self.layers:
+            moments = part.predict(moments)
+        return moments
+
+
+def sequential(*layers: Layer) -> Sequential:
+    """Make a layer of several, one after the other; none at all is the identity.
+
+    Layer `i` of 0, 1, ... draws from `fold_in(key, i)`. Parameters and state are tuples with one
+    entry for each layer.
+
+    Raises:
+      TypeError: if an argument is not a `Layer`.
+
+    >>> import jax
+    >>> from jaxgrad.layers import activation, dense, init
+    >>> block = sequential(dense(4), activation("relu"))
+    >>> params, state = init(block, (3,), key=jax.random.key(0))
+    >>> len(params), state
+    (2, ((), ()))
+    """
+    for part in layers:
+        check_is_layer("layers", part)
+    return Sequential(layers)
