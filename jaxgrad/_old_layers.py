@@ -1,4 +1,6 @@
-"""Layers that compose: how each starts, what it computes, and what mean-field theory says of it.
+"""Layers of the former kind, to be removed.
+
+Layers that compose: how each starts, what it computes, and what mean-field theory says of it.
 
 A `Layer` is a tuple of pure functions. `sequential` and `residual` make layers of layers;
 `jaxgrad.networks.init_blocks` stacks many copies of one that keeps its input's shape, so that a
@@ -58,11 +60,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _validate, activations, initializers, normalization, regularization
+from jaxgrad import _validate, activations, initializers
+from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
-from jaxgrad.theory import Moments, activate, predict_blocks
-from jaxgrad.theory._float64 import in_float64
+from jaxgrad.layers import _dropout
+from jaxgrad.layers import _normalization as normalization
+from jaxgrad.theory import Moments, activate
 
 Params = Any
 """Parameters of a layer: any pytree of arrays."""
@@ -454,13 +458,13 @@ def dropout(keep_prob: Any) -> Layer:
 
     Source of the prediction: Schoenholz et al. (2017), sec. 4.
     """
-    regularization.check_keep_prob(keep_prob)
+    _dropout.check_rate(1 - keep_prob)
 
     def init(key, shape, dtype):
         return {}, shape
 
     def apply(params, h, key):
-        return regularization.dropout(key, h, keep_prob)
+        return _dropout.drop_units(h, 1 - keep_prob, key=key)
 
     @in_float64
     def predict(moments):
@@ -832,3 +836,26 @@ def _log_sum(weights, logs):
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     # A term that has no weight may lie above the top by any amount.
     return top + jnp.log(jnp.sum(factors * jnp.exp(jnp.minimum(exponents - top[None], _LARGE)), 0))
+
+
+@in_float64
+def predict_blocks(block, first, depth):
+    def double(leaf):
+        return jnp.asarray(leaf, jnp.float64)
+
+    # The first block may make Gaussian what was not; a scan needs the kind to stay.
+    start = block(jax.tree.map(double, first))
+    if jax.tree.structure(start) != jax.tree.structure(jax.eval_shape(block, start)):
+        raise ValueError(
+            "block must keep the kind of moments from its second application on, got "
+            f"gaussian={start.gaussian}, fresh={start.fresh} after the first and another after "
+            "the second; predict the blocks one by one"
+        )
+    start = jax.tree.map(double, start)
+
+    def step(state, _):
+        following = block(state)
+        return following, following
+
+    rest = jax.lax.scan(step, start, length=depth - 1)[1]
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)

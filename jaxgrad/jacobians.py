@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _validate, networks, propagation
-from jaxgrad.layers import Layer
+from jaxgrad._old_layers import Layer
 
 _SWEEPS = 40
 
@@ -83,7 +83,8 @@ def lyapunov(
     Source: Benettin, Galgani, Giorgilli, Strelcyn (1980).
 
     >>> import jax, jax.numpy as jnp
-    >>> from jaxgrad import initializers, layers
+    >>> from jaxgrad import _old_layers as layers
+    >>> from jaxgrad import initializers
     >>> block = layers.dense(8, w_variance=4.0, kernel_init=initializers.orthogonal())
     >>> params = networks.init_blocks(jax.random.key(0), block, (8,), 100)
     >>> found = lyapunov(params, jnp.ones((1, 8)), jax.random.key(1), block, count=3)
@@ -128,7 +129,8 @@ def singular_values(params: Any, x: jax.Array, block: Layer) -> jax.Array:
     Source: Bai, Lee, Li, Xu (2011) for the product; Demmel, Veselic (1992) for the rotations.
 
     >>> import jax, jax.numpy as jnp
-    >>> from jaxgrad import initializers, layers
+    >>> from jaxgrad import _old_layers as layers
+    >>> from jaxgrad import initializers
     >>> block = layers.dense(8, w_variance=1 / 4, kernel_init=initializers.orthogonal())
     >>> params = networks.init_blocks(jax.random.key(0), block, (8,), 1000)
     >>> values = singular_values(params, jnp.ones((1, 8)), block)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxgrad import _validate, activations, initializers
 from jaxgrad.activations import Activation
 from jaxgrad.initializers import Initializer
-from jaxgrad.layers import Layer, repeat
+from jaxgrad._old_layers import Layer, repeat
 
 Params = dict[str, Any]
 """`{"first": layer, "hidden": layers, "readout": layer}`.
@@ -259,7 +259,7 @@ def init_blocks(
         shape or has no parameters.
 
     >>> import jax
-    >>> from jaxgrad import layers
+    >>> from jaxgrad import _old_layers as layers
     >>> block = layers.residual(layers.sequential(layers.activation("relu"), layers.dense(8)))
     >>> params = init_blocks(jax.random.key(0), block, (8,), 100)
     >>> apply_blocks(params, jnp.ones((2, 8)), block).shape

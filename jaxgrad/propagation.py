@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxgrad import _validate, activations, networks
 from jaxgrad.activations import Activation
-from jaxgrad.layers import Layer
+from jaxgrad._old_layers import Layer
 from jaxgrad.networks import Params
 
 WINDOW = 16.0
@@ -487,7 +487,7 @@ def probe_blocks(
       ValueError, TypeError: if an argument is not as described.
 
     >>> import jax, jax.numpy as jnp
-    >>> from jaxgrad import layers
+    >>> from jaxgrad import _old_layers as layers
     >>> block = layers.sequential(layers.dense(32, w_variance=4.0), layers.activation("relu"))
     >>> params = networks.init_blocks(jax.random.key(0), block, (32,), 100)
     >>> out = probe_blocks(params, jnp.ones((4, 32)), jax.random.key(1), block)

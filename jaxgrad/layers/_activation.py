@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import activations
+from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.layers._layer import Layer, layer, static
 from jaxgrad.theory import activate
@@ -34,6 +35,7 @@ class Elementwise(Layer):
         draws = {"key": key} if self.function.randomized and key is not None else {}
         return self.function(h, **params, **draws), state
 
+    @in_float64
     def predict(self, moments):
         return _predict(moments, self.function)
 

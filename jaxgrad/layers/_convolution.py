@@ -37,7 +37,9 @@ class Convolution(Weights):
     def apply(self, params, state, h, *, key=None):
         kernel, rank = params["kernel"], len(self.kernel_size)
         dtype = jnp.result_type(h, kernel)
-        h = jnp.pad(h, ((0, 0), *((size // 2,) * 2 for size in self.kernel_size), (0, 0)), self._pad)
+        h = jnp.pad(
+            h, ((0, 0), *((size // 2,) * 2 for size in self.kernel_size), (0, 0)), self._pad
+        )
         # Batch first and channels last; the kernel is [*window, in, out].
         space = tuple(range(1, rank + 1))
         numbers = jax.lax.ConvDimensionNumbers(

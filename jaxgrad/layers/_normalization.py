@@ -177,7 +177,7 @@ class BatchNorm(Layer):
 
 
 def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> BatchNorm:
-    """Make a layer that subtracts the mean of each unit over the batch and divides by its deviation.
+    """Make a layer that subtracts each unit's mean over the batch and divides by its deviation.
 
     Its parameters are `{"scale": [features], "shift": [features]}`, at first ones and zeros. Its
     state holds the running mean and variance, `[features]` each.
