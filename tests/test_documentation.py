@@ -1,39 +1,164 @@
-"""The README's Python blocks run, and its commands are the ones that exist."""
+"""The documentation's examples run and print what it shows; its files, links and names exist.
 
+In every Markdown page each `python` block is run by itself. What it prints must equal the block
+without a language that follows it directly. A comment on the line before the block changes that:
+
+    <!-- slow -->             only in the slow tests
+    <!-- not run: reason -->  not run
+    <!-- tolerance 1e-3 -->   numbers in the output may differ by this relative error
+"""
+
+import contextlib
+import io
+import math
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import pytest
 
+import jaxgrad
+
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
+}
+README = PAGES["README.md"]
+# Pages that speak of names of former versions.
+HISTORY = ("CHANGELOG.md", "docs/from_0_1_to_0_2.md")
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<marks>.*?) -->\n)?"
+    r"^```python\n(?P<code>.*?)^```$"
+    r"(?:\n+^```\n(?P<output>.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 
 
-def test_there_are_examples():
-    assert BLOCKS
+@dataclass(frozen=True)
+class Example:
+    """A `python` block of a page, with the output that is shown below it, if any."""
+
+    page: str
+    line: int
+    code: str
+    output: str | None
+    marks: str
+
+    @property
+    def tolerance(self) -> float:
+        marked = re.search(r"tolerance (\S+)", self.marks)
+        return float(marked[1]) if marked else 0.0
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_readme_examples_run(block, tmp_path, monkeypatch):
+def examples(pages):
+    for page, text in pages.items():
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start("code"))
+            yield Example(page, line, match["code"], match["output"], match["marks"] or "")
+
+
+EXAMPLES = list(examples(PAGES))
+
+
+def same(printed: str, shown: str, tolerance: float = 0.0) -> bool:
+    """Whether two outputs are equal, the numbers in them up to a relative tolerance."""
+    printed, shown = (re.sub(r"\s+\n", "\n", text.strip() + "\n") for text in (printed, shown))
+    if not tolerance:
+        return printed == shown
+    if [re.sub(r"\s+", " ", t) for t in NUMBER.split(printed)] != [
+        re.sub(r"\s+", " ", t) for t in NUMBER.split(shown)
+    ]:
+        return False
+    pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=tolerance) for a, b in pairs)
+
+
+def parameters():
+    for example in EXAMPLES:
+        if "not run" not in example.marks:
+            marks = [pytest.mark.slow] if "slow" in example.marks else []
+            yield pytest.param(example, marks=marks, id=f"{example.page}:{example.line}")
+
+
+@pytest.mark.parametrize("example", parameters())
+def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch, optimized):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    printed = io.StringIO()
     # As at a reader's, whose own functions may promote ranks.
-    with jax.numpy_rank_promotion("allow"):
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    with jax.numpy_rank_promotion("allow"), contextlib.redirect_stdout(printed):
+        exec(compile(example.code, example.page, "exec"), {"__name__": "example"})
+    shown = example.output or ""
+    assert same(printed.getvalue(), shown, example.tolerance), printed.getvalue()
 
 
-def test_readme_commands_name_modules_that_exist():
-    modules = set(re.findall(r"python -m ((?:experiments|benchmarks)\.\w+)", README))
-    assert "experiments.depth_variance" in modules
-    for module in modules:
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+def test_the_readme_has_examples_with_output():
+    assert (
+        sum(example.output is not None for example in EXAMPLES if example.page == "README.md") >= 5
+    )
 
 
-def test_readme_pictures_exist():
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / picture).is_file(), picture
+def test_blocks_are_read_with_their_marks_and_output():
+    text = (
+        "<!-- slow, tolerance 1e-2 -->\n```python\nprint(1)\n```\n\n```\n1\n```\n"
+        "```python\nx = 1\n```\n\nProse.\n\n```\nnot output\n```\n"
+    )
+    first, second = examples({"page": text})
+    assert (first.output, first.tolerance, first.line) == ("1\n", 0.01, 2)
+    assert (second.code, second.output, second.marks) == ("x = 1\n", None, "")
+
+
+def test_outputs_are_compared():
+    assert same("a 1.0\n", "a 1.0")
+    assert not same("a 1.0", "a 1.01")
+    assert same("a  1.0", "a 1.001", 1e-2)
+    assert not same("a 1.0", "a 1.1", 1e-2)
+    assert not same("a 1.0", "b 1.0", 1e-2)
+    assert not same("1.0", "", 1e-2)
+
+
+def test_commands_name_modules_that_exist():
+    for page, text in PAGES.items():
+        if page not in HISTORY:
+            for module in re.findall(
+                r"python -m ((?:experiments|benchmarks|tests)\.[\w.]*\w)", text
+            ):
+                path = ROOT / module.replace(".", "/")
+                assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    assert "python -m experiments.depth_variance" in README
+
+
+def test_links_and_pictures_exist():
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not re.match(r"https?:|mailto:|#", target):
+                assert ((ROOT / page).parent / target.partition("#")[0]).exists(), (page, target)
+
+
+def test_paths_in_backticks_exist():
+    for page, text in PAGES.items():
+        if page not in HISTORY:
+            for path in re.findall(
+                r"`((?:jaxgrad|experiments|tests|benchmarks|docs)/[\w./]*)`", text
+            ):
+                assert (ROOT / path).exists(), (page, path)
+
+
+def test_names_in_backticks_exist():
+    for page, text in PAGES.items():
+        if page not in HISTORY:
+            for name in re.findall(r"`jaxgrad\.([A-Za-z][\w.]*\w)(?:\(.*?\))?`", text):
+                value = jaxgrad
+                for part in name.split("."):
+                    assert hasattr(value, part), (page, name)
+                    value = getattr(value, part)
 
 
 def test_ci_runs_the_readme_test_command_to_the_letter():
@@ -52,3 +177,14 @@ def test_constraints_are_versions_alone_and_cover_what_is_asked_for():
     asked = project["dependencies"] + extras["experiments"] + extras["test"]
     names = {re.split(r"[\[><=]", requirement)[0].lower() for requirement in asked}
     assert names - {"jaxgrad"} <= pinned
+
+
+def test_the_version_is_the_changelog_s_and_the_citation_s():
+    version = re.search(
+        r"^## (\d+\.\d+\.\d+), (\d{4}-\d\d-\d\d)$", PAGES["CHANGELOG.md"], re.MULTILINE
+    )
+    assert version
+    assert version[1] == jaxgrad.__version__
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {version[1]}\n" in citation
+    assert f"date-released: {version[2]}\n" in citation

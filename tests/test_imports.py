@@ -1,6 +1,9 @@
-"""Importing is pure, and modules import only downwards."""
+"""Importing is pure, packages import only those below them, and what is public is listed."""
 
 import ast
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,30 +13,34 @@ import pytest
 import jaxgrad
 
 ROOT = Path(jaxgrad.__file__).parent
+REPOSITORY = ROOT.parent
+SHARED = {"_validate", "_numerics"}
 MAY_IMPORT = {
     "_validate": set(),
     "_numerics": {"_validate"},
-    "activations": {"_validate"},
-    "theory": {"_numerics", "_validate", "activations", "theory"},
-    "initializers": {"_numerics", "_validate", "activations", "initializers", "theory"},
-    "layers": {
-        *("_validate", "activations", "initializers", "normalization", "regularization"),
-        "theory",
-    },
-    "networks": {"_validate", "activations", "initializers", "layers"},
-    "propagation": {"_validate", "activations", "layers", "networks"},
-    "jacobians": {"_validate", "layers", "networks", "propagation"},
-    "regimes": {"_validate"},
-    "sweeps": {"_validate"},
-    "normalization": {"_validate"},
-    "regularization": {"_validate"},
-    "augmentation": {"_validate"},
-    "training": {"_validate", "activations", "regularization", "training"},
-    "plotting": {"regimes", "plotting", "theory"},
-    "checking": {"_validate", "checking"},
-    "testing": {"checking"},
+    "activations": SHARED,
+    "regimes": SHARED,
+    "checking": SHARED,
+    "testing": SHARED | {"checking"},
+    "sweeps": SHARED,
+    "theory": SHARED | {"activations"},
+    "initializers": SHARED | {"activations", "theory"},
+    "layers": SHARED | {"activations", "theory", "initializers"},
+    "propagation": SHARED | {"activations", "theory", "initializers", "layers"},
+    "training": SHARED | {"activations", "theory", "initializers", "layers", "propagation"},
+    # Figures take results, so that anything that returns such a result can be drawn.
+    "plotting": SHARED | {"activations", "regimes", "theory"},
 }
 OPTIONAL = {"xarray", "zarr", "matplotlib", "sklearn", "tqdm", "tyro", "torch", "scipy"}
+SOURCES = sorted(ROOT.rglob("*.py"))
+USERS = sorted(
+    p for folder in ("experiments", "benchmarks") for p in REPOSITORY.glob(f"{folder}/**/*.py")
+)
+PUBLIC_MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages([str(ROOT)], "jaxgrad.")
+    if not any(part.startswith("_") for part in module.name.split("."))
+]
 
 PURITY = """
 import jax
@@ -41,7 +48,7 @@ before = dict(jax.config.values)
 import jaxgrad
 after = dict(jax.config.values)
 assert before == after, {k: (before[k], after[k]) for k in before if before[k] != after[k]}
-# Refused once a backend has started.
+# JAX refuses this setting once a backend has started.
 jax.config.update("jax_num_cpu_devices", 3)
 import sys
 loaded = {name for name in sys.modules if "." not in name}
@@ -49,46 +56,99 @@ assert not loaded & OPTIONAL, loaded & OPTIONAL
 """
 
 
-def imported(path):
-    """Modules that a file imports when it is imported, top level only."""
-    for node in ast.parse(path.read_text()).body:
+def relative(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+def imports(tree):
+    """Full names that are imported anywhere in a tree."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def public_names(module):
+    """Public functions and classes that a module offers, by name."""
+    names = getattr(module, "__all__", None)
+    if names is None:
+        names = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        ]
+    return {name: getattr(module, name) for name in names}
 
 
 def test_import_changes_no_setting_and_starts_no_backend():
     subprocess.run([sys.executable, "-c", f"OPTIONAL = {OPTIONAL}{PURITY}"], check=True)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_modules_import_only_downwards(path):
-    module = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if module == "__init__":
-        return
-    for name in imported(path):
-        top, _, rest = name.partition(".")
-        assert top not in OPTIONAL
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_packages_import_only_those_below(path):
+    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    tree = ast.parse(path.read_text())
+    for name in imports(tree):
         assert not name.startswith("jax._src")
-        if top == "jaxgrad":
-            assert rest.split(".")[0] in MAY_IMPORT[module], name
+        top, _, rest = name.partition(".")
+        if top == "jaxgrad" and package != "__init__":
+            assert rest.split(".")[0] in MAY_IMPORT[package] | {package}, name
 
 
-@pytest.mark.parametrize("folder", ["experiments", "benchmarks"])
-def test_experiments_use_public_names_only(folder):
-    for path in (ROOT.parent / folder).glob("*.py"):
-        for name in imported(path):
-            if name.startswith("jaxgrad."):
-                assert name.split(".")[1] in jaxgrad.__all__, (path.name, name)
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_optional_libraries_are_imported_where_they_are_used(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not OPTIONAL & {name.split(".")[0] for name in imports(node)}
 
 
-def test_every_public_name_is_documented():
-    for name in jaxgrad.__all__:
-        module = getattr(jaxgrad, name)
-        assert module.__doc__
-        if callable(module):
-            continue
-        for public, value in vars(module).items():
-            if callable(value) and getattr(value, "__module__", "").startswith("jaxgrad"):
-                assert public.startswith("_") or value.__doc__, (name, public)
+@pytest.mark.parametrize("path", SOURCES + USERS, ids=relative)
+def test_private_names_stay_within_their_package(path):
+    parts = path.relative_to(REPOSITORY).parts
+    package = f"{parts[0]}.{parts[1].removesuffix('.py')}"
+    tree = ast.parse(path.read_text())
+    names = [name for name in imports(tree) if name.split(".")[0] in ("jaxgrad", "experiments")]
+    allowed = ["jaxgrad._validate", "jaxgrad._numerics"] if parts[0] == "jaxgrad" else []
+    allowed += ["experiments._kit"] if parts[0] == "experiments" else []
+    for name in names:
+        if not name.startswith((package, *allowed)):
+            assert "._" not in name, name
+    modules = {name.split(".")[-1] for name in names if not name.startswith(package)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (
+                node.value.id not in modules
+                or not node.attr.startswith("_")
+                or (node.attr.startswith("__"))
+            ), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("__init__.py")), ids=relative)
+def test_each_package_lists_what_is_public(path):
+    package = ".".join(path.parent.relative_to(REPOSITORY).parts)
+    listed = importlib.import_module(package).__all__
+    bound = {
+        alias.asname or alias.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(listed) == {name for name in bound if not name.startswith("_")}
+
+
+def test_the_library_lists_all_its_packages():
+    modules = {m.name for m in pkgutil.iter_modules([str(ROOT)]) if not m.name.startswith("_")}
+    assert modules <= set(jaxgrad.__all__)
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_is_documented(module):
+    assert module.__doc__
+    for name, value in public_names(module).items():
+        if callable(value):
+            assert inspect.getdoc(value), name
+            if inspect.isclass(value):
+                for method, function in vars(value).items():
+                    if inspect.isfunction(function) and not method.startswith("_"):
+                        assert inspect.getdoc(getattr(value, method)), (name, method)
