@@ -53,11 +53,23 @@ A layer of your own is a class with these methods:
 2.0
 """
 
-from jaxgrad.layers._activation import activation
+from jaxgrad.layers._activation import Elementwise, activate_scaled, activation, beyond_window
 from jaxgrad.layers._convolution import convolution
 from jaxgrad.layers._dropout import dropout
-from jaxgrad.layers._layer import Layer, Params, Shape, State, apply, init, layer, static
-from jaxgrad.layers._mlp import mlp
+from jaxgrad.layers._layer import (
+    Layer,
+    Params,
+    Shape,
+    State,
+    apply,
+    check_fit,
+    check_is_layer,
+    init,
+    layer,
+    static,
+)
+from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units, linearize_copy
+from jaxgrad.layers._mlp import Mlp, mlp
 from jaxgrad.layers._normalization import batch_norm, layer_norm
 from jaxgrad.layers._repeat import repeat
 from jaxgrad.layers._residual import residual

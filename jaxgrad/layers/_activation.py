@@ -9,12 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import activations
 from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.layers._layer import Layer, layer, static
+from jaxgrad.layers._log_space import Derivative, Scaled, Units
 from jaxgrad.theory import activate
+
+WINDOW = 16.0
+"""Arguments whose log size is beyond this are replaced by the activation's asymptotes."""
 
 
 @layer
@@ -34,6 +39,19 @@ class Elementwise(Layer):
     def apply(self, params, state, h, *, key=None):
         draws = {"key": key} if self.function.randomized and key is not None else {}
         return self.function(h, **params, **draws), state
+
+    def linearize(self, params, h, *, key=None):
+        log_square = h.log_mean_square()
+        # The scale passes by a homogeneous function; of any other as much as is beyond the window.
+        scale = h.log_scale if self.homogeneous else beyond_window(log_square / 2)
+        out, slope = activate_scaled(self, params, Scaled(h.relative_to(scale), scale), key=key)
+
+        def multiply(change):
+            return Scaled(slope.value * change.value, slope.log_scale + change.log_scale)
+
+        # The derivative is a diagonal matrix, its own transpose; there are no kernels.
+        units = Units(log_square, slope)
+        return out, Derivative(multiply, lambda c: (multiply(c), -jnp.inf), units)
 
     @in_float64
     def predict(self, moments):
@@ -56,6 +74,62 @@ def activation(function: str | Activation | Callable[..., Any]) -> Elementwise:
     (True, False)
     """
     return Elementwise(activations.get(function))
+
+
+def beyond_window(log_size: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the part of a log size that is outside the window, 0 where it is not finite."""
+    beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
+    return jnp.where(jnp.isfinite(beyond), beyond, 0.0)
+
+
+def activate_scaled(
+    layer: Elementwise, params: Any, z: Scaled, *, key: PRNGKeyArray | None = None
+) -> tuple[Scaled, Scaled]:
+    """Apply an activation and return its values and slopes.
+
+    Where the log scale of `z` is not 0, `z.value` must lie where the function follows its
+    asymptote, a power law; its degree says what becomes of the scale.
+    """
+
+    def function(value):
+        return layer.apply(params, None, value, key=key)[0]
+
+    h, pull = jax.vjp(function, z.value)
+    log_slope = jnp.zeros_like(z.log_scale)
+    if layer.function.scaled_slope is None:
+        slope = pull(jnp.ones_like(h))[0]
+    else:
+        slope, log_slope = layer.function.scaled_slope(z.value.reshape(len(h), -1))
+        slope, log_slope = slope.reshape(h.shape), log_slope[:, 0]
+    if layer.homogeneous:
+        return Scaled(h, z.log_scale), Scaled(slope, log_slope)
+    near, far = _degrees(layer.function)
+    degree, slope_degree = jnp.where(
+        z.log_scale[None] < 0, *(jnp.asarray(d, z.log_scale.dtype)[:, None] for d in (near, far))
+    )
+    nonzero = jnp.any(h != 0, axis=tuple(range(1, h.ndim)))
+    return (
+        Scaled(h, jnp.where(nonzero, degree * z.log_scale, 0.0)),
+        Scaled(slope, log_slope + slope_degree * z.log_scale),
+    )
+
+
+def _degrees(function):
+    """Return the exponents of a function and of its slope, near zero and far out, `[2]` each."""
+    if function.degrees is not None:
+        return tuple((degree, max(degree - 1, 0.0)) for degree in function.degrees)
+
+    def largest(log_size):
+        z = jnp.exp(log_size) * jnp.concatenate([grid, -grid])
+        h, pull = jax.vjp(function, z)
+        return jnp.log(jnp.stack([jnp.max(jnp.abs(a)) for a in (h, pull(jnp.ones_like(h))[0])]))
+
+    def exponents(log_size):
+        raw = (largest(log_size) - largest(log_size * 0.75)) / (log_size * 0.25)
+        return jnp.where(jnp.isfinite(raw), jnp.round(2 * raw) / 2, 0.0)
+
+    grid = jnp.linspace(0.5, 1.0, 64, dtype=jnp.float32)
+    return exponents(-WINDOW), exponents(WINDOW)
 
 
 def activation_parameters(function: Activation, dtype: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _validate
+from jaxgrad.layers import _log_space
+from jaxgrad.layers._log_space import Derivative, Scaled, Stack
 from jaxgrad.theory import Moments
 
 Params = Any
@@ -92,6 +94,27 @@ class Layer:
     def init_state(self, params: Params) -> State:
         """Return the state before the first batch of training; `()` if nothing is carried."""
         return ()
+
+    def linearize(
+        self, params: Params, h: Scaled, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Scaled, Derivative]:
+        """Apply the layer, as it is drawn, to a signal and differentiate it there.
+
+        The default differentiates `apply`. A layer overrides it if its outputs or slopes can leave
+        the range of floating-point numbers where their logs do not.
+        """
+        return _log_space.linearize(self, params, h, key=key)
+
+    def stacks(self, params: Params, *, key: PRNGKeyArray | None = None) -> tuple[Stack, ...]:
+        """Return the entries of the layer's depth axis in order; by default it is one entry."""
+        return (_log_space.single(self, params, key=key),)
+
+    def predict_each(self, moments: Moments) -> tuple[Moments, ...]:
+        """Return the moments after each entry of the depth axis, which is their leading axis.
+
+        There is one item for each of `stacks`.
+        """
+        return (jax.tree.map(lambda a: jnp.asarray(a)[None], self.predict(moments)),)
 
     @property
     def homogeneous(self) -> bool:

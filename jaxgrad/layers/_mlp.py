@@ -65,7 +65,8 @@ class Mlp(Weights):
         params = {"first": first, "hidden": hidden}
         if self.out_features is None:
             return params, (width,)
-        params["readout"] = self._readout._draw_layer(keys[0], width, self.out_features, dtype)
+        readout = dataclasses.replace(self, w_variance=1.0)
+        params["readout"] = readout._draw_layer(keys[0], width, self.out_features, dtype)
         return params, (self.out_features,)
 
     def apply(self, params, state, h, *, key=None):
@@ -79,7 +80,7 @@ class Mlp(Weights):
         h = act(h, params["first"], 1)
         (h, _), _ = jax.lax.scan(step, (h, 2), params["hidden"])
         if self.out_features is not None:
-            h = self._readout.preactivate(params["readout"], h)
+            h, _ = self._readout.apply(params["readout"], None, h)
         return h, state
 
     def preactivate(self, layer_params, h):
@@ -91,20 +92,42 @@ class Mlp(Weights):
         trained = layer_params.get("activation", {})
         return Elementwise(self.function).apply(trained, None, z, key=fold_key(key, index))[0]
 
+    def stacks(self, params, *, key=None):
+        # The first layer may have another shape than the others, which are copies of each other.
+        first = jax.tree.map(lambda a: a[None], params["first"])
+        parts, pairs = [], []
+        for layer_params, depth in ((first, 1), (params["hidden"], self.depth - 1)):
+            if depth:
+                parts.append(dataclasses.replace(self.layers, depth=depth))
+                rest = {name: layer_params[name] for name in layer_params if name != "activation"}
+                pairs.append((rest, layer_params.get("activation", {})))
+        if self.out_features is not None:
+            parts.append(self._readout)
+            pairs.append(params["readout"])
+        return Sequential(tuple(parts)).stacks(pairs, key=key)
+
+    def predict_each(self, moments):
+        each = self.layers.predict_each(moments)
+        if self.out_features is None:
+            return each
+        return each + self._readout.predict_each(jax.tree.map(lambda a: a[-1], each[-1]))
+
     def predict(self, moments):
         moments = self.layers.predict(moments)
-        return moments if self.out_features is None else self._readout.weigh(moments)
+        return moments if self.out_features is None else self._readout.predict(moments)
 
     @property
     def layers(self) -> Repeat:
         """The layers without the readout, as equal blocks of a dense layer and an activation."""
-        weights = (getattr(self, field.name) for field in dataclasses.fields(Dense))
-        block = Sequential((Dense(*weights), Elementwise(self.function)))
-        return Repeat(block, self.depth, None)
+        return Repeat(Sequential((self._dense(), Elementwise(self.function))), self.depth, None)
 
     @property
     def _readout(self):
-        return dataclasses.replace(self, w_variance=1.0)
+        return self._dense(features=self.out_features, w_variance=1.0)
+
+    def _dense(self, **changes):
+        weights = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}
+        return Dense(**(weights | changes))
 
     def _draw_layer(self, key, n_in, n_out, dtype):
         if not self.bias:

@@ -15,6 +15,7 @@ from jaxgrad import _validate
 from jaxgrad._numerics import in_float64, weighted_log_sum_exp
 from jaxgrad.layers._convolution import exp_relative
 from jaxgrad.layers._layer import Layer, layer, number, static
+from jaxgrad.layers._log_space import Derivative, Scaled, linearize
 
 
 class Statistics(NamedTuple):
@@ -93,6 +94,9 @@ class LayerNorm(Layer):
         normalized = normalize(h, statistics(h, (-1,)), self.epsilon)
         return _rescaled(params, normalized), state
 
+    def linearize(self, params, h, *, key=None):
+        return _linearize(self, params, h, key=key)
+
     @in_float64
     def predict(self, moments):
         # Over many units the variance of an example is q (1 - mean^2), its expectation.
@@ -154,6 +158,9 @@ class BatchNorm(Layer):
             state = update(state, selected, self.momentum)
         return h, state
 
+    def linearize(self, params, h, *, key=None):
+        return _linearize(self, params, h, key=key)
+
     @in_float64
     def predict(self, moments):
         if moments.gap is None:
@@ -208,6 +215,25 @@ def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> 
     _validate.scalar("epsilon", epsilon, minimum=0.0)
     _validate.scalar("momentum", momentum, minimum=0.0)
     return BatchNorm(number(epsilon), number(momentum), _validate.integer("spatial", spatial, 0))
+
+
+def _linearize(layer, params, h, *, key):
+    """Linearize a layer whose outputs are those of `h exp(-s)` with epsilon `epsilon exp(-2 s)`."""
+    h = h.shared() if layer.mixes else h
+    # A small signal is not enlarged if there is an epsilon, which would overflow.
+    shift = jnp.where(layer.epsilon > 0, jnp.maximum(h.log_scale, 0.0), h.log_scale)
+    epsilon = layer.epsilon * jnp.exp(-2 * jnp.maximum(shift, 0.0))
+    shape = () if layer.mixes else (len(shift), *(1,) * (h.value.ndim - 1))
+    epsilon = jnp.max(epsilon) if layer.mixes else epsilon.reshape(shape)
+    relative = dataclasses.replace(layer, epsilon=epsilon)
+    value = Scaled(h.relative_to(shift), jnp.zeros_like(shift))
+    out, derivative = linearize(relative, params, value, key=key)
+
+    def pull(cotangent):
+        cotangent, log_square = derivative.pull(cotangent)
+        return cotangent.times(-shift), log_square
+
+    return out, Derivative(lambda tangent: derivative.push(tangent.times(-shift)), pull)
 
 
 def _scale_and_shift(shape, dtype):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
 from jaxgrad.layers._layer import Layer, check_is_layer, fold_key, layer, static
-from jaxgrad.theory import Moments
+from jaxgrad.layers._log_space import Copy, Stack
 
 
 @layer
@@ -72,22 +72,19 @@ class Repeat(Layer):
         h = h.astype(jnp.result_type(h, *jax.tree.leaves(params)))
         return jax.lax.scan(step, h, (jnp.arange(self.depth), params, state))
 
+    def stacks(self, params, *, key=None):
+        index, keys = jnp.arange(self.depth), None
+        if key is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        active = None if self.active is None else index < self.active
+        return (Stack(self.block, Copy(params, index, keys, active)),)
+
     def predict(self, moments):
-        each = self.predict_each(moments)
-        if self.active is None:
-            return jax.tree.map(lambda a: a[-1], each)
-        return _select(moments, each, self.active)
+        return jax.tree.map(lambda a: a[-1], self.predict_each(moments)[0])
 
-    def predict_each(self, moments: Moments) -> Moments:
-        """Return the moments after each copy, every array with a leading axis of `depth`.
-
-        All copies count, active or not.
-
-        Raises:
-          ValueError: if the block does not keep the kind of moments, or a layer does not know what
-            becomes of them.
-        """
-        return _predict_each(self.block, moments, self.depth)
+    def predict_each(self, moments):
+        each = _predict_each(self.block, moments, self.depth)
+        return (each if self.active is None else _select(moments, each, self.active),)
 
 
 def repeat(block: Layer, depth: int, *, active: Any = None) -> Repeat:
@@ -157,9 +154,17 @@ def _predict_each(block, moments, depth):
 
 
 @in_float64
-def _select(first, each, count):
-    """Return the moments after `count` copies, `first` for none."""
+def _select(first, each, active):
+    """Return the moments after each copy where the first `active` ones act."""
+    depth = len(each.log_q)
+    count = jnp.minimum(jnp.arange(1, depth + 1), active)
+
+    def select(before, after):
+        acts = jnp.reshape(count > 0, (depth, *(1,) * (after.ndim - 1)))
+        before = jnp.broadcast_to(jnp.asarray(before, after.dtype)[None], after.shape)
+        return jnp.where(jnp.broadcast_to(acts, after.shape), after[count - 1], before)
+
     # Only what holds for any count is certain.
     certain = {name: getattr(first, name) and getattr(each, name) for name in ("gaussian", "fresh")}
     first, each = (dataclasses.replace(moments, **certain) for moments in (first, each))
-    return jax.tree.map(lambda a, b: jnp.where(count > 0, b[count - 1], a), first, each)
+    return jax.tree.map(select, first, each)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64, weighted_log_sum_exp
 from jaxgrad.layers._layer import Layer, check_is_layer, layer, number
+from jaxgrad.layers._log_space import Derivative, add
 from jaxgrad.layers._weights import LARGE
 
 
@@ -45,6 +46,19 @@ class Residual(Layer):
     def apply(self, params, state, h, *, key=None):
         added, state = self.branch.apply(params, state, h, key=key)
         return h + (self.scale * added).astype(h.dtype), state
+
+    def linearize(self, params, h, *, key=None):
+        added, derivative = self.branch.linearize(params, h, key=key)
+
+        def push(tangent):
+            return add(tangent, derivative.push(tangent), self.scale)
+
+        def pull(cotangent):
+            scaled = cotangent._replace(value=self.scale * cotangent.value)
+            gradient, log_square = derivative.pull(scaled)
+            return add(cotangent, gradient), log_square
+
+        return add(h, added, self.scale), Derivative(push, pull, derivative.units)
 
     @in_float64
     def predict(self, moments):

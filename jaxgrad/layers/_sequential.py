@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
+
+import jax
 
 from jaxgrad._numerics import in_float64
 from jaxgrad.layers._layer import Layer, check_is_layer, fold_key, layer
+from jaxgrad.layers._log_space import IDENTITY, compose
 
 
 @layer
@@ -41,6 +46,24 @@ class Sequential(Layer):
             h, part_state = part.apply(params[i], before[i], h, key=fold_key(key, i))
             after.append(part_state)
         return h, None if state is None else tuple(after)
+
+    def linearize(self, params, h, *, key=None):
+        derivatives = []
+        for i, part in enumerate(self.layers):
+            h, derivative = part.linearize(params[i], h, key=fold_key(key, i))
+            derivatives.append(derivative)
+        return h, functools.reduce(compose, derivatives, IDENTITY)
+
+    def stacks(self, params, *, key=None):
+        each = (part.stacks(params[i], key=fold_key(key, i)) for i, part in enumerate(self.layers))
+        return tuple(itertools.chain.from_iterable(each))
+
+    def predict_each(self, moments):
+        each = ()
+        for part in self.layers:
+            each += part.predict_each(moments)
+            moments = jax.tree.map(lambda a: a[-1], each[-1])
+        return each
 
     @in_float64
     def predict(self, moments):

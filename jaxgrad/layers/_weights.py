@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxgrad import _validate, initializers
-from jaxgrad._numerics import in_float64, weighted_log_sum_exp
+from jaxgrad._numerics import in_float64, rescale, weighted_log_sum_exp
 from jaxgrad.layers._layer import Layer, layer, number, static
+from jaxgrad.layers._log_space import Derivative, Scaled, add, linearize
 from jaxgrad.theory import Moments
 
 Parameterization = Literal["standard", "ntk"]
@@ -86,6 +87,35 @@ class Weights(Layer):
         if ntk:
             bias = bias * jnp.sqrt(self.b_variance).astype(bias.dtype)
         return product + jnp.broadcast_to(bias, product.shape)
+
+    @property
+    def log_gains(self) -> tuple[Any, Any]:
+        """Logs of the factors by which `apply` multiplies the product and the biases."""
+        if self.parameterization == "standard":
+            return 0.0, 0.0
+        return 0.5 * jnp.log(self.w_variance), 0.5 * jnp.log(self.b_variance)
+
+    def linearize(self, params, h, *, key=None):
+        log_w, log_b = self.log_gains
+        product = dataclasses.replace(self, bias=False, parameterization="standard")
+        kernel = {"kernel": params["kernel"]}
+        out, derivative = linearize(product, kernel, h, key=key)
+
+        def pull(cotangent):
+            # The kernel as it acts includes its gain, so that its gradient does not.
+            cotangent, log_square = derivative.pull(cotangent)
+            return cotangent.times(log_w), log_square
+
+        out = out.times(log_w)
+        if self.bias:
+            # At its own scale, so that biases of zero leave a small signal as it is.
+            bias, _, log_square = rescale(
+                params["bias"][None].astype(h.value.dtype), together=False
+            )
+            bias = jnp.broadcast_to(bias, out.value.shape)
+            log_bias = jnp.broadcast_to(log_b + log_square / 2, out.log_scale.shape)
+            out = add(out, Scaled(bias, log_bias))
+        return out, Derivative(lambda tangent: derivative.push(tangent).times(log_w), pull)
 
     @in_float64
     def weigh(self, moments: Moments) -> Moments:

@@ -1,0 +1,176 @@
+"""Propagation through fully connected networks, where a layer is one product and one activation.
+
+One scan serves the first layer, of any number of inputs, and all others, because the product with
+the next kernel is carried from step to step. Norms of gradients of kernels come from Gram matrices,
+so that the gradients themselves are never formed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxgrad import _numerics
+from jaxgrad.layers import Elementwise, Mlp, Scaled, Units, activate_scaled, beyond_window
+from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
+from jaxgrad.propagation._reverse import Run
+
+
+class Trace(NamedTuple):
+    """What the forward pass records at each layer.
+
+    Attributes:
+      signal: `[depth]` each.
+      log_slope_square: log mean square of the activation's slope, `[depth, batch]`.
+      log_tangent: log mean square of the tangent, `[depth, batch]`; `None` without one.
+      h, slope: the activations and slopes, `[depth, batch, width]` and `[depth, batch]`; `None`
+        with a tangent.
+    """
+
+    signal: Signal
+    log_slope_square: Array
+    log_tangent: Any
+    h: Any
+    slope: Any
+
+
+def probe(
+    layer: Mlp, params: Any, x: Array, saturation: Any, *, key: PRNGKeyArray, tangent: Array | None
+) -> Propagation:
+    """See `jaxgrad.propagation.probe`."""
+    if tangent is None:
+        tangent = jax.random.normal(key, (len(x), layer.features), jnp.float32)
+    trace = forward(layer, params, x, saturation, key=key, tangent=tangent.astype(x.dtype))
+    log_gradient = _numerics.log_mean_exp(trace.log_tangent)
+    # A kernel's gradient is the outer product of the input and the gradient at z_1.
+    log_x = jnp.log(jnp.sum(x * x, axis=-1))
+    return Propagation(
+        *trace.signal,
+        log_gradient=log_gradient,
+        log_weight_gradient=_numerics.log_mean_exp(trace.log_tangent + log_x[None]),
+        log_last_gradient=_numerics.log_mean_exp(trace.log_slope_square),
+        gap=unknown(log_gradient),
+        log_example_gradient=trace.log_tangent,
+    )
+
+
+def forward(
+    layer: Mlp,
+    params: Any,
+    x: Float[Array, "batch in_features"],
+    saturation: Any,
+    *,
+    key: PRNGKeyArray,
+    tangent: Float[Array, "batch width"] | None = None,
+) -> Trace:
+    """Run one scan over depth that carries a tangent or, without one, keeps the arrays."""
+    first, hidden, depth = params["first"], params["hidden"], layer.depth
+    rest = {
+        name: jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first[name], hidden[name])
+        for name in first
+        if name != "kernel"
+    }
+    log_w, log_b = (jnp.asarray(gain, x.dtype) for gain in layer.log_gains)
+    log_weight = 0.5 * jnp.log(jnp.asarray(layer.w_variance, x.dtype))
+
+    def preactivate(product, log_input, bias):
+        """Return `z`, at a scale that brings it into the window of the activation."""
+        log_size = log_weight + log_input
+        if bias is not None:
+            bias = bias.astype(x.dtype)
+            log_size = jnp.logaddexp(log_size, log_b + 0.5 * _numerics.log_mean_square(bias, 0))
+        beyond = beyond_window(log_size)
+        z = product.value * jnp.exp(log_w + product.log_scale - beyond)[:, None]
+        if bias is not None:
+            z = z + bias[None] * jnp.exp(log_b - beyond)[:, None]
+        return Scaled(z, beyond)
+
+    def step(carry, inputs):
+        product, log_input, moved = carry
+        index, layer_params = inputs
+        z = preactivate(product, log_input, layer_params.get("bias"))
+        key_layer = jax.random.fold_in(key, index)
+        trained = layer_params.get("activation", {})
+        h, slope = activate_scaled(Elementwise(layer.function), trained, z, key=key_layer)
+        if depth > 1:
+            # The product after the last layer is not used; one too many costs less than a branch.
+            kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.value.dtype)
+        else:
+            kernel = jnp.zeros((layer.features,) * 2, x.dtype)
+        log_tangent = None
+        if moved is not None:
+            u, u_scale, log_tangent = moved
+            t = slope.value * (u * u_scale[:, None])
+            growth = jnp.mean(t * t, axis=-1)
+            log_tangent = log_tangent + jnp.log(growth) + 2 * slope.log_scale
+            u_scale = jnp.where(growth > 0, jnp.exp(log_w - 0.5 * jnp.log(growth)), 0.0)
+            moved = (t @ kernel, u_scale, log_tangent)
+        log_h_square = _log_mean_square(h)
+        record = Trace(
+            signal_of(Units(_log_mean_square(z), slope), log_h_square, saturation),
+            log_slope_square=_log_mean_square(slope),
+            log_tangent=log_tangent,
+            h=h if tangent is None else None,
+            slope=slope if tangent is None else None,
+        )
+        return (Scaled(h.value @ kernel, h.log_scale), 0.5 * log_h_square, moved), record
+
+    zeros = jnp.zeros(len(x), x.dtype)
+    carry = (
+        Scaled(x @ first["kernel"].astype(x.dtype), zeros),
+        0.5 * jnp.log(jnp.mean(x * x, axis=-1)),
+        None if tangent is None else (tangent, jnp.ones_like(zeros), zeros),
+    )
+    return jax.lax.scan(step, carry, (jnp.arange(1, depth + 1), rest))[1]
+
+
+class Rows(NamedTuple):
+    """Cotangents of several depths at one layer: `factor * delta`, of squared norm `exp(log)`."""
+
+    delta: Float[Array, "rows batch width"]
+    factor: Float[Array, " rows"]
+    log_square: Float[Array, " rows"]
+
+
+def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
+    """Return how cotangents go back through the layers."""
+    # One scale for all examples of a layer: the smaller ones may underflow, the norm does not care.
+    slope, log_slope = _with_one_scale(trace.slope)
+    h, log_h = _with_one_scale(jax.tree.map(lambda a: a[:-1], trace.h))
+    gram = jnp.concatenate([(x @ x.T)[None], h @ h.mT])
+    log_input = jnp.concatenate([jnp.zeros(1, x.dtype), log_h])
+    log_w = jnp.asarray(layer.log_gains[0], x.dtype)
+
+    def fresh(cotangents):
+        ones = jnp.ones(len(cotangents), x.dtype)
+        return Rows(cotangents, ones, jnp.zeros_like(ones))
+
+    def pull(rows, index):
+        delta = rows.delta * rows.factor[:, None, None] * slope[index][None]
+        square = jnp.sum(delta * delta, axis=(1, 2))
+        log_gradient = rows.log_square + jnp.log(square) + 2 * log_slope[index]
+        # |h^T delta|^2 = sum((h h^T) * (delta delta^T)), from matrices [batch, batch].
+        weight_square = jnp.sum((delta @ delta.mT) * gram[index][None], axis=(1, 2))
+        log_weight = log_gradient + jnp.log(weight_square / square) + 2 * log_input[index]
+        factor = jnp.where(square > 0, jnp.exp(log_w - 0.5 * jnp.log(square)), 0.0)
+        if layer.depth > 1:
+            kernel = params["hidden"]["kernel"][jnp.maximum(index, 1) - 1].astype(delta.dtype)
+            delta = (delta.reshape(-1, layer.features) @ kernel.T).reshape(delta.shape)
+        log_weight = jnp.where(square > 0, log_weight, -jnp.inf)
+        return Rows(delta, factor, log_gradient), (log_gradient, log_weight)
+
+    return Run(layer.depth, fresh, pull)
+
+
+def _with_one_scale(arrays: Scaled):
+    """Return arrays `[depth, batch, width]` and one log scale for each layer, `[depth]`."""
+    top = jnp.max(arrays.log_scale, axis=1)
+    return arrays.value * jnp.exp(arrays.log_scale - top[:, None])[..., None], top
+
+
+def _log_mean_square(a: Scaled) -> Float[Array, " batch"]:
+    # Values lie within the window, where squares neither overflow nor all underflow.
+    return jnp.log(jnp.mean(jnp.square(a.value), axis=-1)) + 2 * a.log_scale
