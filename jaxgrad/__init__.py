@@ -8,9 +8,7 @@ Modules:
   theory: what mean-field theory says: fixed points, slopes, critical points, finite width.
   initializers: weight initializers with the signature of `jax.nn.initializers`.
   layers: dense, convolution, norms, dropout, residual: one protocol, open to layers of your own.
-  networks: `init` and `apply` of deep networks over a parameter pytree.
-  propagation: what a signal and a gradient do, layer by layer, in logarithms.
-  jacobians: singular values and Lyapunov exponents of a deep network.
+  propagation: what a signal and a gradient do with depth, measured and predicted, in logarithms.
   regimes: measured numbers to vanishing, stable or exploding, with a confidence.
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   normalization: standardize inputs by the training set; the parts of batch and layer norm.

@@ -53,22 +53,11 @@ A layer of your own is a class with these methods:
 2.0
 """
 
-from jaxgrad.layers._activation import Elementwise, activate_scaled, activation, beyond_window
+from jaxgrad.layers._activation import activation
 from jaxgrad.layers._convolution import convolution
 from jaxgrad.layers._dropout import dropout
-from jaxgrad.layers._layer import (
-    Layer,
-    Params,
-    Shape,
-    State,
-    apply,
-    check_fit,
-    check_is_layer,
-    init,
-    layer,
-    static,
-)
-from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units, linearize_copy
+from jaxgrad.layers._layer import Layer, Params, Shape, State, apply, init, layer, static
+from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units
 from jaxgrad.layers._mlp import Mlp, mlp
 from jaxgrad.layers._normalization import batch_norm, layer_norm
 from jaxgrad.layers._repeat import repeat
@@ -77,10 +66,16 @@ from jaxgrad.layers._sequential import sequential
 from jaxgrad.layers._weights import dense
 
 __all__ = [
+    "Copy",
+    "Derivative",
     "Layer",
+    "Mlp",
     "Params",
+    "Scaled",
     "Shape",
+    "Stack",
     "State",
+    "Units",
     "activation",
     "apply",
     "batch_norm",

@@ -44,7 +44,7 @@ class Elementwise(Layer):
         log_square = h.log_mean_square()
         # The scale passes by a homogeneous function; of any other as much as is beyond the window.
         scale = h.log_scale if self.homogeneous else beyond_window(log_square / 2)
-        out, slope = activate_scaled(self, params, Scaled(h.relative_to(scale), scale), key=key)
+        out, slope = self.activate(params, Scaled(h.relative_to(scale), scale), key=key)
 
         def multiply(change):
             return Scaled(slope.value * change.value, slope.log_scale + change.log_scale)
@@ -52,6 +52,31 @@ class Elementwise(Layer):
         # The derivative is a diagonal matrix, its own transpose; there are no kernels.
         units = Units(log_square, slope)
         return out, Derivative(multiply, lambda c: (multiply(c), -jnp.inf), units)
+
+    def activate(
+        self, params: Any, z: Scaled, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Scaled, Scaled]:
+        """Return the values and the slopes at `z`.
+
+        Where the log scale of `z` is not 0, `z.value` must lie where the function follows its
+        asymptote, a power law; its degree says what becomes of the scale.
+        """
+        h, pull = jax.vjp(lambda value: self.apply(params, None, value, key=key)[0], z.value)
+        log_slope = jnp.zeros_like(z.log_scale)
+        if self.function.scaled_slope is None:
+            slope = pull(jnp.ones_like(h))[0]
+        else:
+            slope, log_slope = self.function.scaled_slope(z.value.reshape(len(h), -1))
+            slope, log_slope = slope.reshape(h.shape), log_slope[:, 0]
+        if self.homogeneous:
+            return Scaled(h, z.log_scale), Scaled(slope, log_slope)
+        near, far = (jnp.asarray(d, z.log_scale.dtype)[:, None] for d in _degrees(self.function))
+        degree, slope_degree = jnp.where(z.log_scale[None] < 0, near, far)
+        nonzero = jnp.any(h != 0, axis=tuple(range(1, h.ndim)))
+        return (
+            Scaled(h, jnp.where(nonzero, degree * z.log_scale, 0.0)),
+            Scaled(slope, log_slope + slope_degree * z.log_scale),
+        )
 
     @in_float64
     def predict(self, moments):
@@ -80,38 +105,6 @@ def beyond_window(log_size: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the part of a log size that is outside the window, 0 where it is not finite."""
     beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
     return jnp.where(jnp.isfinite(beyond), beyond, 0.0)
-
-
-def activate_scaled(
-    layer: Elementwise, params: Any, z: Scaled, *, key: PRNGKeyArray | None = None
-) -> tuple[Scaled, Scaled]:
-    """Apply an activation and return its values and slopes.
-
-    Where the log scale of `z` is not 0, `z.value` must lie where the function follows its
-    asymptote, a power law; its degree says what becomes of the scale.
-    """
-
-    def function(value):
-        return layer.apply(params, None, value, key=key)[0]
-
-    h, pull = jax.vjp(function, z.value)
-    log_slope = jnp.zeros_like(z.log_scale)
-    if layer.function.scaled_slope is None:
-        slope = pull(jnp.ones_like(h))[0]
-    else:
-        slope, log_slope = layer.function.scaled_slope(z.value.reshape(len(h), -1))
-        slope, log_slope = slope.reshape(h.shape), log_slope[:, 0]
-    if layer.homogeneous:
-        return Scaled(h, z.log_scale), Scaled(slope, log_slope)
-    near, far = _degrees(layer.function)
-    degree, slope_degree = jnp.where(
-        z.log_scale[None] < 0, *(jnp.asarray(d, z.log_scale.dtype)[:, None] for d in (near, far))
-    )
-    nonzero = jnp.any(h != 0, axis=tuple(range(1, h.ndim)))
-    return (
-        Scaled(h, jnp.where(nonzero, degree * z.log_scale, 0.0)),
-        Scaled(slope, log_slope + slope_degree * z.log_scale),
-    )
 
 
 def _degrees(function):

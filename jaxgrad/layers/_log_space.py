@@ -137,27 +137,28 @@ class Copy(NamedTuple):
     key: Any = None
     active: Any = None
 
+    def linearize(self, layer: Any, h: Scaled) -> tuple[Scaled, Derivative]:
+        """Apply this copy of a layer to a signal and differentiate it there."""
+        out, derivative = layer.linearize(self.params, h, key=self.key)
+        if self.active is None:
+            return out, derivative
+
+        def select(result, unchanged):
+            return jax.tree.map(lambda a, b: jnp.where(self.active, a, b), result, unchanged)
+
+        def pull(cotangent):
+            return select(derivative.pull(cotangent), (cotangent, -jnp.inf))
+
+        def push(tangent):
+            return select(derivative.push(tangent), tangent)
+
+        return select(out, h), Derivative(push, pull, derivative.units)
+
 
 def single(layer: Any, params: Any, *, key: Array | None) -> Stack:
     """Return a stack of a single layer."""
     copy = Copy(params, jnp.zeros((), int), key)
     return Stack(layer, jax.tree.map(lambda leaf: leaf[None], copy))
-
-
-def linearize_copy(layer: Any, copy: Copy, h: Scaled) -> tuple[Scaled, Derivative]:
-    """Apply one copy of a layer to a signal and differentiate it there."""
-    out, derivative = layer.linearize(copy.params, h, key=copy.key)
-    if copy.active is None:
-        return out, derivative
-
-    def select(result, unchanged):
-        return jax.tree.map(lambda a, b: jnp.where(copy.active, a, b), result, unchanged)
-
-    def pull(cotangent):
-        return select(derivative.pull(cotangent), (cotangent, -jnp.inf))
-
-    push = lambda tangent: select(derivative.push(tangent), tangent)  # noqa: E731
-    return select(out, h), Derivative(push, pull, derivative.units)
 
 
 def linearize(

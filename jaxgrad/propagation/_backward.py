@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _validate
-from jaxgrad.layers import Layer, Mlp, Scaled, Stack, linearize_copy
+from jaxgrad.layers import Layer, Mlp, Scaled, Stack
 from jaxgrad.propagation import _mlp
 from jaxgrad.propagation._forward import check_arguments, forward, working_inputs
 from jaxgrad.propagation._result import Propagation, unknown
@@ -118,7 +118,7 @@ def _run(stack: Stack, inputs: Scaled) -> Run:
 
     def pull(rows, index):
         copy, h = jax.tree.map(lambda a: a[index], (stack.copies, inputs))
-        _, derivative = linearize_copy(stack.layer, copy, h)
+        _, derivative = copy.linearize(stack.layer, h)
         rows, log_weight = jax.vmap(derivative.pull)(rows)
         rows, log_square = jax.vmap(Scaled.normalized)(rows)
         return rows, (jax.nn.logsumexp(log_square, axis=1) + log_size, log_weight)

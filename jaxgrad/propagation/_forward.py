@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _numerics, _validate
-from jaxgrad.layers import Layer, Mlp, Scaled, Stack, check_fit, check_is_layer, linearize_copy
+from jaxgrad.layers import Layer, Mlp, Scaled, Stack
+from jaxgrad.layers._layer import check_fit, check_is_layer
 from jaxgrad.propagation import _mlp
 from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
 
@@ -137,7 +138,7 @@ def forward(
 
         def step(carry, copy, layer=stack.layer):
             h, tangent = carry
-            out, derivative = linearize_copy(layer, copy, h)
+            out, derivative = copy.linearize(layer, h)
             out, log_square = out.normalized()
             log_tangent = None
             if tangent is not None:

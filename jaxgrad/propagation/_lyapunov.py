@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _validate
-from jaxgrad.layers import Copy, Layer, Scaled, linearize_copy
-from jaxgrad.propagation._forward import check_arguments, working_inputs
+from jaxgrad.layers import Copy, Layer, Scaled
+from jaxgrad.propagation._forward import check_arguments, forward, working_inputs
 
 
 class Lyapunov(NamedTuple):
@@ -116,23 +116,15 @@ def _lyapunov(layer, params, x, key, count, *, double):
 
 def _smallest_size(stacks, x, rows):
     """Return the smallest number of features of a signal on its way, for one Jacobian."""
-    smallest = x.size // rows
-    h = Scaled(x, jnp.zeros(len(x), x.dtype))
-    for stack in stacks:
-        copy = jax.tree.map(lambda a: a[0], stack.copies)
-        out = jax.eval_shape(
-            lambda copy, h, layer=stack.layer: linearize_copy(layer, copy, h)[0], copy, h
-        )
-        h = out
-        smallest = min(smallest, out.value.size // rows)
-    return smallest
+    outputs = jax.eval_shape(lambda x: [r.outputs.value for r in forward(stacks, x, 0.0)], x)
+    return min(x.size, *(array.size // len(array) for array in outputs)) // rows
 
 
 def push_directions(
     layer: Layer, copy: Copy, h: Scaled, directions: Float[Array, "rows size count"]
 ) -> tuple[Scaled, Float[Array, "rows out count"], Float[Array, " rows"]]:
     """Return the signal and the directions after one entry, with a log scale of the directions."""
-    out, derivative = linearize_copy(layer, copy, h)
+    out, derivative = copy.linearize(layer, h)
     rows = len(directions)
 
     def push(value):

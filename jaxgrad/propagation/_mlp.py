@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _numerics
-from jaxgrad.layers import Elementwise, Mlp, Scaled, Units, activate_scaled, beyond_window
+from jaxgrad.layers import Mlp, Scaled, Units
+from jaxgrad.layers._activation import Elementwise, beyond_window
 from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
 from jaxgrad.propagation._reverse import Run
 
@@ -94,7 +95,7 @@ def forward(
         z = preactivate(product, log_input, layer_params.get("bias"))
         key_layer = jax.random.fold_in(key, index)
         trained = layer_params.get("activation", {})
-        h, slope = activate_scaled(Elementwise(layer.function), trained, z, key=key_layer)
+        h, slope = Elementwise(layer.function).activate(trained, z, key=key_layer)
         if depth > 1:
             # The product after the last layer is not used; one too many costs less than a branch.
             kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.value.dtype)

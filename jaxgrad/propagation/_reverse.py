@@ -108,7 +108,7 @@ def _with_more_rows(run, rows, ends, count):
 
 
 def _segments(depths, start, stop, segments):
-    """Return runs of entries, last first, as (low, high), that differ in how many rows they need."""
+    """Return ranges of entries, last first, that differ in how many rows they need."""
     if stop <= start:
         return []
     count = min(segments, stop - start) + 1
