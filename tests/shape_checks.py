@@ -8,6 +8,8 @@ The fields of a NamedTuple that is returned are checked as well, where jaxtyping
 """
 
 import ast
+import builtins
+import contextlib
 import functools
 import inspect
 import sys
@@ -67,16 +69,15 @@ class _Loader(SourceFileLoader):
 
 
 def checked(function):
-    """Wrap a function whose annotations use jaxtyping; return any other function unchanged."""
-    annotations = {n: a for n, a in function.__annotations__.items() if _mentions_arrays(a)}
-    if not annotations:
+    """Wrap a function that may take or return annotated arrays; return any other unchanged."""
+    if not any(map(_may_hold_arrays, function.__annotations__.values())):
         return function
     signature = inspect.signature(function)
     check = _check_call
 
     def wrapper(*args, **kwargs):
         result = function(*args, **kwargs)
-        check(function, annotations, signature.bind(*args, **kwargs), result)
+        check(function, signature, args, kwargs, result)
         return result
 
     # The module's namespace, by which doctest recognises a function of that module.
@@ -86,24 +87,46 @@ def checked(function):
     return functools.update_wrapper(wrapper, function)
 
 
-def _mentions_arrays(annotation) -> bool:
-    if _is_array_type(annotation):
-        return True
-    if inspect.isclass(annotation) and issubclass(annotation, tuple):
-        return any(map(_mentions_arrays, getattr(annotation, "__annotations__", {}).values()))
-    return any(map(_mentions_arrays, typing.get_args(annotation)))
+def _may_hold_arrays(annotation) -> bool:
+    """Decide what can be decided before the module is complete."""
+    if isinstance(annotation, str):
+        return annotation not in dir(builtins) and annotation != "None"
+    return _holds_arrays(annotation)
 
 
-def _is_array_type(annotation) -> bool:
-    return inspect.isclass(annotation) and (
-        issubclass(annotation, AbstractArray) or issubclass(annotation, PyTree)
-    )
+@functools.cache
+def _array_annotations(owner) -> dict[str, object]:
+    """The annotations of a function or of a NamedTuple's fields that mention arrays, evaluated."""
+    namespace = getattr(owner, "__globals__", None) or vars(sys.modules[owner.__module__])
+    annotations = {}
+    for name, annotation in getattr(owner, "__annotations__", {}).items():
+        if isinstance(annotation, typing.ForwardRef):
+            annotation = annotation.__forward_arg__
+        if isinstance(annotation, str):
+            # A name that is only imported for type checkers is no array's.
+            with contextlib.suppress(NameError):
+                annotation = eval(annotation, dict(namespace))
+        if not isinstance(annotation, str) and _holds_arrays(annotation):
+            annotations[name] = annotation
+    return annotations
 
 
-def _check_call(function, annotations, bound, result) -> None:
-    kinds = {name: p.kind for name, p in bound.signature.parameters.items()}
+def _holds_arrays(annotation) -> bool:
+    if inspect.isclass(annotation):
+        if issubclass(annotation, AbstractArray | PyTree):
+            return True
+        if issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
+            return bool(_array_annotations(annotation))
+    return any(map(_holds_arrays, typing.get_args(annotation)))
+
+
+def _check_call(function, signature, args, kwargs, result) -> None:
+    annotations = _array_annotations(function)
+    if not annotations:
+        return
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     with jaxtyped("context"):
-        for name, value in bound.arguments.items():
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in annotations:
                 values = [value]
                 if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
@@ -114,7 +137,7 @@ def _check_call(function, annotations, bound, result) -> None:
                     _check(item, annotations[name], f"{function.__qualname__}({name}=...)")
         if "return" in annotations:
             _check(result, annotations["return"], f"the result of {function.__qualname__}")
-    _check_fields(result)
+            _check_fields(result)
 
 
 def _check(value, annotation, label: str) -> None:
@@ -125,15 +148,12 @@ def _check(value, annotation, label: str) -> None:
 def _check_fields(value) -> None:
     """Check the fields of NamedTuples, which name their axes independently of the function's."""
     if isinstance(value, tuple):
-        annotations = getattr(type(value), "__annotations__", {})
         with jaxtyped("context"):
-            for name in getattr(value, "_fields", ()):
-                if _mentions_arrays(annotations.get(name)):
-                    _check(
-                        getattr(value, name), annotations[name], f"{type(value).__name__}.{name}"
-                    )
-        for item in value:
-            _check_fields(item)
+            if hasattr(value, "_fields"):
+                for name, annotation in _array_annotations(type(value)).items():
+                    _check(getattr(value, name), annotation, f"{type(value).__name__}.{name}")
+            for item in value:
+                _check_fields(item)
 
 
 def _described(value) -> str:

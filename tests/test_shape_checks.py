@@ -82,7 +82,7 @@ def test_functions_without_arrays_stay_as_they_are():
 
 def test_the_import_hook_wraps_modules(tmp_path, monkeypatch):
     (tmp_path / "shaped.py").write_text(
-        "import jax\nfrom jaxtyping import Array, Float\n\n\n"
+        "from __future__ import annotations\nimport jax\nfrom jaxtyping import Array, Float\n\n\n"
         "@jax.jit\ndef first(x: Float[Array, 'n']) -> Float[Array, 'n']:\n    return x[:1]\n\n\n"
         "class Holder:\n    def second(self, x: Float[Array, 'n n']):\n        return x\n"
     )
