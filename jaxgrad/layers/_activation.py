@@ -1,7 +1,5 @@
 """Elementwise functions as layers."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgrad import activations
+from jaxgrad import activations, theory
 from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.layers._layer import Layer, layer, static
 from jaxgrad.layers._log_space import Derivative, Scaled, Units
-from jaxgrad.theory import activate
 
 WINDOW = 16.0
 """Arguments whose log size is beyond this are replaced by the activation's asymptotes."""
@@ -24,17 +21,17 @@ WINDOW = 16.0
 
 @layer
 class Elementwise(Layer):
-    """An activation; see `activation`."""
+    """An elementwise function; see `activation`."""
 
     function: Activation = static()
 
     @property
     def homogeneous(self) -> bool:
-        """Measured once for each activation."""
         return _is_homogeneous(self.function)
 
     def draw(self, shape, *, key, dtype):
-        return activation_parameters(self.function, dtype), shape
+        parameters = self.function.parameters
+        return {name: jnp.asarray(value, dtype) for name, value in parameters}, shape
 
     def apply(self, params, state, h, *, key=None):
         draws = {"key": key} if self.function.randomized and key is not None else {}
@@ -80,7 +77,7 @@ class Elementwise(Layer):
 
     @in_float64
     def predict(self, moments):
-        return _predict(moments, self.function)
+        return _activate(moments, self.function)
 
 
 def activation(function: str | Activation | Callable[..., Any]) -> Elementwise:
@@ -92,7 +89,7 @@ def activation(function: str | Activation | Callable[..., Any]) -> Elementwise:
       function: see `jaxgrad.activations.get`. A randomized one draws where `apply` gets a key.
 
     Raises:
-      ValueError, TypeError: if the activation is unknown; by `predict`, if the units are not
+      ValueError, TypeError: if the activation is unknown; by `predict`, if its inputs are not
         Gaussian.
 
     >>> activation("leaky_relu").homogeneous, activation("selu").homogeneous
@@ -125,19 +122,15 @@ def _degrees(function):
     return exponents(-WINDOW), exponents(WINDOW)
 
 
-def activation_parameters(function: Activation, dtype: Any) -> dict[str, Any]:
-    """Return the trained parameters of an activation at their initial values."""
-    return {name: jnp.asarray(value, dtype) for name, value in function.parameters}
-
-
 @functools.lru_cache(maxsize=256)
 def _is_homogeneous(function):
     size = np.logspace(-3, 3, 25, dtype=np.float32)
     x = np.concatenate([size, -size])
-    # Compiled and evaluated at once, since a transformation would trace even known numbers.
+    # Inside a transformation even known numbers would be traced, but this result must be a bool.
     with jax.ensure_compile_time_eval():
         once, twice = jax.jit(lambda x: (function(x), function(2 * x)))(x)
     return np.allclose(twice, 2 * np.asarray(once), rtol=1e-6, atol=0.0)
 
 
-_predict = jax.jit(activate, static_argnums=1)
+# Averages of an activation take long to compile, so that they are compiled once for each.
+_activate = jax.jit(theory.activate, static_argnums=1)

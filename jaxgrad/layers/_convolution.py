@@ -1,6 +1,4 @@
-"""Convolutions of stride 1, and their prediction position by position."""
-
-from __future__ import annotations
+"""Convolutions of stride 1, predicted position by position."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ import numpy as np
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
 from jaxgrad.layers._layer import layer, static
-from jaxgrad.layers._weights import Parameterization, Weights, check_weights
+from jaxgrad.layers._weights import Parameterization, Weights, weights
 
 Padding = Literal["CIRCULAR", "SAME"]
 
@@ -32,21 +30,21 @@ class Convolution(Weights):
                 f"shape must have {rank} spatial axes, as kernel_size has, and channels, got "
                 f"{tuple(shape)}; give kernel_size {len(shape) - 1} sizes"
             )
-        return self.draw_weights(self.kernel_size, shape, key=key, dtype=dtype)
+        kernel_shape = (*self.kernel_size, shape[-1], self.features)
+        params = self.draw_weights(*jax.random.split(key), kernel_shape, dtype)
+        return params, (*shape[:-1], self.features)
 
     def apply(self, params, state, h, *, key=None):
         kernel, rank = params["kernel"], len(self.kernel_size)
         dtype = jnp.result_type(h, kernel)
-        h = jnp.pad(
-            h, ((0, 0), *((size // 2,) * 2 for size in self.kernel_size), (0, 0)), self._pad
-        )
+        h = self._pad(h, range(1, rank + 1))
         # Batch first and channels last; the kernel is [*window, in, out].
         space = tuple(range(1, rank + 1))
-        numbers = jax.lax.ConvDimensionNumbers(
+        axes = jax.lax.ConvDimensionNumbers(
             (0, rank + 1, *space), (rank + 1, rank, *range(rank)), (0, rank + 1, *space)
         )
         h = jax.lax.conv_general_dilated(
-            h.astype(dtype), kernel.astype(dtype), (1,) * rank, "VALID", dimension_numbers=numbers
+            h.astype(dtype), kernel.astype(dtype), (1,) * rank, "VALID", dimension_numbers=axes
         )
         return self.scale_and_shift(params, h), state
 
@@ -65,9 +63,9 @@ class Convolution(Weights):
             )
         axes = tuple(range(-rank, 0))
         log_q, log_gradient = (jnp.broadcast_to(array, shape) for array in arrays[:2])
-        q, log_scale = exp_relative(log_q, axes)
-        square, log_square = exp_relative(log_gradient, axes)
-        # A unit adds up what lies in its window: q' = mean of q, q' gap' = mean of q gap.
+        q, log_scale = exp_scaled(log_q, axes)
+        square, log_square = exp_scaled(log_gradient, axes)
+        # A unit adds up its window: q and q gap become their averages over it.
         mean_q = self._window_mean(q)
         moments = dataclasses.replace(
             moments,
@@ -77,20 +75,22 @@ class Convolution(Weights):
         )
         return self.weigh(moments)
 
-    @property
-    def _pad(self):
-        return "wrap" if self.padding == "CIRCULAR" else "constant"
+    def _pad(self, a, axes):
+        margins = [(0, 0)] * a.ndim
+        for axis, size in zip(axes, self.kernel_size, strict=True):
+            margins[axis] = (size // 2, size // 2)
+        return jnp.pad(a, margins, "wrap" if self.padding == "CIRCULAR" else "constant")
 
-    def _window_mean(self, values):
-        """Average over the window around each position, zeros of the padding included."""
-        for axis, size in zip(range(-len(self.kernel_size), 0), self.kernel_size, strict=True):
-            length = values.shape[axis]
-            margin = [(0, 0)] * values.ndim
-            margin[axis] = (size // 2, size // 2)
-            padded = jnp.pad(values, margin, self._pad)
-            parts = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(size)]
-            values = sum(parts[1:], start=parts[0]) / size
-        return values
+    def _window_mean(self, a):
+        """Average over the window around each position, with zeros where it is padded."""
+        # A box window is a product of one-dimensional ones; each sum makes its axis short again.
+        axes = range(-len(self.kernel_size), 0)
+        lengths = [a.shape[axis] for axis in axes]
+        a = self._pad(a, axes)
+        for axis, size, length in zip(axes, self.kernel_size, lengths, strict=True):
+            parts = [jax.lax.slice_in_dim(a, i, i + length, axis=axis) for i in range(size)]
+            a = sum(parts[1:], start=parts[0]) / size
+        return a
 
 
 def convolution(
@@ -126,22 +126,21 @@ def convolution(
     Source: Xiao et al. (2018), eq. 2.5, for circular padding; zeros by counting.
 
     >>> from jaxgrad.theory import Moments
-    >>> layer = convolution(16, (3,), padding="SAME")
-    >>> moments = layer.predict(Moments(log_q=jnp.zeros(4)))
+    >>> moments = convolution(16, (3,), padding="SAME").predict(Moments(log_q=jnp.zeros(4)))
     >>> [round(float(q), 3) for q in jnp.exp(moments.log_q)]
     [0.667, 1.0, 1.0, 0.667]
     """
-    weights = check_weights(features, w_variance, b_variance, bias, kernel_init, parameterization)
+    fields = weights(features, w_variance, b_variance, bias, kernel_init, parameterization)
     kernel_size = _validate.shape("kernel_size", kernel_size, 1)
     if any(size % 2 == 0 for size in kernel_size):
         raise ValueError(
             f"kernel_size must have odd sizes, to have a centre, got {kernel_size}; add 1"
         )
     _validate.choice("padding", padding, ("CIRCULAR", "SAME"))
-    return Convolution(*weights, kernel_size, padding)
+    return Convolution(**fields, kernel_size=kernel_size, padding=padding)
 
 
-def exp_relative(logs, axes):
+def exp_scaled(logs, axes):
     """Return `exp(logs)` divided by the largest along `axes`, and the log of the divisor."""
     top = jax.lax.stop_gradient(jnp.max(logs, axis=axes, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0.0)

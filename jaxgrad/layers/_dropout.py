@@ -1,7 +1,5 @@
 """Dropout, as a function of an array and as a layer."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -26,9 +24,6 @@ def drop_units(
       rate: at least 0, below 1, may be traced.
       key: PRNG key; `None` for a network in use, which changes nothing.
 
-    Returns:
-      An array like `x`.
-
     Raises:
       ValueError, TypeError: if `rate` is not as described.
 
@@ -37,20 +32,12 @@ def drop_units(
     >>> drop_units(jnp.ones(6), 0.5, key=jax.random.key(0)).tolist()
     [0.0, 0.0, 2.0, 2.0, 0.0, 2.0]
     """
-    check_rate(rate)
+    _check_rate(rate)
     if key is None:
         return x
+    # Drawn in float32, so that a key gives the same mask in every precision.
     stays = jax.random.uniform(key, x.shape, jnp.float32) < 1 - rate
     return jnp.where(stays, x / jnp.asarray(1 - rate, x.dtype), 0.0)
-
-
-def check_rate(rate: Any) -> None:
-    """Raise unless `rate` is traced or one number of at least 0 and below 1."""
-    _validate.scalar("rate", rate, minimum=0.0)
-    if not _validate.is_traced(rate) and rate >= 1:
-        raise ValueError(
-            f"rate must be below 1, got {rate}; it is the share of units that are set to zero"
-        )
 
 
 @layer
@@ -61,7 +48,6 @@ class Dropout(Layer):
 
     @property
     def homogeneous(self) -> bool:
-        """Masking commutes with scaling."""
         return True
 
     def draw(self, shape, *, key, dtype):
@@ -72,7 +58,7 @@ class Dropout(Layer):
 
     @in_float64
     def predict(self, moments):
-        # E (mask / keep)^2 = 1 / keep; the masks of two examples are independent.
+        # E (mask / keep)^2 = 1 / keep, and the masks of two examples are independent.
         keep = 1 - jnp.asarray(self.rate, float)
         return dataclasses.replace(
             moments,
@@ -98,5 +84,13 @@ def dropout(rate: Any) -> Dropout:
 
     Source of the prediction: Schoenholz et al. (2017), sec. 4.
     """
-    check_rate(rate)
+    _check_rate(rate)
     return Dropout(number(rate))
+
+
+def _check_rate(rate):
+    _validate.scalar("rate", rate, minimum=0.0)
+    if not _validate.is_traced(rate) and rate >= 1:
+        raise ValueError(
+            f"rate must be below 1, got {rate}; it is the share of units that are set to zero"
+        )

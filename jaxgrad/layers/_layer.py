@@ -1,12 +1,10 @@
 """The protocol of a layer, and the two functions that draw and apply any layer.
 
-A layer is a frozen dataclass and a pytree. What decides the program, such as a number of features,
-is a static field; what is only a number in it, such as a variance, is a leaf. A layer is therefore
-an argument of a compiled program like any array: layers of equal structure share one program, and
+A layer is a frozen dataclass and a pytree. Fields that decide the program, such as a number of
+features, are static; numbers that only enter it, such as a variance, are leaves. A layer can
+therefore be an argument of a compiled program: layers of equal structure share one program, and
 `jax.vmap` maps over hyper-parameters.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -16,6 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _validate
@@ -36,11 +35,7 @@ T = TypeVar("T")
 
 
 def static(**options: Any) -> Any:
-    """Declare a field of a layer that is part of its structure, not a number in its program.
-
-    Args:
-      **options: as of `dataclasses.field`, for example `default`.
-    """
+    """Declare a field that is part of a layer's structure; options as of `dataclasses.field`."""
     return dataclasses.field(metadata={"static": True}, **options)
 
 
@@ -48,31 +43,36 @@ def static(**options: Any) -> Any:
 def layer(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass and a pytree, as every layer is.
 
-    Fields declared with `static()` must be hashable. The others are leaves, or pytrees such as
-    other layers. The generated `__init__` should not check values, since JAX calls it with tracers;
-    check them in a function that builds the layer.
+    Fields declared with `static()` must be hashable; the others hold numbers, arrays or layers. Do
+    not check values in `__post_init__`, since JAX builds layers of tracers; check them in a
+    function that makes the layer.
     """
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 class Layer:
-    """Base class of all layers; see `layer` for how to make one.
+    """Base class of layers: define `draw`, `apply` and, where theory knows it, `predict`."""
 
-    A subclass defines `draw` and `apply`, and `predict` if its theory is known.
-    """
+    @property
+    def homogeneous(self) -> bool:
+        """Whether an example times `c > 0` gives outputs times `c`.
+
+        The signal of such a layer is rescaled on its way through a deep network, which is exact.
+        """
+        return False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an output depends on other examples of the batch, as in batch norm."""
+        return False
 
     def draw(self, shape: Shape, *, key: PRNGKeyArray, dtype: Any) -> tuple[Params, Shape]:
-        """Draw the parameters.
-
-        Args:
-          shape: of one input example, without the batch.
-          key: PRNG key.
-          dtype: floating dtype of the parameters.
-
-        Returns:
-          The parameters, and the shape of one output example.
-        """
+        """Draw the parameters for inputs of a shape, without the batch; return the outputs' too."""
         raise NotImplementedError(f"{type(self).__name__} must define draw")
+
+    def init_state(self, params: Params) -> State:
+        """Return the state before the first batch of training; `()` if nothing is carried."""
+        return ()
 
     def apply(
         self,
@@ -90,10 +90,6 @@ class Layer:
         raise NotImplementedError(
             f"{type(self).__name__} has no prediction; define predict(self, moments)"
         )
-
-    def init_state(self, params: Params) -> State:
-        """Return the state before the first batch of training; `()` if nothing is carried."""
-        return ()
 
     def linearize(
         self, params: Params, h: Scaled, *, key: PRNGKeyArray | None = None
@@ -116,26 +112,13 @@ class Layer:
         """
         return (jax.tree.map(lambda a: jnp.asarray(a)[None], self.predict(moments)),)
 
-    @property
-    def homogeneous(self) -> bool:
-        """Whether `c h` gives `c` times the outputs of `h`, for every `c > 0` of each example.
-
-        The signal of such a layer is rescaled on its way through a deep network, which is exact.
-        """
-        return False
-
-    @property
-    def mixes(self) -> bool:
-        """Whether an output depends on other examples of the batch, as in batch norm."""
-        return False
-
 
 def init(
     layer: Layer, shape: Sequence[int], *, key: PRNGKeyArray, dtype: Any = jnp.float32
 ) -> tuple[Params, State]:
-    """Draw the parameters of a layer, and its state before the first batch.
+    """Draw the parameters of a layer, and return them with its state before the first batch.
 
-    The program is compiled once for each structure of the layer, shape and dtype.
+    Compiled once for each structure of the layer, shape and dtype.
 
     Args:
       layer: any layer.
@@ -143,37 +126,34 @@ def init(
       key: PRNG key.
       dtype: floating dtype of the parameters.
 
-    Returns:
-      The parameters, and the state for `apply`.
-
     Raises:
-      ValueError, TypeError: if an argument is not as described, or the layer does not take inputs
-        of this shape.
+      ValueError, TypeError: if an argument is not as described, or does not fit the layer.
 
     >>> from jaxgrad import layers
     >>> params, state = layers.init(layers.dense(8), (3,), key=jax.random.key(0))
     >>> params["kernel"].shape, state
     ((3, 8), ())
     """
-    _check_layer(layer)
+    _check_leaves(layer)
     shape = _validate.shape("shape", shape, 1)
     _validate.key("key", key)
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
-    return _init(layer, shape, key, jnp.dtype(dtype))
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be floating, got {dtype}; pass jnp.float32")
+    return _init(layer, shape, key, dtype)
 
 
 def apply(
     layer: Layer,
     params: Params,
     state: State,
-    x: Float[Array | np.ndarray, "batch *shape"],
+    x: Float[ArrayLike, "batch *shape"],
     *,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, "batch *out"], State]:
-    """Compute the outputs of a layer: as it is drawn, in training or in use.
+    """Compute the outputs of a layer and its next state: as drawn, in training or in use.
 
-    The program is compiled once for each structure of the layer and shapes of the arrays.
+    Compiled once for each structure of the layer and shapes of the arrays.
 
     Args:
       layer: any layer.
@@ -185,12 +165,8 @@ def apply(
         a key means training: batch norm takes the statistics of the batch and updates the running
         ones. No key means use: batch norm takes the running statistics.
 
-    Returns:
-      The outputs, `[batch, *out]`, and the next state, which changes in training only.
-
     Raises:
-      ValueError, TypeError: if an argument is not as described, or the parameters, the state and
-        the inputs do not fit the layer.
+      ValueError, TypeError: if an argument is not as described, or does not fit the layer.
 
     >>> from jaxgrad import layers
     >>> network = layers.sequential(layers.dense(8), layers.batch_norm(1e-5), layers.dropout(0.1))
@@ -201,7 +177,7 @@ def apply(
     >>> h.shape
     (32, 8)
     """
-    _check_layer(layer)
+    _check_leaves(layer)
     x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
     if key is not None:
         _validate.key("key", key)
@@ -216,40 +192,36 @@ def _init(layer, shape, key, dtype):
 
 @jax.jit
 def _apply(layer, params, state, x, key):
-    # Shapes are known while tracing, so that these checks cost nothing in later calls.
+    # Checked while tracing, where shapes are known, so that later calls do not pay for it.
     check_fit(layer, params, state, x)
     return layer.apply(params, state, x, key=key)
 
 
 def check_fit(layer: Layer, params: Params, state: State, x: Array) -> None:
-    """Raise unless `params` and `state` have the structure that the layer draws for `x`."""
+    """Raise unless `params` and `state` have the shapes that the layer draws for `x`."""
     shape = x.shape[1:]
-    # Only shapes matter here, so any key will do.
-    drawn = jax.eval_shape(
-        lambda layer: layer.draw(shape, key=jax.random.key(0), dtype=jnp.float32)[0], layer
-    )
-    _check_tree("params", params, drawn, shape)
+
+    def draw(layer):
+        # Nothing is drawn, so that any key will do.
+        return layer.draw(shape, key=jax.random.key(0), dtype=jnp.float32)[0]
+
+    drawn = jax.eval_shape(draw, layer)
+    expected = {"params": drawn}
     if state is not None:
-        _check_tree("state", state, jax.eval_shape(layer.init_state, drawn), shape)
-
-
-def _check_tree(name, given, expected, shape):
-    advice = (
-        f"; take {name} from jaxgrad.layers.init(layer, {shape}, ...), or pass x of the shape that "
-        "they were drawn for"
-    )
-    if jax.tree.structure(given) != jax.tree.structure(expected):
-        raise ValueError(
-            f"{name} must have the structure {jax.tree.structure(expected)} that the layer draws "
-            f"for x of shape [batch, *{shape}], got {jax.tree.structure(given)}{advice}"
+        expected["state"] = jax.eval_shape(layer.init_state, drawn)
+    for name, value in (("params", params), ("state", state)):
+        wanted, actual = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (expected.get(name), value)
         )
-    leaves = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, leaf), value in zip(leaves, jax.tree.leaves(given), strict=True):
-        if np.shape(value) != leaf.shape:
-            label = jax.tree_util.keystr(path, simple=True, separator="/")
+        if wanted != actual:
             raise ValueError(
-                f"{name} must fit x of shape [batch, *{shape}], which takes {label!r} of shape "
-                f"{leaf.shape}, got {np.shape(value)}{advice}"
+                f"{name} must have the shapes {wanted} to fit x of shape [batch, *{shape}], got "
+                f"{actual}; take {name} from jaxgrad.layers.init(layer, {shape}, ...), or pass x "
+                "of the shape that was given there"
             )
 
 
@@ -262,7 +234,7 @@ def check_is_layer(name: str, value: Any) -> None:
         )
 
 
-def _check_layer(layer):
+def _check_leaves(layer):
     check_is_layer("layer", layer)
     for leaf in jax.tree.leaves(layer):
         if not isinstance(leaf, (int, float, np.ndarray, np.generic, jax.Array)):
@@ -273,10 +245,10 @@ def _check_layer(layer):
 
 
 def number(value: Any) -> Any:
-    """Return a hyper-parameter as a `float` or an array, so that 1 and 1.0 make one program."""
+    """Return a hyper-parameter as a `float` or an array, so that 1 and 1.0 share a program."""
     return value if isinstance(value, jax.Array) else float(value)
 
 
 def fold_key(key: PRNGKeyArray | None, index: Any) -> PRNGKeyArray | None:
-    """Return the key of one part of a layer; `None` stays."""
+    """Return the key of one part of a layer; `None` stays `None`."""
     return None if key is None else jax.random.fold_in(key, index)

@@ -1,7 +1,5 @@
 """Layer norm and batch norm, and the parts of which they are made."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64, weighted_log_sum_exp
-from jaxgrad.layers._convolution import exp_relative
+from jaxgrad.layers._convolution import exp_scaled
 from jaxgrad.layers._layer import Layer, layer, number, static
 from jaxgrad.layers._log_space import Derivative, Scaled, linearize
 
@@ -26,13 +24,13 @@ class Statistics(NamedTuple):
 
 
 def statistics(h: Float[Array, "..."], axes: Sequence[int]) -> Statistics:
-    """Return the mean and the variance over some axes, which stay, of size 1.
+    """Return mean and variance (divided by the number of values) over axes, which stay, of size 1.
 
-    The variance is divided by the number of values. Over the batch and any spatial axes these are
-    the statistics of batch norm, over the features those of layer norm.
+    Over the batch and any spatial axes they are those of batch norm, over the features those of
+    layer norm.
 
-    >>> result = statistics(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]), (0,))
-    >>> result.mean.tolist(), result.variance.tolist()
+    >>> mean, variance = statistics(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]), (0,))
+    >>> mean.tolist(), variance.tolist()
     ([[2.0, 2.0]], [[1.0, 0.0]])
     """
     mean = jnp.mean(h, axis=tuple(axes), keepdims=True)
@@ -54,25 +52,22 @@ def normalize(
     centred = h - jnp.broadcast_to(statistics.mean, h.shape)
     variance = statistics.variance + epsilon
     varies = variance > 0
-    # Masked inside too, since the branch that is not taken still has a derivative.
+    # Masked before the root too: the branch that is not taken still has a derivative.
     inverse = jax.lax.rsqrt(jnp.where(varies, variance, 1.0)).astype(h.dtype)
     inverse, varies = (jnp.broadcast_to(part, h.shape) for part in (inverse, varies))
     return jnp.where(varies, centred * inverse, 0.0)
 
 
 def update(running: Statistics, batch: Statistics, momentum: Any) -> Statistics:
-    """Return `momentum running + (1 - momentum) batch`, for use when there is no batch.
+    """Return `momentum running + (1 - momentum) batch`, in the shapes of `running`.
 
-    The variance of the batch is the one divided by the number of values, as in flax and Keras;
-    PyTorch and Ioffe, Szegedy (2015) divide by one less.
+    The variance of the batch is divided by the number of values, as in flax and Keras; PyTorch and
+    Ioffe, Szegedy (2015) divide by one less.
 
     Args:
       running: the statistics so far, for example means 0 and variances 1.
       batch: statistics of as many values, in any shape.
       momentum: from 0 to 1, may be traced; 1 leaves `running` as it is.
-
-    Returns:
-      Statistics of the shapes of `running`.
     """
 
     def mixed(old, new):
@@ -88,23 +83,21 @@ class LayerNorm(Layer):
     epsilon: Any
 
     def draw(self, shape, *, key, dtype):
-        return _scale_and_shift(shape, dtype), shape
+        return _unit_scale(shape, dtype), shape
 
     def apply(self, params, state, h, *, key=None):
-        normalized = normalize(h, statistics(h, (-1,)), self.epsilon)
-        return _rescaled(params, normalized), state
+        return _rescale(params, normalize(h, statistics(h, (-1,)), self.epsilon)), state
 
     def linearize(self, params, h, *, key=None):
         return _linearize(self, params, h, key=key)
 
     @in_float64
     def predict(self, moments):
-        # Over many units the variance of an example is q (1 - mean^2), its expectation.
+        # Over many units the variance of an example is its expectation, q (1 - mean^2).
         varies = 1 - jnp.square(moments.mean)
         log_q = moments.log_q + jnp.log(varies)
         gap = None if moments.gap is None else moments.gap / varies
-        moments = dataclasses.replace(moments, log_q=log_q, gap=gap)
-        return _divide(moments, log_q, self.epsilon)
+        return _divide(dataclasses.replace(moments, log_q=log_q, gap=gap), log_q, self.epsilon)
 
 
 def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
@@ -135,7 +128,6 @@ class BatchNorm(Layer):
 
     @property
     def mixes(self) -> bool:
-        """The statistics are those of all examples."""
         return True
 
     def draw(self, shape, *, key, dtype):
@@ -144,19 +136,19 @@ class BatchNorm(Layer):
                 f"shape must have {self.spatial} spatial axes and features, got {tuple(shape)}; "
                 f"pass spatial={len(shape) - 1} to batch_norm"
             )
-        return _scale_and_shift(shape, dtype), shape
+        return _unit_scale(shape, dtype), shape
 
     def init_state(self, params):
         shape = params["scale"].shape
         return Statistics(jnp.zeros(shape), jnp.ones(shape))
 
     def apply(self, params, state, h, *, key=None):
-        in_use = state is not None and key is None
-        selected = state if in_use else statistics(h, range(self.spatial + 1))
-        h = _rescaled(params, normalize(h, selected, self.epsilon))
-        if state is not None and not in_use:
-            state = update(state, selected, self.momentum)
-        return h, state
+        if state is not None and key is None:
+            return _rescale(params, normalize(h, state, self.epsilon)), state
+        batch = statistics(h, range(self.spatial + 1))
+        if state is not None:
+            state = update(state, batch, self.momentum)
+        return _rescale(params, normalize(h, batch, self.epsilon)), state
 
     def linearize(self, params, h, *, key=None):
         return _linearize(self, params, h, key=key)
@@ -171,15 +163,14 @@ class BatchNorm(Layer):
         shape = np.broadcast_shapes(np.shape(moments.log_q), np.shape(moments.gap))
         axes = tuple(range(-self.spatial, 0)) if len(shape) >= self.spatial else ()
         log_q, gap = (jnp.broadcast_to(a, shape) for a in (moments.log_q, moments.gap))
-        q, log_scale = exp_relative(log_q, axes)
-        # q gap is the variance of a unit over examples, q (1 - gap) its squared mean over them.
-        # With spatial axes, of that mean only the average over positions is subtracted.
+        q, log_scale = exp_scaled(log_q, axes)
+        # Over examples a unit has the variance q gap and the squared mean q (1 - gap). Of the mean,
+        # what is subtracted is its average over positions.
         variance, square = q * gap, q * (1 - gap)
         centred = variance + (square - jnp.mean(square, axis=axes, keepdims=True))
-        moments = dataclasses.replace(
-            moments, log_q=jnp.log(centred) + log_scale, gap=variance / centred
-        )
         log_variance = jnp.log(jnp.mean(variance, axis=axes, keepdims=True)) + log_scale
+        log_q, gap = jnp.log(centred) + log_scale, variance / centred
+        moments = dataclasses.replace(moments, log_q=log_q, gap=gap)
         return _divide(moments, log_variance, self.epsilon)
 
 
@@ -187,24 +178,22 @@ def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> 
     """Make a layer that subtracts each unit's mean over the batch and divides by its deviation.
 
     Its parameters are `{"scale": [features], "shift": [features]}`, at first ones and zeros. Its
-    state holds the running mean and variance, `[features]` each.
+    state is the running mean and variance, `[features]` each.
 
-    Batch norm makes the growth of gradients independent of the weight variance, but does not stop
-    it: at the start of training the squared gradients of deep ReLU networks grow by `pi / (pi - 1)`
-    a layer, and the first steps mend that. `python -m experiments.norm_layers` measures both.
+    Batch norm makes the growth of gradients independent of the weight variance, but not level: at
+    the start of training the squared gradients of deep ReLU networks grow by `pi / (pi - 1)` a
+    layer, and the first steps mend that. `python -m experiments.norm_layers` measures both.
 
     The prediction is for a large batch; growth rates are off by order `1 / batch`. It assumes that
     all units have the same variance over the batch. That holds after a layer of weights. After an
     activation it holds only where the arguments have gap 1, as in a block that normalizes too and
-    has no biases; otherwise the growth may be off by 10 % a block. With spatial axes it assumes
+    has no biases; elsewhere the growth may be off by 10 % a block. With spatial axes it assumes
     that the correlation of two examples does not depend on position.
 
     Args:
-      epsilon: added to the variance, at least 0, may be traced. With 0 a constant unit becomes
-        zeros.
+      epsilon: as of `layer_norm`.
       spatial: number of spatial axes, which are averaged like the batch.
-      momentum: share of the running statistics that stays in each update, at least 0, may be
-        traced.
+      momentum: share of the running statistics that stays in an update, at least 0, may be traced.
 
     Raises:
       ValueError, TypeError: if an argument is not as described, or inputs have other axes; by
@@ -236,22 +225,19 @@ def _linearize(layer, params, h, *, key):
     return out, Derivative(lambda tangent: derivative.push(tangent.times(-shift)), pull)
 
 
-def _scale_and_shift(shape, dtype):
+def _unit_scale(shape, dtype):
     return {"scale": jnp.ones(shape[-1:], dtype), "shift": jnp.zeros(shape[-1:], dtype)}
 
 
-def _rescaled(params, h):
+def _rescale(params, h):
     scale, shift = (jnp.broadcast_to(params[name], h.shape) for name in ("scale", "shift"))
     return h * scale + shift
 
 
 def _divide(moments, log_variance, epsilon):
     """Divide centred moments by a standard deviation."""
-    log_variance = weighted_log_sum_exp((1.0, epsilon), (log_variance, 0.0))
-    log_q = moments.log_q - log_variance
-    return dataclasses.replace(
-        moments,
-        log_q=log_q,
-        log_gradient=moments.log_gradient - log_variance,
-        mean=jnp.zeros_like(log_q),
-    )
+    log_divisor = weighted_log_sum_exp((1.0, epsilon), (log_variance, 0.0))
+    log_q = moments.log_q - log_divisor
+    log_gradient = moments.log_gradient - log_divisor
+    mean = jnp.zeros_like(log_q)
+    return dataclasses.replace(moments, log_q=log_q, log_gradient=log_gradient, mean=mean)

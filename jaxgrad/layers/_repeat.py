@@ -1,7 +1,5 @@
 """A stack of equal blocks, by one scan over depth."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any
@@ -25,12 +23,10 @@ class Repeat(Layer):
 
     @property
     def homogeneous(self) -> bool:
-        """As the block."""
         return self.block.homogeneous
 
     @property
     def mixes(self) -> bool:
-        """As the block."""
         return self.block.mixes
 
     def draw(self, shape, *, key, dtype):

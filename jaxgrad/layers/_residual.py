@@ -1,7 +1,5 @@
 """A branch that is added to its input."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -23,12 +21,10 @@ class Residual(Layer):
 
     @property
     def homogeneous(self) -> bool:
-        """As the branch."""
         return self.branch.homogeneous
 
     @property
     def mixes(self) -> bool:
-        """As the branch."""
         return self.branch.mixes
 
     def draw(self, shape, *, key, dtype):
@@ -69,28 +65,24 @@ class Residual(Layer):
                 "of what it is added to, got one without; put a dense layer into it"
             )
         scale = jnp.asarray(self.scale, float)
-        # E (a + s b)^2 = E a^2 + s^2 E b^2 + 2 s E a E b, for a and b independent.
+        # E (h + s b)^2 = E h^2 + s^2 E b^2 + 2 s E h E b, with h and b independent.
         log_q = weighted_log_sum_exp(
             (1.0, scale**2, 2 * scale * moments.mean * added.mean),
             (moments.log_q, added.log_q, (moments.log_q + added.log_q) / 2),
         )
-
-        def share(part, weight, power=1.0):
-            """A moment of one part, relative to the sum's."""
-            return weight * jnp.exp(jnp.minimum(power * (part.log_q - log_q), LARGE))
-
+        # Means and gaps are relative to the size of their part, and become so to that of the sum.
+        share, added_share = (jnp.minimum(m.log_q - log_q, LARGE) for m in (moments, added))
         gap = None
         if moments.gap is not None and added.gap is not None:
-            gap = share(moments, moments.gap) + share(added, scale**2 * added.gap)
+            gap = moments.gap * jnp.exp(share) + scale**2 * added.gap * jnp.exp(added_share)
+        mean = moments.mean * jnp.exp(share / 2) + scale * added.mean * jnp.exp(added_share / 2)
+        log_gradient = weighted_log_sum_exp(
+            (1.0, scale**2), (moments.log_gradient, added.log_gradient)
+        )
+        gaussian = moments.gaussian and added.gaussian
+        # `fresh` stays that of the input, which reaches the output without weights.
         return dataclasses.replace(
-            moments,
-            log_q=log_q,
-            log_gradient=weighted_log_sum_exp(
-                (1.0, scale**2), (moments.log_gradient, added.log_gradient)
-            ),
-            mean=share(moments, moments.mean, 0.5) + share(added, scale * added.mean, 0.5),
-            gap=gap,
-            gaussian=moments.gaussian and added.gaussian,
+            moments, log_q=log_q, log_gradient=log_gradient, mean=mean, gap=gap, gaussian=gaussian
         )
 
 

@@ -1,7 +1,5 @@
 """Layers one after the other."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import Any
@@ -21,12 +19,10 @@ class Sequential(Layer):
 
     @property
     def homogeneous(self) -> bool:
-        """If all layers are."""
         return all(part.homogeneous for part in self.layers)
 
     @property
     def mixes(self) -> bool:
-        """If any layer does."""
         return any(part.mixes for part in self.layers)
 
     def draw(self, shape, *, key, dtype):
@@ -37,7 +33,7 @@ class Sequential(Layer):
         return tuple(drawn), shape
 
     def init_state(self, params):
-        return tuple(part.init_state(own) for part, own in zip(self.layers, params, strict=True))
+        return tuple(part.init_state(params[i]) for i, part in enumerate(self.layers))
 
     def apply(self, params, state, h, *, key=None):
         before = (None,) * len(self.layers) if state is None else state

@@ -1,7 +1,5 @@
 """Layers of weights: how they are drawn and scaled, and what they do to moments."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,7 +22,7 @@ LARGE = 700.0
 
 @layer
 class _Function:
-    """A plain function as an initializer, which is a pytree without leaves."""
+    """A plain function as an initializer that is a pytree without leaves."""
 
     function: Callable[..., Any] = static()
 
@@ -34,58 +32,42 @@ class _Function:
 
 @layer
 class Weights(Layer):
-    """What layers of weights share; see `dense` for the fields."""
+    """What layers of weights share; see `dense` and `mlp` for the fields."""
 
     features: int = static()
     w_variance: Any
     b_variance: Any
-    kernel_init: Any
     bias: bool = static()
+    kernel_init: Any
+    bias_init: Any
     parameterization: Parameterization = static()
 
     @property
     def homogeneous(self) -> bool:
-        """Biases are what does not scale with the input."""
         return not self.bias
 
-    def draw_kernel(self, key, shape, dtype):
-        """Draw a kernel `[*window, in, out]`; "standard" multiplies its variance here."""
-        kernel_init = initializers.lecun() if self.kernel_init is None else self.kernel_init
-        kernel = check_shape("kernel_init", kernel_init(key, shape, dtype), shape)
-        if self.parameterization == "ntk":
-            return kernel
-        return (kernel * jnp.sqrt(self.w_variance)).astype(dtype)
-
-    def draw_bias(self, key, features, dtype):
-        """Draw biases `[features]`, of unit variance with "ntk"."""
-        variance = 1.0 if self.parameterization == "ntk" else self.b_variance
-        return initializers.normal(variance)(key, (features,), dtype)
-
-    def draw_weights(self, window, shape, *, key, dtype):
-        """Draw the parameters for inputs of a shape, and return them with the outputs' shape."""
-        key_kernel, key_bias = jax.random.split(key)
-        kernel_shape = (*window, shape[-1], self.features)
-        params = {"kernel": self.draw_kernel(key_kernel, kernel_shape, dtype)}
+    def draw_weights(self, key_kernel, key_bias, kernel_shape, dtype):
+        """Draw `{"kernel": [*window, in, out], "bias": [out]}`, with biases if there are any."""
+        init = initializers.lecun() if self.kernel_init is None else self.kernel_init
+        draw = self._draw("kernel_init", init, key_kernel, kernel_shape, dtype)
+        params = {"kernel": draw if self._ntk else _scale(draw, self.w_variance)}
         if self.bias:
-            params["bias"] = self.draw_bias(key_bias, self.features, dtype)
-        return params, (*shape[:-1], self.features)
+            init = initializers.normal(1.0) if self.bias_init is None else self.bias_init
+            draw = self._draw("bias_init", init, key_bias, kernel_shape[-1:], dtype)
+            params["bias"] = draw if self._ntk else _scale(draw, self.b_variance)
+        return params
 
     def scale_and_shift(
         self, params: dict[str, Any], product: Float[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
-        """Turn the product with the kernel into the outputs.
-
-        With "ntk" the variances are multiplied here, after the product, so that under `jax.vmap`
-        over variances one product serves all of them.
-        """
-        ntk = self.parameterization == "ntk"
-        if ntk:
-            product = product * jnp.sqrt(self.w_variance).astype(product.dtype)
-        if "bias" not in params:
+        """Return the outputs from the product of the inputs and the kernel."""
+        # With "ntk" the variances come after the product: under a vmap over variances the product
+        # does not depend on them, so that one serves them all.
+        if self._ntk:
+            product = _scale(product, self.w_variance)
+        if not self.bias:
             return product
-        bias = params["bias"]
-        if ntk:
-            bias = bias * jnp.sqrt(self.b_variance).astype(bias.dtype)
+        bias = _scale(params["bias"], self.b_variance) if self._ntk else params["bias"]
         return product + jnp.broadcast_to(bias, product.shape)
 
     @property
@@ -119,15 +101,13 @@ class Weights(Layer):
 
     @in_float64
     def weigh(self, moments: Moments) -> Moments:
-        """The moments after weights and biases, from those of the values that a unit adds up.
-
-        `q' = w_variance q + b_variance`, and `q' gap' = w_variance q gap`: biases are common to
-        all examples.
-        """
-        w, b = (jnp.asarray(v, float) for v in (self.w_variance, self.b_variance))
+        """Return the moments after the weights, from those of the values that a unit adds up."""
+        w, b = (jnp.asarray(variance, float) for variance in (self.w_variance, self.b_variance))
+        # q' = w q + b
         log_q = weighted_log_sum_exp((w, b), (moments.log_q, 0.0))
         gap = moments.gap
         if gap is not None:
+            # q' gap' = w q gap: all examples have the same biases.
             gap = gap * w * jnp.exp(jnp.minimum(moments.log_q - log_q, LARGE))
         return dataclasses.replace(
             moments,
@@ -139,13 +119,28 @@ class Weights(Layer):
             fresh=True,
         )
 
+    @property
+    def _ntk(self):
+        return self.parameterization == "ntk"
+
+    @staticmethod
+    def _draw(name, initializer, key, shape, dtype):
+        value = initializer(key, shape, dtype)
+        if value.shape != shape:
+            raise ValueError(
+                f"{name} must return the shape it is asked for, {shape}, got {value.shape}; use "
+                "an initializer of jaxgrad.initializers or jax.nn.initializers"
+            )
+        return value
+
 
 @layer
 class Dense(Weights):
     """`h W + b` on the last axis; see `dense`."""
 
     def draw(self, shape, *, key, dtype):
-        return self.draw_weights((), shape, key=key, dtype=dtype)
+        params = self.draw_weights(*jax.random.split(key), (shape[-1], self.features), dtype)
+        return params, (*shape[:-1], self.features)
 
     def apply(self, params, state, h, *, key=None):
         return self.scale_and_shift(params, h @ params["kernel"]), state
@@ -174,65 +169,65 @@ def dense(
       bias: whether there are biases.
       kernel_init: initializer of mean square `1 / fan_in`, whose variance is multiplied by
         `w_variance`; `None` for `initializers.lecun()`.
-      parameterization: "standard" multiplies the variances when the parameters are drawn. "ntk"
-        draws with unit variances and multiplies the outputs, so that the same parameters serve all
-        variances. Both give the same outputs from the same key.
+      parameterization: "standard" multiplies by the variances when the parameters are drawn. "ntk"
+        draws with unit variances and multiplies the outputs, so that one draw serves all variances.
+        The outputs are the same for the same key.
 
     Raises:
       ValueError, TypeError: if an argument is not as described.
 
-    Source: Poole et al. (2016), eq. 3 and 5, and Schoenholz et al. (2017), eq. 9, for the
-    prediction; Jacot, Gabriel, Hongler (2018) for "ntk".
+    Source of the prediction: Poole et al. (2016), eq. 3, 5; Schoenholz et al. (2017), eq. 9. Of
+    "ntk": Jacot, Gabriel, Hongler (2018).
 
     >>> from jaxgrad import layers
     >>> params, _ = layers.init(dense(16, w_variance=2.0), (8,), key=jax.random.key(0))
     >>> params["kernel"].shape
     (8, 16)
     """
-    return Dense(
-        *check_weights(features, w_variance, b_variance, bias, kernel_init, parameterization)
-    )
+    return Dense(**weights(features, w_variance, b_variance, bias, kernel_init, parameterization))
 
 
-def check_weights(features, w_variance, b_variance, bias, kernel_init, parameterization) -> tuple:
-    """Return the fields of `Weights` in order, or raise."""
-    features = _validate.integer("features", features, 1)
-    _validate.scalar("w_variance", w_variance, minimum=0.0)
-    _validate.scalar("b_variance", b_variance, minimum=0.0)
+def weights(
+    features, w_variance, b_variance, bias, kernel_init, parameterization, bias_init=None
+) -> dict[str, Any]:
+    """Return the checked fields of `Weights`."""
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be True or False, got {bias!r}; give its size as b_variance")
-    if not bias and (_validate.is_traced(b_variance) or b_variance != 0):
+    _validate.scalar("w_variance", w_variance, minimum=0.0)
+    _validate.scalar("b_variance", b_variance, minimum=0.0)
+    is_zero = not _validate.is_traced(b_variance) and b_variance == 0
+    if not bias and not (is_zero and bias_init is None):
+        name = "bias_init" if is_zero else "b_variance"
+        raise ValueError(f"{name} is for layers with biases, got bias=False; pass bias=True")
+    if bias_init is not None and is_zero:
         raise ValueError(
-            f"b_variance must be 0 without biases, got {b_variance}; pass bias=True to have them"
+            "b_variance must be above 0 with bias_init, whose variance it multiplies, got 0; pass "
+            "b_variance=1.0 to leave the draws as they are"
         )
     _validate.choice("parameterization", parameterization, ("standard", "ntk"))
-    return (
-        features,
-        number(w_variance),
-        number(b_variance),
-        check_initializer("kernel_init", kernel_init),
-        bias,
-        parameterization,
-    )
+    return {
+        "features": _validate.integer("features", features, 1),
+        "w_variance": number(w_variance),
+        "b_variance": number(b_variance),
+        "bias": bias,
+        "kernel_init": _as_pytree("kernel_init", kernel_init),
+        "bias_init": _as_pytree("bias_init", bias_init),
+        "parameterization": parameterization,
+    }
 
 
-def check_initializer(name: str, initializer: Any) -> Any:
-    """Return an initializer as a pytree, or raise; `None` stays."""
-    if initializer is not None and not callable(initializer):
+def _as_pytree(name, initializer):
+    if initializer is None:
+        return None
+    if not callable(initializer):
         raise TypeError(
             f"{name} must be a function of (key, shape, dtype), got {initializer!r}; use one of "
             "jaxgrad.initializers or jax.nn.initializers"
         )
-    # JAX takes an object that is not registered as a pytree for a leaf.
-    is_leaf = initializer is not None and jax.tree_util.all_leaves([initializer])
+    # To JAX an object that is not registered as a pytree is itself a leaf.
+    is_leaf = jax.tree_util.all_leaves([initializer])
     return _Function(initializer) if is_leaf else initializer
 
 
-def check_shape(name: str, value: Array, shape: tuple[int, ...]) -> Array:
-    """Return what an initializer drew if it has the shape that it was asked for, or raise."""
-    if value.shape != shape:
-        raise ValueError(
-            f"{name} must return the shape it is asked for, {shape}, got {value.shape}; use an "
-            "initializer of jaxgrad.initializers or jax.nn.initializers"
-        )
-    return value
+def _scale(a, variance):
+    return a * jnp.sqrt(variance).astype(a.dtype)
