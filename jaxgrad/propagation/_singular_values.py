@@ -117,6 +117,7 @@ def isometry(log_singular_values: Float[Array | np.ndarray, "*rows size"]) -> Is
 @in_float64
 @jax.jit
 def _isometry(logs):
+    logs = logs.astype(float)
     log_mean = jax.nn.logsumexp(2 * logs, axis=-1) - math.log(logs.shape[-1])
     # Not a difference of moments, which would cancel near an isometry.
     deviation = jnp.expm1(2 * logs - log_mean[..., None])

@@ -1,0 +1,131 @@
+"""Mean-field theory: the numbers of 0.1."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgrad import activations, theory
+from jaxgrad.theory import Moments, finite_width, spectra
+from tests.reference.record import hold
+
+Q = np.asarray([1e-4, 0.3, 1.0, 7.0, 100.0])
+QUICK = ("linear", "tanh", "relu", "callable")
+WEIGHTS = ("orthogonal", "gaussian")
+
+
+def callable_activation(x):
+    return x * x * x / (1 + x * x) + 0.2
+
+
+def every(*, quick=QUICK):
+    """All activations and one that is in no table; those that are not quick as slow tests."""
+    names = [*activations.TABLE, "callable"]
+    marks = {name: () if name in quick else pytest.mark.slow for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks[n]) for n in names])
+
+
+def named(name):
+    return callable_activation if name == "callable" else name
+
+
+@every()
+def test_maps(name):
+    phi, gaps = named(name), np.asarray([1e-6, 0.1, 1.0, 1.6])
+    out = {
+        "second_moment": theory.second_moment(phi, Q),
+        "slope_moment": theory.slope_moment(phi, Q),
+        "q_map": theory.q_map(phi, Q, 1.7, 0.2),
+        "c_map": theory.c_map(phi, gaps, 0.8, 1.7, 0.2),
+        "chi_perp": theory.chi_perp(phi, Q, 1.7),
+        "chi_par": theory.chi_par(phi, Q, 1.7),
+    }
+    hold(f"theory.maps.{name}", out)
+
+
+@every()
+def test_fixed_points(name):
+    phi, w = named(name), np.asarray([0.5, 1.3, 2.0, 4.0])
+    variances = np.broadcast_arrays(w[:, None], np.asarray([[0.0, 0.05]]))
+    limit = theory.limit(phi, *variances, q=0.7)
+    out = {
+        "fixed_points": {
+            "biased": theory.fixed_points(phi, 1.3, 0.05),
+            "unbiased": theory.fixed_points(phi, 2.0, 0.0),
+        },
+        "limit": limit,
+        "xi_q": limit.xi_q,
+        "xi_gradient": limit.xi_gradient,
+    }
+    hold(f"theory.fixed_points.{name}", out)
+
+
+@every()
+def test_correlation(name):
+    correlation = theory.correlation(named(name), np.asarray([1.3, 2.5]), 0.05)
+    hold(f"theory.correlation.{name}", {"correlation": correlation, "xi_c": correlation.xi_c})
+
+
+@every()
+def test_critical(name):
+    phi = named(name)
+    out = {
+        "smallest": theory.critical(phi),
+        "bias": theory.critical(phi, 0.05),
+        "bias_large": theory.critical(phi, 0.5),
+        "line": theory.critical_line(phi, Q),
+    }
+    hold(f"theory.critical.{name}", out)
+
+
+@every()
+def test_finite_width(name):
+    phi = named(name)
+    variances = [spectra.spectrum_variance(phi, 0.8, 10, weights) for weights in WEIGHTS]
+    law = finite_width.gradient_law(phi, 5, 1.6, 0.1, width=32, input_square=0.9)
+    out = {
+        "layer_law": finite_width.layer_law(phi, 0.8, 1.7, 32),
+        "critical_w_variance": finite_width.critical_w_variance(phi, 0.8, 32),
+        "gradient_law": law,
+        "spectrum_variance": np.asarray(variances),
+    }
+    hold(f"theory.finite_width.{name}", out)
+
+
+def test_alive_probability():
+    width, depth = np.asarray([1, 3, 10, 50]), np.asarray([5, 10, 20, 50])
+    hold("theory.finite_width.alive_probability", finite_width.alive_probability(width, depth))
+
+
+def test_linear_spectra():
+    out = {
+        "lyapunov_exponents": spectra.lyapunov_exponents(8, 1.3),
+        "largest_eigenvalue": spectra.largest_eigenvalue(np.asarray([1.0, 4.0, 100.0])),
+    }
+    hold("theory.spectra.linear", out)
+
+
+def test_tailored_relu():
+    points = ((10, 0.6), (20, 0.9), (100, 0.9), (1000, 0.99))
+    slopes = {str(d): dict(theory.tailored_relu(d, t).constants)["slope"] for d, t in points}
+    hold("theory.tailored_relu", slopes)
+
+
+def fields(moments):
+    return {name: getattr(moments, name) for name in ("log_q", "log_gradient", "mean", "gap")}
+
+
+def test_moments_of():
+    x = jax.random.normal(jax.random.key(1), (5, 4, 3)) + 0.2
+    out = {
+        "plain": fields(theory.moments_of(x)),
+        "gap": fields(theory.moments_of(x, gap=True)),
+        "flat": fields(theory.moments_of(x[:, 0], gap=True)),
+    }
+    hold("theory.moments_of", out)
+
+
+def test_activate():
+    log_q, gap = np.asarray([-2.0, 0.3, 3.0]), np.asarray([0.01, 0.5, 1.0])
+    moments = theory.activate(Moments(log_q, 0.1, 0.2, gap, gaussian=True), activations.get("gelu"))
+    kind = {"gaussian": moments.gaussian, "fresh": moments.fresh}
+    hold("theory.activate", fields(moments) | kind)
