@@ -20,6 +20,9 @@ from jaxgrad import _validate
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FloatArray = Float[Array | np.ndarray, "..."]
+"""Floating-point numbers of any shape: what functions wrapped by `in_float64` return."""
+
 _LARGE = 700.0
 """The exponential of this number is close to the largest float64."""
 
@@ -62,6 +65,7 @@ def float_eps(dtype: Any) -> float:
 
 def norm(values: Num[np.ndarray, "..."]) -> float:
     """Return the Euclidean norm of all values, without overflow; NaN if any is not finite."""
+    # Squares of ratios to the largest value do not overflow, nor do all of them underflow.
     largest = float(np.max(np.abs(values), initial=0.0))
     if not math.isfinite(largest):
         return math.nan
@@ -90,6 +94,7 @@ def divide_by_largest(
       The divided array, and the log of the divisor with `axis` of size 1. Where all values are
       zero, or one is infinite or NaN, the divisor is 1.
     """
+    # The result does not depend on the divisor, so no derivative has to pass through it.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=axis, keepdims=True))
     divisor = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
     return a / divisor, jnp.log(divisor)
@@ -117,6 +122,7 @@ def rescale(
     flat = a.reshape(len(a), -1)
     log_square = log_mean_square(flat, axis=1)
     shift = jnp.broadcast_to(jnp.max(log_square), log_square.shape) if together else log_square
+    # What is zero or infinite cannot be scaled to one.
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     return (flat * jnp.exp(-shift / 2)[:, None]).reshape(a.shape), shift, log_square
 
@@ -143,6 +149,7 @@ def weighted_log_sum_exp(
     """
     arrays = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in (*weights, *logs)))
     factors, exponents = (jnp.stack(half) for half in (arrays[: len(logs)], arrays[len(logs) :]))
+    # A weight of zero must not select the top; its log is not taken, or its derivative were NaN.
     size = jnp.abs(factors)
     terms = exponents + jnp.log(jnp.where(size > 0, size, 1.0))
     top = jax.lax.stop_gradient(jnp.max(jnp.where(size > 0, terms, -jnp.inf), axis=0))
@@ -172,8 +179,8 @@ def bisect(
     Returns:
       The middle of the last interval. If the sign does not change, this is near one of the bounds.
     """
-    low, high = jnp.asarray(low), jnp.asarray(high)
-    sign = jnp.sign(function(low)) if sign is None else sign
+    bracket = jnp.asarray(low), jnp.asarray(high)
+    sign = jnp.sign(function(bracket[0])) if sign is None else sign
 
     def halve(_, bracket):
         low, high = bracket
@@ -181,8 +188,8 @@ def bisect(
         before = jnp.sign(function(middle)) == sign
         return jnp.where(before, middle, low), jnp.where(before, high, middle)
 
-    low, high = jax.lax.fori_loop(0, steps, halve, (low, high))
-    return (low + high) / 2
+    bracket = jax.lax.fori_loop(0, steps, halve, bracket)
+    return (bracket[0] + bracket[1]) / 2
 
 
 def golden_section(
@@ -199,6 +206,7 @@ def golden_section(
       The middle of the last interval. Rounding of the cost limits its accuracy to about the square
       root of the machine epsilon if the cost is smooth there.
     """
+    # Both inner points divide the interval in this ratio.
     golden = (math.sqrt(5) - 1) / 2
 
     def shrink(_, bounds):
@@ -207,5 +215,5 @@ def golden_section(
         select_left = cost(left) < cost(right)
         return jnp.where(select_left, low, left), jnp.where(select_left, right, high)
 
-    low, high = jax.lax.fori_loop(0, steps, shrink, (jnp.asarray(low), jnp.asarray(high)))
-    return (low + high) / 2
+    bounds = jax.lax.fori_loop(0, steps, shrink, (jnp.asarray(low), jnp.asarray(high)))
+    return (bounds[0] + bounds[1]) / 2

@@ -3,7 +3,8 @@
 Initializers are frozen dataclasses and pytrees: variances, scales and gains are leaves, all other
 options are static. So an initializer can be an argument of a jitted function, and one compiled
 program serves a whole sweep over its variance. Draws are made in float32 and then converted, so
-that a key gives the same weights in every precision.
+that a key gives the same weights in every precision. A `ValueError` or a `TypeError` names an
+argument that is not as described; a shape that does not fit is reported when weights are drawn.
 """
 
 from jaxgrad.initializers._critical import Critical, critical
@@ -12,9 +13,7 @@ from jaxgrad.initializers._fixup import Fixup, fixup
 from jaxgrad.initializers._orthogonal import delta_orthogonal, orthogonal
 from jaxgrad.initializers._random import (
     TRUNCATED_STD,
-    Distribution,
     Initializer,
-    Mode,
     constant,
     glorot,
     he,
@@ -29,11 +28,9 @@ from jaxgrad.initializers._unit_variance import UnitVariance, unit_variance
 __all__ = [
     "TRUNCATED_STD",
     "Critical",
-    "Distribution",
     "Fans",
     "Fixup",
     "Initializer",
-    "Mode",
     "UnitVariance",
     "constant",
     "critical",

@@ -53,9 +53,8 @@ def critical(
         `jaxgrad.theory.Critical.chi_par`.
       width: number of units of the layers, at least 1, may be traced. With a width, the weights
         are larger, such that the mean of the *log* of a squared gradient is kept, which describes
-        a typical network of this width. `None` keeps the mean over networks. The correction is
-        exact for (leaky) ReLU. For other activations it is that of one layer of variance `q`, and
-        part of the drift remains; see `jaxgrad.theory.finite_width.gradient_law`.
+        a typical network; `None` keeps the mean over networks. This is exact for (leaky) ReLU. For
+        other activations part of the drift remains, see `finite_width.gradient_law`.
       distribution, convolution: options of the kernels, see `variance_scaling`.
 
     Returns:
@@ -86,6 +85,7 @@ def critical(
         _validate.scalar("q", q, minimum=0.0, above=True)
         point = theory.critical_line(phi, q)
     w_variance = point.w_variance
+    # Inside a traced program nothing can be raised, and NaN is returned.
     if not _validate.is_traced(w_variance) and not np.isfinite(w_variance):
         raise ValueError(
             f"activation {phi.name!r} has no stable critical point for {_request(b_variance, q)}"
@@ -103,6 +103,7 @@ def critical(
 def _request(b_variance, q) -> str:
     """The variance that was asked for, and what to do if it has no critical point."""
     if q is not None:
+        # b = q - M / D.
         return f"q {float(q):g}, which would need a negative bias variance; pass another q"
     if b_variance is not None:
         return f"b_variance {float(b_variance):g}; leave it out for the smallest that has one"

@@ -35,9 +35,6 @@ def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
       `blocks^(-1 / (2 layers - 2))`. Start biases at 0, and the scalar multiplier that the source
       adds to each branch at 1.
 
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
-
     Source: Zhang, Dauphin, Ma (2019), Fixup initialization, sec. 3.
 
     >>> import jax
@@ -47,5 +44,7 @@ def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
     """
     _validate.scalar("blocks", blocks, minimum=1.0)
     layers = _validate.integer("layers", layers, 2)
+    # A branch of m kernels with standard deviations times L^(-1 / (2 m - 2)), of which m - 1 are
+    # not zero, contributes L^(-1/2) times the step of its last kernel.
     variance = 2.0 * jnp.asarray(blocks, jnp.float32) ** (-1 / (layers - 1))
     return Fixup(variance_scaling(variance, "fan_out", **convolution), zeros())

@@ -54,9 +54,6 @@ def orthogonal(gain: Any = 1.0) -> Initializer:
     Args:
       gain: one finite number, may be traced.
 
-    Raises:
-      ValueError, TypeError: if it is not; when drawn, if the shape has fewer than two dimensions.
-
     Source: Saxe, McClelland, Ganguli (2014); the correction by counting rows and columns.
 
     >>> import jax, jax.numpy as jnp

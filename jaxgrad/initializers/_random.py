@@ -69,10 +69,12 @@ class _VarianceScaling:
 
 
 def _draw(distribution: Distribution, shape, dtype, variance, *, key) -> Array:
+    # Drawn in float32, whatever the dtype, so that a key gives one network in every precision.
     std = jnp.sqrt(jnp.asarray(variance, jnp.float32))
     if distribution == "normal":
         unit = jax.nn.initializers.normal(1.0)(key, shape, jnp.float32)
     elif distribution == "truncated":
+        # Cutting the tails lowers the standard deviation, which is divided out.
         unit = jax.nn.initializers.truncated_normal(1 / TRUNCATED_STD)(key, shape, jnp.float32)
     else:
         # U(-a, a) has variance a^2 / 3.
@@ -85,9 +87,6 @@ def constant(value: Any) -> Initializer:
 
     Args:
       value: one finite number, may be traced.
-
-    Raises:
-      ValueError, TypeError: if it is not.
     """
     _validate.scalar("value", value)
     return _Constant(value)
@@ -110,9 +109,6 @@ def normal(variance: Any) -> Initializer:
 
     Args:
       variance: one number of at least 0, may be traced.
-
-    Raises:
-      ValueError, TypeError: if it is not.
     """
     _validate.scalar("variance", variance, minimum=0.0)
     return _Independent(variance, "normal")
@@ -123,9 +119,6 @@ def uniform(variance: Any) -> Initializer:
 
     Args:
       variance: one number of at least 0, may be traced.
-
-    Raises:
-      ValueError, TypeError: if it is not.
     """
     _validate.scalar("variance", variance, minimum=0.0)
     return _Independent(variance, "uniform")
@@ -152,10 +145,6 @@ def variance_scaling(
       distribution: `normal`, `uniform`, or `truncated`: a normal distribution that is cut at two
         standard deviations and then scaled back to the required variance.
       groups, strides, transposed: options of a convolution, see `fans`.
-
-    Raises:
-      ValueError, TypeError: if an argument is none of these. A shape that does not fit the options
-        is reported when weights are drawn.
 
     >>> import jax
     >>> kernel = variance_scaling(2.0, "fan_out")(jax.random.key(0), (100, 400))
@@ -208,10 +197,8 @@ def he(
       distribution, mode, convolution: see `variance_scaling`.
       negative_slope: slope `a` of the activation's negative side, may be traced.
 
-    Raises:
-      ValueError, TypeError: if the slope is not one finite number, and as `variance_scaling`.
-
     Source: He, Zhang, Ren, Sun (2015), eq. 10, 14 and 15.
     """
     _validate.scalar("negative_slope", negative_slope)
+    # E phi(z)^2 = (1 + a^2) / 2 E z^2 for z symmetric about 0.
     return variance_scaling(2.0 / (1 + negative_slope**2), mode, distribution, **convolution)

@@ -40,10 +40,10 @@ def unit_variance(
 ) -> UnitVariance:
     """Scale weights so that each layer's output has unit variance on given data.
 
-    The source scales one layer after another. This function scales all layers together, by Newton's
-    method for the logs of the scales, so the order of the layers need not be known, and branches
-    may join. A layer whose output overflows or is constant is left until the layers before it are
-    scaled. The source recommends to start with `orthogonal` weights, which is up to the caller.
+    The source, which starts with `orthogonal` weights, scales one layer after another. Here all
+    are scaled together, by Newton's method for the logs of the scales, so the order of the layers
+    need not be known, and branches may join. A layer whose output overflows or is constant is left
+    until the layers before it are scaled.
 
     Args:
       params: pytree of arrays, any structure.
@@ -55,16 +55,12 @@ def unit_variance(
         same first axis. A bool, or a tree prefix of `params` with bools, as
         `{"first": False, "hidden": True}`.
       tolerance: the largest relative deviation of a standard deviation from 1, above 0.
-      iterations: the largest number of passes, at least 1. Each pass takes one forward derivative
-        for each layer.
+      iterations: the largest number of passes, at least 1, each with one forward derivative for
+        each layer.
 
     Returns:
       `UnitVariance`. A layer that cannot be scaled to unit variance, such as one with a bias of
-      larger variance, can be recognized by its `std`. The function may be jitted, with `params` as
-      data.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described, or no leaf is to be scaled.
+      larger variance, can be recognized by its `std`. The function may be jitted.
 
     Source: Mishkin, Matas (2016), All you need is a good init.
 
@@ -79,6 +75,7 @@ def unit_variance(
     # A new closure over new data: there is nothing that a later call could use again.
     leaves, value, passes = jax.jit(lambda: _fit(scaling, tolerance, iterations))()
     std: list[Any] = [None] * len(leaves)
+    # The vector of standard deviations is cut into the leaves that were scaled.
     for index, start, size in scaling.slots():
         std[index] = value[start : start + size] if scaling.stacked[index] else value[start]
     return UnitVariance(scaling.treedef.unflatten(leaves), scaling.treedef.unflatten(std), passes)
@@ -132,6 +129,7 @@ def _prepare(params, outputs, stacked) -> _Scaling:
             f"stacked must be a bool or a tree prefix of params with bools, got {stacked!r}; "
             f"{error}"
         ) from None
+    # The outputs are only traced here, which costs no computation.
     shapes = jax.eval_shape(lambda leaves: _layer_outputs(outputs, treedef, leaves), leaves)
     selected = [index for index, part in enumerate(shapes) if part is not None]
     if not selected:
@@ -155,6 +153,7 @@ def _prepare(params, outputs, stacked) -> _Scaling:
 def _layer_outputs(outputs, treedef, leaves):
     """The layers' outputs in the order of the leaves, `None` for leaves that are not scaled."""
     result = outputs(jax.tree.unflatten(treedef, leaves))
+    # By default None is no leaf, so the structures would differ.
     parts, structure = jax.tree.flatten(result, is_leaf=lambda leaf: leaf is None)
     if structure != treedef:
         raise ValueError(
@@ -173,6 +172,7 @@ def _fit(scaling: _Scaling, tolerance, iterations):
 
     def improve(state):
         log_scale, value, passes = state
+        # The whole Jacobian, one column for each unit vector: scales change all later layers.
         _, derivative = jax.linearize(scaling.log_std, log_scale)
         jacobian = jax.lax.map(derivative, jnp.eye(len(log_scale), dtype=log_scale.dtype)).T
         # Leave out layers without a finite output yet, and those that do not respond to their

@@ -1,34 +1,27 @@
-"""What mean-field theory says of deep random networks: fixed points, slopes, critical points.
+"""Predictions of mean-field theory for deep random networks: fixed points, slopes, critical points.
 
-At infinite width the pre-activations of a layer are Gaussian, so that everything follows from
-averages `E f(sqrt(q) z)` of the activation. Results are float64 whatever JAX's setting: called with
-numbers, functions return NumPy arrays; traced, in a program without float64, they round on the way
-out to float32. All are jittable, vmappable and differentiable in what is not an activation or a
-depth.
+At infinite width the pre-activations of a layer are Gaussian, so everything follows from averages
+`E f(sqrt(q) z)` of the activation. Results are float64 whatever JAX's setting is: called with
+numbers, functions return NumPy arrays; inside a traced program without float64, results are rounded
+to float32. All functions can be jitted and mapped, and differentiated with respect to all arguments
+except activations and depths. A `ValueError` or a `TypeError` names an argument that is not as
+described.
 
-Notation: weights of variance `w_variance / fan_in`, biases of `b_variance`, pre-activations of `q`;
-`M(q) = E phi^2`, `D(q) = E phi'^2`; `chi_perp = w_variance D`, the growth per layer of a squared
-gradient; `chi_par = w_variance M'`, the stability of the length; `gap = 1 - c`, with `c` the
+Notation: weights have variance `w_variance / fan_in`, biases `b_variance`, pre-activations `q`;
+`M(q) = E phi^2`, `D(q) = E phi'^2`; `chi_perp = w_variance D` is the growth per layer of a squared
+gradient, `chi_par = w_variance M'` the stability of the length; `gap = 1 - c`, with `c` the
 correlation of two examples.
 
 Sources: Poole et al. (2016), Schoenholz et al. (2017), Roberts, Yaida, Hanin (2022).
 """
 
 from jaxgrad.theory import finite_width, spectra
-from jaxgrad.theory.critical import Critical, critical, critical_line
-from jaxgrad.theory.fixed_points import (
-    Correlation,
-    FixedPoints,
-    Limit,
-    Stability,
-    correlation,
-    fixed_points,
-    limit,
-)
-from jaxgrad.theory.maps import c_map, chi_par, chi_perp, q_map, second_moment, slope_moment
-from jaxgrad.theory.moments import Moments, activate
-from jaxgrad.theory.prediction import Prediction, moments_of, predict, predict_blocks
-from jaxgrad.theory.tailored import tailored_relu
+from jaxgrad.theory._critical import Critical, critical, critical_line
+from jaxgrad.theory._fixed_points import FixedPoints, Stability, fixed_points
+from jaxgrad.theory._limits import Correlation, Limit, correlation, limit
+from jaxgrad.theory._maps import c_map, chi_par, chi_perp, q_map, second_moment, slope_moment
+from jaxgrad.theory._moments import Moments, activate, moments_of
+from jaxgrad.theory._tailored import tailored_relu
 
 __all__ = [
     "Correlation",
@@ -36,7 +29,6 @@ __all__ = [
     "FixedPoints",
     "Limit",
     "Moments",
-    "Prediction",
     "Stability",
     "activate",
     "c_map",
@@ -49,8 +41,6 @@ __all__ = [
     "fixed_points",
     "limit",
     "moments_of",
-    "predict",
-    "predict_blocks",
     "q_map",
     "second_moment",
     "slope_moment",

@@ -1,39 +1,35 @@
-"""Singular values of the Jacobian of a deep random network, at infinite width or for linear layers.
+"""Singular values of the Jacobian of a deep random network, at infinite width or if linear.
 
-A mean squared gradient is the mean of the squared singular values; how far these spread says how
-differently directions fare.
+The mean squared gradient is the mean of the squared singular values. Their spread shows how
+differently single directions grow.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
+from jaxgrad._numerics import FloatArray, in_float64
 from jaxgrad.theory import finite_width
-from jaxgrad.theory._float64 import in_float64
-from jaxgrad.theory.maps import Phi
+from jaxgrad.theory._maps import ActivationLike
 
 Weights = Literal["gaussian", "orthogonal"]
 
 
-def lyapunov_exponents(width: int, w_variance: Any = 1.0) -> jax.Array:
-    """Growth per layer of the singular values of a product of many Gaussian matrices.
+def lyapunov_exponents(width: int, w_variance: ArrayLike = 1.0) -> FloatArray:
+    """Compute the growth per layer of the singular values of a product of Gaussian matrices.
 
     Args:
       width: number of units `n`.
-      w_variance: of the weights times `n`, a number above 0, may be traced.
+      w_variance: weight variance times `n`, a number above 0, may be traced.
 
     Returns:
-      Limits of `log(singular value) / depth`, not squared, in decreasing order, `[width]`. They
-      differ, so that a deep linear network keeps one direction only; their spread does not shrink
-      with the width.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
+      Limits of `log(singular value) / depth` (not squared), in decreasing order, `[width]`. They
+      differ, so a deep linear network keeps only one direction; their spread does not shrink with
+      the width.
 
     Source: Newman (1986), The distribution of Lyapunov exponents: exact results for random
     matrices.
@@ -46,17 +42,14 @@ def lyapunov_exponents(width: int, w_variance: Any = 1.0) -> jax.Array:
     return _lyapunov_exponents(width, w_variance)
 
 
-def largest_eigenvalue(depth: Any) -> jax.Array:
-    """The largest eigenvalue of `J J^T` for `depth` wide linear layers of critical variance.
+def largest_eigenvalue(depth: ArrayLike) -> FloatArray:
+    """Compute the largest eigenvalue of `J J^T` for wide linear layers of critical variance.
 
     Args:
       depth: number of Gaussian matrices `L`, at least 1, of any shape, may be traced.
 
     Returns:
-      `(L + 1)^(L + 1) / L^L`, about `e L`: the mean eigenvalue is 1 at any depth.
-
-    Raises:
-      ValueError, TypeError: if the depth is not as described.
+      `(L + 1)^(L + 1) / L^L`, about `e L`, while the mean eigenvalue is 1 at any depth.
 
     Source: Pennington, Schoenholz, Ganguli (2017), Resurrecting the sigmoid in deep learning
     through dynamical isometry, sec. 2.5.
@@ -69,22 +62,19 @@ def largest_eigenvalue(depth: Any) -> jax.Array:
 
 
 def spectrum_variance(
-    activation: Phi, q: Any, depth: Any, weights: Weights = "gaussian"
-) -> jax.Array:
-    """Variance of the eigenvalues of `J J^T` over their squared mean, at infinite width.
+    activation: ActivationLike, q: ArrayLike, depth: ArrayLike, weights: Weights = "gaussian"
+) -> FloatArray:
+    """Compute the variance of the eigenvalues of `J J^T` over their squared mean.
 
     Args:
       activation: see `jaxgrad.activations.get`.
-      q: variance of the pre-activations of every layer, above 0; numbers may be traced.
-      depth: number of layers, at least 0.
+      q: variance of the pre-activations of every layer, above 0, may be traced.
+      depth: number of layers, at least 0, may be traced.
       weights: independent `gaussian` weights, or `orthogonal` matrices.
 
     Returns:
-      `L (mu_2 / mu_1^2 - 1)` for orthogonal weights and more by `L` for Gaussian ones, where `mu_k`
-      is `E phi'^(2 k)`: it grows with depth unless the slope is the same everywhere.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described, and as `second_moment`.
+      `L (mu_2 / mu_1^2 - 1)` for orthogonal weights, where `mu_k` is `E phi'^(2 k)`, and larger by
+      `L` for Gaussian ones. It grows with depth unless the slope is the same everywhere.
 
     Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
 
@@ -100,20 +90,23 @@ def spectrum_variance(
 @in_float64
 @functools.partial(jax.jit, static_argnums=0)
 def _lyapunov_exponents(width, w_variance):
-    free = jnp.arange(width, 0, -1, dtype=jnp.float64)
+    # The k-th squared growth is chi squared, with n - k + 1 degrees of freedom, times w / n; the
+    # mean of its log is psi((n - k + 1) / 2) + log(2 w / n).
+    freedom = jnp.arange(width, 0, -1, dtype=jnp.float64)
     scale = jnp.log(2 * jnp.asarray(w_variance, jnp.float64) / width)
-    return (scale + jax.scipy.special.digamma(free / 2)) / 2
+    return (scale + jax.scipy.special.digamma(freedom / 2)) / 2
 
 
 @in_float64
 @jax.jit
 def _largest_eigenvalue(depth):
     depth = jnp.asarray(depth, jnp.float64)
+    # (L + 1)^(L + 1) / L^L = (L + 1) (1 + 1 / L)^L, without overflow.
     return (depth + 1) * jnp.exp(depth * jnp.log1p(1 / depth))
 
 
 @in_float64
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _spectrum_variance(phi, gaussian, q, depth):
-    slope = finite_width.fourth(phi, jnp.log(jnp.asarray(q, jnp.float64))).slope
+    slope = finite_width.fourth_moments(phi, jnp.log(jnp.asarray(q, jnp.float64))).slope
     return depth * (slope - 1 + gaussian)

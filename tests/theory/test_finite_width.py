@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxgrad import activations, initializers, networks, propagation
-from jaxgrad.theory import predict
+from jaxgrad import activations, layers, propagation
+from jaxgrad.theory import Moments
 from jaxgrad.theory.finite_width import (
     alive_probability,
     critical_w_variance,
@@ -98,14 +98,14 @@ def test_wide_layers_follow_the_expansion():
 def simulated(activation, w_variance, b_variance, width, seeds):
     """Logs of squared gradients of drawn networks, each for one input and one tangent."""
     x = jnp.ones((1, 4))
+    network = layers.mlp(
+        width, DEPTH, activation, w_variance=w_variance, b_variance=b_variance, bias=True
+    )
 
     def one(key):
         key_params, key_probe = jax.random.split(key)
-        params = networks.init(
-            key_params, 4, width, DEPTH, bias_init=initializers.normal(b_variance)
-        )
-        found = propagation.probe(params, x, key_probe, activation, w_variance=w_variance)
-        return found.log_gradient
+        params, _ = layers.init(network, (4,), key=key_params)
+        return propagation.probe(network, params, x, key=key_probe).log_gradient
 
     keys = jax.random.split(jax.random.key(11), seeds)
     return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys), np.float64)
@@ -167,7 +167,8 @@ def test_gradient_law_has_every_term_of_first_order(
 
 def test_gradient_law_tends_to_infinite_width():
     law = gradient_law("tanh", DEPTH, 1.8, 0.1, width=1e9, input_square=2.0)
-    wide = predict("tanh", DEPTH, 1.8, 0.1, input_square=2.0)
+    network = layers.mlp(1, DEPTH, "tanh", w_variance=1.8, b_variance=0.1, bias=True)
+    wide = propagation.predict(network, Moments(log_q=np.log(2.0)))
     for found in (law.log_mean, law.mean_log):
         np.testing.assert_allclose(found, wide.log_gradient, atol=1e-6)
     assert np.all(law.var_log < 1e-6)
@@ -196,9 +197,11 @@ def test_alive_probability(key):
     assert float(alive_probability(3, 10)) == pytest.approx(0.26308, abs=5e-6)
     np.testing.assert_allclose(alive_probability([1, 60], 2), [0.25, 1 - 2 * 2.0**-60])
 
+    network = layers.mlp(3, 10, "relu")
+
     def alive(key):
-        params = networks.init(key, 3, 3, 10)
-        return jnp.any(networks.apply(params, jnp.ones((1, 3)), "relu") > 0)
+        params, state = layers.init(network, (3,), key=key)
+        return jnp.any(layers.apply(network, params, state, jnp.ones((1, 3)))[0] > 0)
 
     keys = jax.random.split(key, 4000)
     within_errors(jax.jit(lambda k: jax.lax.map(alive, k, batch_size=500))(keys), 0.26308)

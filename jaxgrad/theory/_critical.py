@@ -1,0 +1,238 @@
+"""Variances of weights and biases at which a gradient neither vanishes nor explodes.
+
+The critical line of an activation is parametrized by the variance `q` of its pre-activations:
+`w_variance = 1 / D(q)`, `b_variance = q - M(q) / D(q)`. A point with a negative bias variance does
+not exist, and a point where the length is unstable (`chi_par > 1`) is of no use.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxgrad import _validate, activations
+from jaxgrad._numerics import FloatArray, bisect, golden_section, in_float64
+from jaxgrad.activations import Activation
+from jaxgrad.theory import _moments
+from jaxgrad.theory._maps import ActivationLike
+from jaxgrad.theory._mesh import versions
+from jaxgrad.theory._tables import GRID, interpolate, known_range, table
+
+# Tolerances, relative to q: of a stable length, of the limit of small signals, and of the table.
+_STABLE = 1 + 1e-9
+_NEAR_ZERO, _ROUNDING = 1e-5, 1e-7
+
+
+class Critical(NamedTuple):
+    """A point of the critical line, where `chi_perp` is 1.
+
+    Attributes:
+      w_variance: weight variance times fan-in; NaN where there is no such point.
+      b_variance: bias variance.
+      q: variance of the pre-activations that these variances keep; 0 for a point that holds only
+        in the limit of small signals, as tanh's (1, 0).
+      chi_par: slope of the length map there.
+    """
+
+    w_variance: FloatArray
+    b_variance: FloatArray
+    q: FloatArray
+    chi_par: FloatArray
+
+
+def critical_line(activation: ActivationLike, q: ArrayLike) -> Critical:
+    """Compute the point of the critical line whose pre-activations have variance `q`.
+
+    Args:
+      activation: see `jaxgrad.activations.get`.
+      q: variances above 0, any shape, may be traced.
+
+    Returns:
+      `Critical` of the shape of `q`, NaN where the bias variance would be negative.
+
+    >>> point = critical_line("erf", 0.7)
+    >>> round(float(point.w_variance), 6), round(float(point.b_variance), 6)
+    (1.531023, 0.092944)
+    """
+    _validate.numbers("q", q, minimum=0.0, above=True)
+    return _line(activations.get(activation), q)
+
+
+def critical(activation: ActivationLike, b_variance: ArrayLike | None = None) -> Critical:
+    """Find the critical point for a bias variance, or the one with the smallest bias variance.
+
+    Args:
+      activation: see `jaxgrad.activations.get`.
+      b_variance: a number of at least 0, may be traced. `None` selects the smallest one for which
+        there is a critical point with a stable length, `chi_par <= 1`. This is 0 for tanh and ReLU;
+        for GELU and SiLU it is the point where both slopes are 1 (Roberts, Yaida, Hanin 2022, sec.
+        5.3.4).
+
+    Returns:
+      `Critical`. It is NaN if no point with a stable length exists for this bias variance, as for
+      GELU and small biases. If there are several, it is the one with `q` closest to 1.
+
+    >>> round(float(critical("tanh", 0.05).w_variance), 6)
+    1.760955
+    >>> round(float(critical("relu").w_variance), 6)
+    2.0
+    """
+    phi = activations.get(activation)
+    if b_variance is None:
+        return _smallest(phi)
+    _validate.scalar("b_variance", b_variance, minimum=0.0)
+    return _critical(phi, b_variance)
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _line(phi, q):
+    q = jnp.asarray(q, jnp.float64)
+    point = _point(phi, q)
+    # A homogeneous activation has M = q D; what remains of the difference is rounding.
+    b_variance = jnp.where(jnp.abs(point.b_variance) < 1e-13 * q, 0.0, point.b_variance)
+    return _nan_unless(b_variance >= 0, point._replace(b_variance=b_variance))
+
+
+def _point(phi: Activation, q) -> Critical:
+    averages = _moments.statistics(phi, jnp.log(q))
+    ratio = jnp.exp(averages.log_square - averages.log_slope)
+    # chi_par = w M' = (d log M / d log q) M / (q D).
+    return Critical(jnp.exp(-averages.log_slope), q - ratio, q, averages.elasticity * ratio / q)
+
+
+def _nan_unless(exists, point: Critical) -> Critical:
+    return Critical(*(jnp.where(exists, number, jnp.nan) for number in point))
+
+
+def _from_table(phi: Activation, log_q):
+    """`b_variance / q` and `chi_par` on the critical line."""
+    rows = table(phi)
+    square, elasticity = interpolate(rows.square, log_q)
+    slope, _ = interpolate(rows.slope, log_q)
+    # b = q - M / D and w = 1 / D, so b / q = 1 - M / (q D), and chi_par = w M' = e M / (q D).
+    return -jnp.expm1(square - slope - log_q), elasticity * jnp.exp(square - slope - log_q)
+
+
+def _on_grid(phi: Activation):
+    """The known part of the grid, and `b_variance / q` and `chi_par` on it."""
+    first, last = known_range(phi)
+    rows = table(phi)
+    grid, square, slope = (a[first : last + 1] for a in (GRID, rows.square.T, rows.slope.T))
+    log_ratio = square[:, 0] - slope[:, 0] - grid
+    relative = -np.expm1(log_ratio)
+    relative = np.where(np.abs(relative) < 1e-11, 0.0, relative)
+    return grid, relative, square[:, 1] * np.exp(log_ratio)
+
+
+class _SmallSignals(NamedTuple):
+    """Critical points without biases.
+
+    Attributes:
+      every: whether every `q` is critical, as for homogeneous activations.
+      only_limit: whether there is a critical point in the limit `q -> 0`.
+      w_variance: `1 / D` in this limit.
+    """
+
+    every: bool
+    only_limit: bool
+    w_variance: float
+
+
+@functools.lru_cache(maxsize=64)
+def _small_signals(phi: Activation) -> _SmallSignals:
+    grid, relative, _ = _on_grid(phi)
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        # Half of a small signal is on either side of zero, where the slopes may differ.
+        sides = jnp.asarray([-1e-150, 1e-150])
+        slope = sum(
+            share * float(jnp.mean(jax.jvp(function, (sides,), (jnp.ones(2),))[1] ** 2))
+            for share, function in versions(phi)
+        )
+    w_variance = 1 / slope if slope > 0 else math.inf
+    every = bool(np.all(np.abs(relative) < 1e-10))
+    # Without biases a small signal must shrink, or it would leave the limit.
+    first, last = known_range(phi)
+    square, elasticity = table(phi).square[:2, first : last + 1]
+    change = square + math.log(w_variance) - grid
+    shrinks = change[np.argmax(np.abs(change) > 1e-9)] < 0
+    linear = abs(relative[0]) < _NEAR_ZERO and abs(elasticity[0] - 1) < _NEAR_ZERO
+    return _SmallSignals(every, bool(linear and shrinks), w_variance)
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _critical(phi, b_variance):
+    b_variance = jnp.asarray(b_variance, jnp.float64)
+    log_q, exists = _root(phi, b_variance)
+
+    def bias(log_q):
+        return _point(phi, jnp.exp(log_q)).b_variance
+
+    # A Newton step with exact averages, through which derivatives pass.
+    value, slope = jax.jvp(bias, (log_q,), (jnp.ones_like(log_q),))
+    value, slope = jax.lax.stop_gradient((value, slope))
+    step = (b_variance - value) / jnp.where(slope == 0, jnp.inf, slope)
+    log_q = log_q + jnp.where(jnp.abs(step) < 1e-3, step, 0.0)
+    point = _point(phi, jnp.exp(log_q))._replace(b_variance=b_variance)
+    point = _nan_unless(exists, point)
+    every, only_limit, w_variance = _small_signals(phi)
+    if every or only_limit:
+        # Without biases: any q is as good as 1, or the point is the limit of small signals.
+        unbiased = Critical(*map(jnp.asarray, (w_variance, 0.0, 1.0 if every else 0.0, 1.0)))
+        point = jax.tree.map(lambda a, b: jnp.where(b_variance == 0, b, a), point, unbiased)
+    return point
+
+
+def _root(phi: Activation, b_variance):
+    """Log variance of the critical point closest to `q = 1`, and whether there is one."""
+    grid, relative, chi_par = _on_grid(phi)
+
+    def difference(log_q):
+        return _from_table(phi, log_q)[0] - b_variance * jnp.exp(-log_q)
+
+    # b(q) / q of the critical line less that of the required variance changes its sign at a root.
+    value = relative - b_variance * np.exp(-grid)
+    stable = np.minimum(chi_par[:-1], chi_par[1:]) <= 1.05
+    clear = jnp.maximum(jnp.abs(value[:-1]), jnp.abs(value[1:])) > _ROUNDING
+    crossing = (value[:-1] * value[1:] < 0) & clear & stable
+    distance = jnp.where(crossing, jnp.abs((grid[:-1] + grid[1:]) / 2), jnp.inf)
+    # The closest ones may turn out unstable, so take some more.
+    index = jnp.argsort(distance)[:4]
+    low, high = (jnp.asarray(grid)[index + i] for i in (0, 1))
+    roots = bisect(difference, low, high, steps=50, sign=jnp.sign(value[index]))
+    roots = jax.lax.stop_gradient(roots)
+    good = jnp.isfinite(distance[index]) & (_from_table(phi, roots)[1] <= 1 + 1e-5)
+    exists = jnp.any(good)
+    return jnp.where(exists, roots[jax.lax.argmax(good, 0, jnp.int32)], 0.0), exists
+
+
+def _smallest(phi: Activation) -> Critical:
+    small = _small_signals(phi)
+    if small.every or small.only_limit:
+        return _critical(phi, 0.0)
+    grid, relative, chi_par = _on_grid(phi)
+    allowed = (chi_par <= _STABLE) & (relative > _ROUNDING)
+    if not allowed.any():
+        return _line(phi, np.nan)
+    index = int(np.argmin(np.where(allowed, relative * np.exp(grid), np.inf)))
+    low, high = (grid[np.clip(index + i, 0, len(grid) - 1)] for i in (-1, 1))
+    return _smallest_between(phi, low, high)
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _smallest_between(phi, low, high):
+    """The point with the smallest bias variance between two log variances."""
+
+    def cost(log_q):
+        relative, chi_par = _from_table(phi, log_q)
+        # Points that are not allowed come after all others, and the farther off, the later.
+        excess = jnp.maximum(chi_par - 1, 0.0) + jnp.maximum(-relative, 0.0)
+        return jnp.where(excess > 0, 1e9 + excess, relative * jnp.exp(log_q))
+
+    return _line(phi, jnp.exp(golden_section(cost, low, high, steps=70)))

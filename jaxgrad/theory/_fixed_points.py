@@ -1,0 +1,223 @@
+"""All lengths that the map of a layer keeps, and how stable they are.
+
+The length map `q -> w_variance M(q) + b_variance` may have several fixed points. They are located
+by changes of sign on a table over all variances from 1e-12 to 1e12, including pairs that nearly or
+just touch, and refined by a Newton step. Every iteration is bounded.
+"""
+
+import functools
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int8
+
+from jaxgrad import activations
+from jaxgrad._numerics import bisect, in_float64
+from jaxgrad.theory import _moments
+from jaxgrad.theory._maps import ActivationLike, check_variances, next_log_q
+from jaxgrad.theory._tables import GRID, interpolate, known_range, table
+
+SLOTS = 8
+"""The largest number of fixed points that is returned."""
+
+TOUCH = 1e-10
+"""A map that comes this close to the identity, relative to `q`, is considered to touch it."""
+
+# Where |chi_par| is this close to 1, stability follows from the signs on both sides.
+_MARGINAL = 1e-6
+
+
+class Stability(IntEnum):
+    """How a small change of length develops at a fixed point."""
+
+    STABLE = 0
+    """It decays."""
+    UNSTABLE = 1
+    """It grows."""
+    HALF_STABLE = 2
+    """It decays on one side and grows on the other."""
+    NEUTRAL = 3
+    """It remains: every length is a fixed point."""
+    NONE = -1
+    """There is no such fixed point; the entry is a filler."""
+
+
+class FixedPoints(NamedTuple):
+    """Fixed points of the length map in increasing order, eight entries filled up with NaN.
+
+    Attributes:
+      q: variance of the pre-activations; 0 where a vanishing signal is a fixed point.
+      chi_par: slope of the map there.
+      chi_perp: growth of a squared gradient there.
+      stability: values of `Stability`.
+    """
+
+    q: Float[Array | np.ndarray, "8"]
+    chi_par: Float[Array | np.ndarray, "8"]
+    chi_perp: Float[Array | np.ndarray, "8"]
+    stability: Int8[Array | np.ndarray, "8"]
+
+
+def fixed_points(
+    activation: ActivationLike, w_variance: ArrayLike, b_variance: ArrayLike = 0.0
+) -> FixedPoints:
+    """Find all fixed points of the length, stable or not.
+
+    Args:
+      activation: see `jaxgrad.activations.get`.
+      w_variance, b_variance: numbers of at least 0, may be traced; use `jax.vmap` for several.
+
+    Returns:
+      `FixedPoints`. If all lengths are fixed points, as for ReLU with weight variance 2 and no
+      bias, there is one entry, of length 0 and neutral.
+
+    >>> points = fixed_points("tanh", 1.3, 0.05)
+    >>> round(float(points.q[0]), 6), round(float(points.chi_perp[0]), 6)
+    (0.315316, 0.880164)
+    """
+    w_variance, b_variance = check_variances(w_variance, b_variance)
+    return _fixed_points(activations.get(activation), w_variance, b_variance)
+
+
+def excess(log_square: ArrayLike, log_q: ArrayLike, log_w: ArrayLike, log_b: ArrayLike) -> Array:
+    """Log of the next variance relative to this one, `log((w M + b) / q)`."""
+    return jnp.logaddexp(log_w + log_square, log_b) - log_q
+
+
+def first_index(condition: Array) -> Array:
+    """Index of the first entry that is true, in 32 bits, which every program supports."""
+    return jax.lax.argmax(condition, 0, jnp.int32)
+
+
+def logs(*values: ArrayLike) -> list[Array]:
+    """Logs in float64, -inf for 0, where the derivative is taken to be 0 instead of infinite."""
+    arrays = [jnp.asarray(value, jnp.float64) for value in values]
+    return [jnp.where(a > 0, jnp.log(jnp.where(a > 0, a, 1.0)), -jnp.inf) for a in arrays]
+
+
+def solve(rows: np.ndarray, low: Array, high: Array, log_w: Array, log_b: Array) -> Array:
+    """Bisect on the table for the log variance at which the excess changes its sign."""
+
+    def table_excess(log_q):
+        return excess(interpolate(rows, log_q)[0], log_q, log_w, log_b)
+
+    return bisect(table_excess, low, high, steps=34)
+
+
+def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tuple[Array, ...]:
+    """Take one Newton step, through which derivatives pass.
+
+    Args:
+      averages: function of a log variance that returns `log M`, `d log M / d log q`, `log D`.
+      log_q: log variance close to a fixed point.
+      log_w, b_variance: of the map.
+
+    Returns:
+      The fixed point as a log variance, `chi_par` and `chi_perp` there.
+    """
+    log_q = jax.lax.stop_gradient(log_q)
+    log_square, elasticity, _ = averages(log_q)
+    following = next_log_q(log_square, log_w, b_variance)
+    # Newton for g(log q) - log q = 0. Where g' = 1 the maps touch, and there is no step to take.
+    slope = jax.lax.stop_gradient(jnp.exp(log_w + log_square - following) * elasticity - 1)
+    step = (log_q - following) / jnp.where(jnp.abs(slope) > 1e-6, slope, jnp.inf)
+    log_q = log_q + jnp.where(jnp.isfinite(step), jnp.clip(step, -1e-3, 1e-3), 0.0)
+    log_square, elasticity, log_slope = averages(log_q)
+    chi_par = elasticity * jnp.exp(log_w + log_square - log_q)
+    return log_q, chi_par, jnp.exp(log_w + log_slope)
+
+
+def end_slopes(phi: activations.Activation, index: int, log_w: Array) -> tuple[Array, Array]:
+    """`chi_par` and `chi_perp` at the first or last known entry of the table."""
+    rows = table(phi)
+    square, slope = rows.square[:, index], rows.slope[:, index]
+    return square[1] * jnp.exp(log_w + square[0] - GRID[index]), jnp.exp(log_w + slope[0])
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _fixed_points(phi, w_variance, b_variance):
+    log_w, log_b = logs(w_variance, b_variance)
+    grid, value = _refined_grid(phi, log_w, log_b)
+    neutral = jnp.all(value == 0)
+    # A root lies between two points of opposite sign, or at a point where the map touches.
+    crossing = value[:-1] * value[1:] < 0
+    touching = jnp.concatenate([jnp.zeros(1, bool), (value[1:-1] == 0) & (value[:-2] != 0)])
+    is_root = (crossing | touching) & ~neutral
+    index = jnp.nonzero(is_root, size=SLOTS - 1, fill_value=-1)[0]
+    touches = touching[index]
+    low, high = grid[index], grid[jnp.minimum(index + 1, len(grid) - 1)]
+    root = jnp.where(touches, low, solve(table(phi).square, low, high, log_w, log_b))
+
+    def averages(log_q):
+        exact = _moments.statistics(phi, log_q)
+        return exact.log_square, exact.elasticity, exact.log_slope
+
+    root, chi_par, chi_perp = polish(averages, root, log_w, b_variance)
+    stability = _stability(value, index, touches, chi_par)
+    # A vanishing signal is a fixed point without biases, if phi passes through zero:
+    # M ~ q^e near zero, with e below 1 if phi(0) is not 0.
+    first, _ = known_range(phi)
+    end_par, end_perp = end_slopes(phi, first, log_w)
+    linear = (table(phi).square[1, first] > 1 - 1e-6) & (log_w > -jnp.inf)
+    zero_is_fixed = (log_b == -jnp.inf) & (linear | (log_w == -jnp.inf))
+    end = jnp.where(value[first_index(value != 0)] < 0, Stability.STABLE, Stability.UNSTABLE)
+    end = jnp.where(neutral, Stability.NEUTRAL, end)
+
+    def entries(end_value, values):
+        filled = jnp.where(index >= 0, values, jnp.nan)
+        with_zero = jnp.concatenate([end_value[None], filled])
+        without_zero = jnp.concatenate([filled, jnp.full(1, jnp.nan)])
+        return jnp.where(zero_is_fixed, with_zero, without_zero)
+
+    stability = entries(end.astype(jnp.float64), stability.astype(jnp.float64))
+    return FixedPoints(
+        entries(jnp.zeros(()), jnp.exp(root)),
+        entries(end_par, chi_par),
+        entries(end_perp, chi_perp),
+        jnp.where(jnp.isnan(stability), Stability.NONE, stability).astype(jnp.int8),
+    )
+
+
+def _refined_grid(phi, log_w, log_b):
+    """The grid with the turning points of the excess added, and the excess on it.
+
+    Between two points of equal sign the excess may touch or cross zero twice; then it has a turning
+    point there, at which the sign shows it.
+    """
+    rows = table(phi).square
+    first, last = known_range(phi)
+    grid = jnp.asarray(GRID[first : last + 1])
+    value = excess(jnp.asarray(rows[0, first : last + 1]), grid, log_w, log_b)
+
+    def derivative(log_q):
+        log_square, elasticity = interpolate(rows, log_q)
+        share = jnp.exp(log_w + log_square - jnp.logaddexp(log_w + log_square, log_b))
+        return share * elasticity - 1
+
+    slope = derivative(grid)
+    turns = (slope[:-1] * slope[1:] < 0) & (value[:-1] * value[1:] > 0)
+    index = jnp.nonzero(turns, size=SLOTS, fill_value=-1)[0]
+    extra = bisect(derivative, grid[index], grid[index + 1], steps=40)
+    # Entries that are not used repeat the first point.
+    extra = jnp.where(index >= 0, extra, grid[0])
+    order = jnp.argsort(jnp.concatenate([grid, extra]))
+    grid = jnp.concatenate([grid, extra])[order]
+    exact = excess(interpolate(rows, extra)[0], extra, log_w, log_b)
+    value = jnp.concatenate([value, exact])[order]
+    return grid, jnp.where(jnp.abs(value) < TOUCH, 0.0, value)
+
+
+def _stability(value, index, touches, chi_par):
+    """Stability by the slope or, where this is 1, by the signs of the excess on both sides."""
+    before = jnp.sign(value[jnp.where(touches, index - 1, index)])
+    following = value[jnp.minimum(index[:, None] + 1 + jnp.arange(3)[None], len(value) - 1)]
+    after = jnp.sign(jax.vmap(lambda row: row[first_index(row != 0)])(following))
+    by_slope = jnp.where(jnp.abs(chi_par) < 1, Stability.STABLE, Stability.UNSTABLE)
+    by_sign = jnp.where(before > after, Stability.STABLE, Stability.UNSTABLE)
+    by_sign = jnp.where(before == after, Stability.HALF_STABLE, by_sign)
+    return jnp.where(jnp.abs(jnp.abs(chi_par) - 1) < _MARGINAL, by_sign, by_slope)

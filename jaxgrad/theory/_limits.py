@@ -1,0 +1,205 @@
+"""The length and the correlation that deep layers approach, and over how many layers."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxgrad import activations
+from jaxgrad._numerics import FloatArray, bisect, in_float64
+from jaxgrad.theory import _moments
+from jaxgrad.theory._fixed_points import (
+    TOUCH,
+    end_slopes,
+    excess,
+    first_index,
+    logs,
+    polish,
+    solve,
+)
+from jaxgrad.theory._maps import ActivationLike, check_variances
+from jaxgrad.theory._tables import GRID, interpolate, known_range, table
+
+
+class Limit(NamedTuple):
+    """The limit of the length; every field has the shape of the variances.
+
+    Attributes:
+      q: the limit, 0 where the signal vanishes and infinite where it grows without bound. Limits
+        below 1e-12 count as 0, and above 1e12 as infinite.
+      chi_par, chi_perp: there, or in the limit towards 0 or infinity.
+    """
+
+    q: FloatArray
+    chi_par: FloatArray
+    chi_perp: FloatArray
+
+    @property
+    def xi_q(self) -> Any:
+        """Number of layers over which a change of length decays by e: `-1 / ln chi_par`."""
+        return _depth_scale(self.chi_par)
+
+    @property
+    def xi_gradient(self) -> Any:
+        """Number of layers over which a squared gradient changes by e: `1 / |ln chi_perp|`."""
+        return abs(_depth_scale(self.chi_perp))
+
+
+class Correlation(NamedTuple):
+    """The limit of the correlation of two examples, at the limit of the length.
+
+    Attributes:
+      gap: `1 - c` in the limit: 0 in the ordered phase, positive in the chaotic one.
+      chi: slope of the c-map there.
+    """
+
+    gap: FloatArray
+    chi: FloatArray
+
+    @property
+    def xi_c(self) -> Any:
+        """Number of layers over which the correlation approaches its limit by e: `-1 / ln chi`.
+
+        Schoenholz et al. (2017) find networks trainable down to a depth of about six times this.
+        """
+        return _depth_scale(self.chi)
+
+
+def _depth_scale(chi):
+    xp = np if isinstance(chi, np.ndarray) else jnp
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -1 / xp.log(chi)
+
+
+def limit(
+    activation: ActivationLike,
+    w_variance: ArrayLike,
+    b_variance: ArrayLike = 0.0,
+    q: ArrayLike = 1.0,
+) -> Limit:
+    """Find the fixed point that the length approaches from `q`.
+
+    The length map is assumed to increase. A map that decreases has a single fixed point, which is
+    returned even if the length oscillates around it (`chi_par` is then below -1).
+
+    Args:
+      activation, w_variance, b_variance: as for `fixed_points`, arrays that broadcast.
+      q: variance of the first pre-activations, above 0.
+
+    Returns:
+      `Limit`, from tables with a relative error of about 1e-11.
+
+    >>> round(float(limit("relu", 1.0, 0.5).q), 9)
+    1.0
+    """
+    w_variance, b_variance = check_variances(w_variance, b_variance)
+    return _limit(activations.get(activation), w_variance, b_variance, q)
+
+
+def correlation(
+    activation: ActivationLike,
+    w_variance: ArrayLike,
+    b_variance: ArrayLike = 0.0,
+    q: ArrayLike = 1.0,
+) -> Correlation:
+    """Find the correlation of two examples that deep layers approach, and how fast.
+
+    Args:
+      activation, w_variance, b_variance, q: as for `limit`, arrays that broadcast.
+
+    Returns:
+      `Correlation`; NaN where the length has no positive finite limit.
+
+    >>> round(float(correlation("tanh", 1.3, 0.05).xi_c), 3)
+    7.834
+    """
+    w_variance, b_variance = check_variances(w_variance, b_variance)
+    return _correlation(activations.get(activation), w_variance, b_variance, q)
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _limit(phi, w_variance, b_variance, q):
+    arrays = jnp.broadcast_arrays(
+        *(jnp.asarray(a, jnp.float64) for a in (w_variance, b_variance, q))
+    )
+    if arrays[0].ndim == 0:
+        return _limit_of_one(phi, *arrays)
+    # In batches, which bound the memory.
+    flat = jax.lax.map(
+        lambda numbers: _limit_of_one(phi, *numbers),
+        tuple(a.ravel() for a in arrays),
+        batch_size=256,
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(arrays[0].shape), flat)
+
+
+def _limit_of_one(phi, w_variance, b_variance, q):
+    rows = table(phi)
+    first, last = known_range(phi)
+    grid = GRID[first : last + 1]
+    log_w, log_b, start = logs(w_variance, b_variance, q)
+    start = jnp.clip(start, grid[0], grid[-1])
+    value = excess(jnp.asarray(rows.square[0, first : last + 1]), grid, log_w, log_b)
+    here = excess(interpolate(rows.square, start)[0], start, log_w, log_b)
+    still, up = jnp.abs(here) < TOUCH, here > 0
+    # The length moves in one direction, up to the first point where the excess has no such sign.
+    stops = jnp.where(up, (grid > start) & (value <= TOUCH), (grid < start) & (value >= -TOUCH))
+    index = jnp.where(up, first_index(stops), len(grid) - 1 - first_index(stops[::-1]))
+    near = jnp.clip(jnp.where(up, index - 1, index + 1), 0, len(grid) - 1)
+    inner, outer = jnp.asarray(grid)[near], jnp.asarray(grid)[index]
+    inner = jnp.where(up, jnp.maximum(inner, start), jnp.minimum(inner, start))
+    root = jnp.where(still, start, solve(rows.square, inner, outer, log_w, log_b))
+    converges = jnp.any(stops) | still
+
+    def averages(log_q):
+        return *interpolate(rows.square, log_q), interpolate(rows.slope, log_q)[0]
+
+    root, chi_par, chi_perp = polish(averages, jnp.where(converges, root, 0.0), log_w, b_variance)
+    low, high = (end_slopes(phi, end, log_w) for end in (first, last))
+    end_par, end_perp = (jnp.where(up, *pair) for pair in zip(high, low, strict=True))
+    return Limit(
+        jnp.where(converges, jnp.exp(root), jnp.where(up, jnp.inf, 0.0)),
+        jnp.where(converges, chi_par, end_par),
+        jnp.where(converges, chi_perp, end_perp),
+    )
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _correlation(phi, w_variance, b_variance, q):
+    w_variance, b_variance, q = jnp.broadcast_arrays(
+        *(jnp.asarray(a, jnp.float64) for a in (w_variance, b_variance, q))
+    )
+    length = _limit(phi, w_variance, b_variance, q)
+    log_q = jnp.log(jnp.where((length.q > 0) & jnp.isfinite(length.q), length.q, jnp.nan))
+    square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)
+    # Equal biases bring examples closer: of the next variance, only the share w M differs.
+    share = square / (square + b_variance)
+
+    def step(log_gap):
+        gap, slopes = _moments.pair(phi, log_q, jnp.exp(log_gap))
+        return gap * share, slopes * w_variance
+
+    # From c = 0 on the c-map is convex, so it has one stable fixed point there: below it the gap
+    # grows, above it the gap shrinks.
+    log_gap = bisect(
+        lambda log_gap: step(log_gap)[0] - jnp.exp(log_gap),
+        jnp.full_like(log_q, jnp.log(1e-12)),
+        jnp.zeros_like(log_q),
+        steps=40,
+        sign=1.0,
+    )
+    log_gap = jax.lax.stop_gradient(log_gap)
+    gap, chi = step(log_gap)
+    # A Newton step, through which derivatives pass: d(gap map)/d(gap) is w E phi'(u) phi'(v).
+    newton = jnp.exp(log_gap) + (gap - jnp.exp(log_gap)) / (1 - jax.lax.stop_gradient(chi))
+    # Where chi_perp <= 1, examples become parallel: the gap is 0, and its map has slope chi_perp.
+    ordered = length.chi_perp <= 1
+    chaotic = step(jnp.log(jnp.where(ordered, 1.0, newton)))[1]
+    return Correlation(
+        jnp.where(ordered, 0.0 * length.q, newton), jnp.where(ordered, length.chi_perp, chaotic)
+    )

@@ -1,0 +1,162 @@
+"""The maps of a fully connected layer `z = W phi(z') + b` at infinite width.
+
+Weights have variance `w_variance / fan_in` and biases `b_variance`; `q` is the variance of the
+pre-activations. Poole et al. (2016) derive the maps, Schoenholz et al. (2017) their slopes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from jaxgrad import _validate, activations
+from jaxgrad._numerics import FloatArray, in_float64
+from jaxgrad.activations import Activation
+from jaxgrad.theory import _moments
+
+ActivationLike = str | Activation | Callable[..., Any]
+"""Anything that `jaxgrad.activations.get` accepts."""
+
+
+def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
+    """Compute `M(q) = E phi(sqrt(q) z)^2`, with `z` standard normal.
+
+    Args:
+      activation: see `jaxgrad.activations.get`.
+      q: variances above 0, of any shape.
+
+    Returns:
+      `M`, of the shape of `q`, with a relative error of about 1e-12; NaN where the moment diverges.
+
+    Raises:
+      ValueError, TypeError: if a variance is not above 0, or if the activation is not elementwise,
+        is NaN somewhere, or is nowhere smooth.
+
+    >>> round(float(second_moment("relu", 3.0)), 12)
+    1.5
+    """
+    return _average(activations.get(activation), _positive("q", q), "log_square")
+
+
+def slope_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
+    """Compute `D(q) = E phi'(sqrt(q) z)^2`, with `z` standard normal.
+
+    Args, Returns: as `second_moment`.
+
+    >>> round(float(slope_moment("relu", 3.0)), 12)
+    0.5
+    """
+    return _average(activations.get(activation), _positive("q", q), "log_slope")
+
+
+def q_map(
+    activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike, b_variance: ArrayLike = 0.0
+) -> FloatArray:
+    """Compute the variance of the next layer's pre-activations, `w_variance M(q) + b_variance`.
+
+    Args:
+      activation, q: as for `second_moment`.
+      w_variance, b_variance: at least 0, broadcast with `q`.
+    """
+    w_variance, b_variance = check_variances(w_variance, b_variance)
+    return _affine(w_variance, second_moment(activation, q), b_variance)
+
+
+def c_map(
+    activation: ActivationLike,
+    gap: ArrayLike,
+    q: ArrayLike,
+    w_variance: ArrayLike,
+    b_variance: ArrayLike = 0.0,
+) -> FloatArray:
+    """Compute the correlation `c` of two examples in the next layer, in terms of `gap = 1 - c`.
+
+    Both examples have variance `q`. Near `c = 1`, the gap keeps the digits that `c` loses.
+
+    Args:
+      activation, q, w_variance, b_variance: as for `q_map`.
+      gap: `1 - c`, from 0 to 2, broadcast with `q`.
+
+    Returns:
+      The next layer's gap, with a relative error of about `1e-16 / sqrt(gap)`.
+
+    >>> round(float(c_map("relu", 1.0, 1.0, 2.0)), 6)  # 1 - 1 / pi
+    0.68169
+    """
+    w_variance, b_variance = check_variances(w_variance, b_variance)
+    return _c_map(activations.get(activation), gap, _positive("q", q), w_variance, b_variance)
+
+
+def chi_perp(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
+    """Compute `w_variance D(q)`, the growth per layer of a squared gradient.
+
+    The square of a small angle between two examples grows by the same factor.
+
+    Args: as `q_map`.
+    """
+    return _affine(check_variances(w_variance, 0.0)[0], slope_moment(activation, q), 0.0)
+
+
+def chi_par(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
+    """Compute `w_variance M'(q)`, the slope of the q-map: below 1 the length is stable.
+
+    Args: as `q_map`.
+    """
+    w_variance = check_variances(w_variance, 0.0)[0]
+    slope = _average(activations.get(activation), _positive("q", q), "slope")
+    return _affine(w_variance, slope, 0.0)
+
+
+def check_variances(w_variance: Any, b_variance: Any) -> tuple[Any, Any]:
+    """Return both variances if they are finite and at least 0, or raise."""
+    for name, value in (("w_variance", w_variance), ("b_variance", b_variance)):
+        _validate.numbers(name, value, minimum=0.0)
+    return w_variance, b_variance
+
+
+def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> Array:
+    """Compute `log(w M + b)` from the logs of `M` and `w`.
+
+    The derivative with respect to `b` is finite even where `b` is 0, or `w M` too.
+    """
+    weighted = log_w + log_square
+    positive = b_variance > 0
+    both = jnp.logaddexp(weighted, jnp.log(jnp.where(positive, b_variance, 1.0)))
+    # At b = 0, d/db log(w M + b) = 1 / (w M).
+    inverse = jnp.exp(-jnp.where(jnp.isfinite(weighted), weighted, 0.0))
+    return jnp.where(positive, both, weighted + b_variance * jax.lax.stop_gradient(inverse))
+
+
+def _positive(name: str, value: Any) -> Any:
+    _validate.numbers(name, value, minimum=0.0, above=True)
+    return value
+
+
+@in_float64
+def _affine(w_variance, average, b_variance):
+    return jnp.asarray(w_variance) * average + jnp.asarray(b_variance)
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _average(phi, q, quantity):
+    q = jnp.asarray(q, jnp.float64)
+    averages = _moments.statistics(phi, jnp.log(q))
+    if quantity == "slope":
+        # M' = (d log M / d log q) M / q.
+        return averages.elasticity * jnp.exp(averages.log_square) / q
+    return jnp.exp(getattr(averages, quantity))
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnums=0)
+def _c_map(phi, gap, q, w_variance, b_variance):
+    q = jnp.asarray(q, jnp.float64)
+    log_q, gap = jnp.broadcast_arrays(jnp.log(q), jnp.asarray(gap, jnp.float64))
+    square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)
+    # Equal biases bring examples closer: of the next variance, only the share w M differs.
+    return _moments.pair(phi, log_q, gap)[0] * square / (square + b_variance)

@@ -1,0 +1,236 @@
+"""Moments of a signal and a gradient in a wide random network, and how activations change them.
+
+In a wide random network the pre-activations of one layer are Gaussian across its units, so a few
+moments determine everything: the mean square over units, the correlation of two examples, and the
+growth of a small random change. A change carried forward grows like a gradient carried back, since
+both are the squared norm of the same Jacobian, per output.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxgrad import _validate
+from jaxgrad._numerics import in_float64
+from jaxgrad.activations import Activation
+from jaxgrad.theory._mesh import REACH, mesh, versions
+from jaxgrad.theory._quadrature import FAR, extends_beyond, nodes, sample
+
+# Below this gap two examples see the same slope.
+_LINEAR = 1e-16
+# With more panels than this, averages over pairs use those with |x| below the bound only.
+_MANY_PANELS, _BOUND = 200, 60.0
+_AROUND = tuple(sign * step for sign in (-1, 1) for step in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_q", "log_gradient", "mean", "gap"],
+    meta_fields=["gaussian", "fresh"],
+)
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a signal and of a small change of it; every array has shape `[...]`.
+
+    Logs are natural.
+
+    Attributes:
+      log_q: log of `q`, the mean square over units.
+      log_gradient: log of the mean square of the change over units.
+      mean: mean over units divided by `sqrt(q)`, from -1 to 1.
+      gap: `1 - c`, where `c` is the mean product of two examples divided by `q`; `None` if it is
+        not computed.
+      gaussian: whether the units are independent draws from `N(0, q)`, as they are after a layer of
+        weights. The average of an activation is known only then.
+      fresh: whether there was a layer of weights since the start. A residual branch is independent
+        of the signal that it is added to only then.
+    """
+
+    log_q: Any
+    log_gradient: Any = 0.0
+    mean: Any = 0.0
+    gap: Any = None
+    gaussian: bool = False
+    fresh: bool = False
+
+
+class Statistics(NamedTuple):
+    """Averages of an activation `phi` over `x ~ N(0, q)`; each has the shape of `log_q`.
+
+    Attributes:
+      log_square: log of `M = E phi^2`.
+      log_slope: log of `D = E phi'^2`.
+      mean: `E phi / sqrt(M)`.
+      elasticity: `d log M / d log q`.
+      slope_elasticity: `d log D / d log q`.
+    """
+
+    log_square: Float[Array, "..."]
+    log_slope: Float[Array, "..."]
+    mean: Float[Array, "..."]
+    elasticity: Float[Array, "..."]
+    slope_elasticity: Float[Array, "..."]
+
+
+def statistics(activation: Activation, log_q: ArrayLike) -> Statistics:
+    """Average an activation over pre-activations of variance `exp(log_q)`, of any shape.
+
+    Returns:
+      `Statistics`. They are NaN where the second moment diverges or needs pre-activations beyond 14
+      standard deviations, and where the activation oscillates too often for this variance.
+    """
+    return _map_elements(functools.partial(_statistics, activation), jnp.asarray(log_q))
+
+
+def pair(
+    activation: Activation, log_q: ArrayLike, gap: ArrayLike
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Average an activation over two pre-activations `u`, `v` of correlation `1 - gap`.
+
+    The relative error of the new gap is about `1e-16 / sqrt(gap)`.
+
+    Returns:
+      The gap of the activations and `E phi'(u) phi'(v)`, of the shape of the broadcast arguments.
+      They are NaN where the activation oscillates too often within 14 standard deviations.
+    """
+    log_q, gap = jnp.broadcast_arrays(jnp.asarray(log_q), jnp.asarray(gap))
+    return _map_elements(functools.partial(_pair, activation), log_q, gap)
+
+
+@in_float64
+def activate(moments: Moments, activation: Activation) -> Moments:
+    """Compute the moments after an activation.
+
+    Args:
+      moments: moments of Gaussian units.
+      activation: the activation that is applied to each unit.
+
+    Raises:
+      ValueError: if the units are not Gaussian, so that their moments do not determine the result.
+    """
+    if not moments.gaussian:
+        raise ValueError(
+            f"activation {activation.name!r} must follow a layer of weights, whose outputs are "
+            "Gaussian, for its moments to be known; put a dense layer or a convolution before it"
+        )
+    averages = statistics(activation, moments.log_q)
+    gap = None if moments.gap is None else pair(activation, moments.log_q, moments.gap)[0]
+    return replace(
+        moments,
+        log_q=averages.log_square,
+        log_gradient=moments.log_gradient + averages.log_slope,
+        mean=averages.mean,
+        gap=gap,
+        gaussian=False,
+    )
+
+
+def moments_of(x: Any, *, gap: bool = False) -> Moments:
+    """Measure the moments of inputs, averaged over the batch.
+
+    Args:
+      x: finite inputs, `[batch, *spatial, features]`.
+      gap: whether to measure the gap, averaged over all pairs of at least two examples.
+
+    Returns:
+      `Moments` whose arrays have shape `spatial`.
+    """
+    shape = jnp.shape(x)
+    x = _validate.floating("x", x, max(len(shape), 2), "[batch, *spatial, features]")
+    if gap and len(x) < 2:
+        raise ValueError("x must have at least 2 examples for a gap, got 1; pass more")
+    return _moments_of(x, gap)
+
+
+@in_float64
+def _moments_of(x, gap):
+    x = x.astype(jnp.float64)
+    q = jnp.mean(x * x, axis=(0, -1))
+    between = None
+    if gap:
+        # (sum_i x_i)^2 = sum_i x_i^2 + sum_(i != j) x_i x_j.
+        total = jnp.sum(x, axis=0)
+        others = (jnp.mean(total * total, axis=-1) - len(x) * q) / (len(x) * (len(x) - 1))
+        between = 1 - others / q
+    zero = jnp.zeros_like(q)
+    return Moments(jnp.log(q), zero, jnp.mean(x, axis=(0, -1)) / jnp.sqrt(q), between)
+
+
+def _map_elements(function, *arrays):
+    """Apply a function of scalars to every element, in batches that bound the memory."""
+    if arrays[0].ndim == 0:
+        return function(*arrays)
+    flat = jax.lax.map(
+        lambda scalars: function(*scalars), tuple(a.ravel() for a in arrays), batch_size=32
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(arrays[0].shape), flat)
+
+
+def _statistics(activation, log_q):
+    near = jnp.clip(log_q, -FAR, FAR)
+    x, weights, value, slope = sample(activation, near)
+    square, slope_square = value * value, slope * slope
+    m, d = jnp.sum(square * weights), jnp.sum(slope_square * weights)
+    z = x * jnp.exp(-0.5 * near)
+    m = jnp.where(extends_beyond(z, square * weights, m), jnp.nan, m)
+    # With x = sqrt(q) z: q dM/dq = E phi phi' x. For D, whose terms may jump, the derivative is
+    # taken of the density instead: q dD/dq = E phi'^2 (z^2 - 1) / 2.
+    elasticity = jnp.sum(value * slope * x * weights) / m
+    slope_elasticity = jnp.sum(slope_square * weights * (z * z - 1)) / (2 * d)
+    beyond = log_q - near
+    return Statistics(
+        jnp.log(m) + elasticity * beyond,
+        jnp.log(d) + slope_elasticity * beyond,
+        jnp.sum(value * weights) / jnp.sqrt(m),
+        elasticity,
+        slope_elasticity,
+    )
+
+
+def _pair(activation, log_q, gap):
+    """Write `u = a + b` and `v = a - b`, with independent `a` and `b`.
+
+    Their variances are `q (1 - gap / 2)` and `q gap / 2`. Then the new gap is an average of
+    `(phi(u) - phi(v))^2 / 2`, which loses no digits if the gap is small.
+    """
+    near = jnp.clip(log_q, -FAR, FAR)
+    safe = jnp.maximum(gap, _LINEAR)
+    log_a = near + jnp.log1p(-jnp.minimum(safe / 2, 1 - 1e-16))
+    log_b = near + jnp.log(safe / 2)
+    panels = mesh(activation)
+    edges, kinks = np.asarray(panels.edges), np.asarray(panels.kinks)
+    many = len(edges) > _MANY_PANELS
+    if many:
+        edges = edges[np.abs(edges) < _BOUND]
+    # Averaged over b, a kink of phi becomes a bend of width sqrt(variance of b).
+    around = kinks[:, None] + jnp.exp(0.5 * log_b) * np.asarray(_AROUND)[None]
+    outer = nodes(jnp.concatenate([edges, around.ravel()]), log_a)
+    functions = versions(activation)
+
+    def mean_function(x):
+        return sum(share * function(x) for share, function in functions)
+
+    def inner(a):
+        b, weights = nodes(jnp.concatenate([edges - a, a - edges]), log_b, reach=10.0)
+        (u, du), (v, dv) = (
+            jax.jvp(mean_function, (a + sign * b,), (jnp.ones_like(b),)) for sign in (1, -1)
+        )
+        return jnp.sum(weights * (u - v) ** 2) / 2, jnp.sum(weights * du * dv)
+
+    square, slopes = (
+        jnp.sum(outer.weights * part) for part in jax.lax.map(inner, outer.x, batch_size=64)
+    )
+    x, weights = nodes(edges, near)
+    m = sum(share * jnp.sum(weights * function(x) ** 2) for share, function in functions)
+    # Two examples draw independently, so a random activation separates even equal ones.
+    drawn = (m - jnp.sum(weights * mean_function(x) ** 2)) / m if len(functions) > 1 else 0.0
+    known = (near < 2 * np.log(_BOUND / REACH)) | (not many)
+    # Where the gap was raised to _LINEAR, the new gap is proportional to it.
+    gap = jnp.where(known, drawn + square / m * (gap / safe), jnp.nan)
+    return gap, jnp.where(known, slopes, jnp.nan)

@@ -1,0 +1,117 @@
+"""Gaussian averages of an activation, to nearly all digits of float64, at any variance.
+
+Gauss-Hermite nodes fail at kinks, and where the Gaussian is much wider than the scale on which the
+activation changes. Here the mesh of the activation, divided by `sqrt(q)`, is merged with the panels
+that the Gaussian needs, and each panel gets Gauss-Legendre nodes. The number of panels does not
+depend on `q`, so `q` may be traced.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxgrad.activations import Activation
+from jaxgrad.theory._mesh import NODES, REACH, WEIGHTS, mesh, versions
+
+FAR = 60.0
+"""Beyond this absolute log variance, averages are extrapolated as powers of the variance."""
+
+_NEGLIGIBLE = 1e-12
+
+
+class Average(NamedTuple):
+    """Nodes and weights of Gaussian averages: `E f(x)` is `sum(weights * f(x))`.
+
+    The weights carry the derivative with respect to `q`, the nodes do not. So derivatives are right
+    even where `f` jumps.
+    """
+
+    x: Float[Array, " nodes"]
+    weights: Float[Array, " nodes"]
+
+
+class Sample(NamedTuple):
+    """Values and slopes of an activation at the nodes of all its versions.
+
+    `sum(weights * f(value, slope))` is a Gaussian average, over the activation's draws as well. The
+    weights are NaN if the mesh of the activation is not valid for the variance.
+    """
+
+    x: Float[Array, " nodes"]
+    weights: Float[Array, " nodes"]
+    value: Float[Array, " nodes"]
+    slope: Float[Array, " nodes"]
+
+
+def standard_nodes(edges: Any, centre: Any, scale: Any, *, reach: float = REACH) -> tuple[Any, Any]:
+    """Nodes `z` and weights for a standard normal, on panels that respect `edges`.
+
+    Args:
+      edges: points that must not lie within a panel, in terms of `x = centre + scale z`.
+      centre, scale: NumPy arrays `[..., 1]`, or traced scalars.
+      reach: how many standard deviations are covered.
+
+    Returns:
+      Nodes and weights, `[..., nodes]`.
+    """
+    xp = np if isinstance(scale, np.ndarray) else jnp
+    # Panels of one standard deviation serve the Gaussian's density.
+    regular = np.linspace(-reach, reach, math.ceil(reach) + 1)
+    inner = xp.clip((xp.asarray(edges) - centre) / scale, -reach, reach)
+    regular = xp.broadcast_to(regular, (*inner.shape[:-1], len(regular)))
+    bounds = xp.sort(xp.concatenate([regular, inner], axis=-1), axis=-1)
+    half = ((bounds[..., 1:] - bounds[..., :-1]) / 2)[..., None]
+    z = ((bounds[..., 1:] + bounds[..., :-1]) / 2)[..., None] + half * NODES[None]
+    density = xp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    shape = (*inner.shape[:-1], -1)
+    return z.reshape(shape), (half * WEIGHTS[None] * density).reshape(shape)
+
+
+def nodes(
+    edges: ArrayLike, log_q: ArrayLike, mean: ArrayLike = 0.0, *, reach: float = REACH
+) -> Average:
+    """Nodes and weights for a Gaussian of variance `exp(log_q)`, one number.
+
+    Args:
+      edges: points that must not lie within a panel, such as kinks.
+      log_q: log variance.
+      mean: mean of the Gaussian.
+      reach: how many standard deviations are covered.
+    """
+    scale = jnp.exp(0.5 * jnp.asarray(log_q))
+    fixed, centre = jax.lax.stop_gradient((scale, jnp.asarray(mean)))
+    z, weights = standard_nodes(edges, centre, fixed, reach=reach)
+    x = centre + fixed * z
+    # The factor is 1, but its derivative is that of the density: N(x; mean, scale) / N(x; fixed).
+    shifted = (x - mean) / scale
+    factor = fixed / scale * jnp.exp((z * z - shifted * shifted) / 2)
+    return Average(x, weights * factor)
+
+
+def sample(activation: Activation, log_q: Float[Array, ""]) -> Sample:
+    """Evaluate an activation at the nodes of a Gaussian of variance `exp(log_q)`, up to `FAR`."""
+    panels = mesh(activation)
+    x, weights = nodes(np.asarray(panels.edges), log_q)
+    weights = jnp.where(log_q <= panels.log_q, weights, jnp.nan)
+    parts = []
+    for share, function in versions(activation):
+        value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
+        parts.append(Sample(x, share * weights, value, slope))
+    return Sample(*map(jnp.concatenate, zip(*parts, strict=True)))
+
+
+def extends_beyond(z, terms, total):
+    """Whether the last standard deviation contributes to a sum, so that nodes beyond are missing.
+
+    Args:
+      z, terms: nodes in standard deviations and terms of the sum, `[..., nodes]`.
+      total: the sum, `[...]`.
+    """
+    xp = np if isinstance(terms, np.ndarray) else jnp
+    end = xp.sum(xp.where(abs(z) > REACH - 1, terms, 0.0), axis=-1)
+    return end > _NEGLIGIBLE * total
