@@ -1,10 +1,8 @@
-"""Checks of arguments: every message names the argument, what it got and what to do.
+"""Checks of arguments, whose messages name the argument, the value that was passed and a remedy.
 
-Values that are being traced by JAX carry no numbers yet; checks of values let them pass, checks of
-shapes and dtypes do not.
+Checks of values accept whatever JAX is tracing, whose numbers are not known yet. Checks of shapes
+and dtypes apply to traced values as well.
 """
-
-from __future__ import annotations
 
 import math
 import operator
@@ -23,8 +21,9 @@ def is_traced(value: Any) -> bool:
 
 
 def key(name: str, value: Any) -> None:
-    """Raise unless `value` is one PRNG key, of the new or the old style."""
+    """Raise unless `value` is a single PRNG key, typed or as an array of uint32."""
     dtype, ndim = getattr(value, "dtype", None), np.ndim(value)
+    # jax.random.key returns a scalar of its own dtype, jax.random.PRNGKey a vector of uint32.
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (ndim == 0 if typed else dtype == np.uint32 and ndim == 1):
         raise TypeError(
@@ -36,6 +35,7 @@ def key(name: str, value: Any) -> None:
 def integer(name: str, value: Any, minimum: int) -> int:
     """Return `value` as an `int` of at least `minimum`, or raise."""
     try:
+        # True would pass as 1.
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
@@ -65,7 +65,11 @@ def scalar(
     above: bool = False,
     maximum: float = math.inf,
 ) -> None:
-    """Raise unless `value` is one finite real number from (or `above`) `minimum` to `maximum`."""
+    """Raise unless `value` is one finite real number from `minimum` to `maximum`.
+
+    If `above` is true, `minimum` itself is excluded.
+    """
+    # The shape of a tracer is known, so it is checked before its numbers are skipped.
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be one number, got shape {np.shape(value)}; use jax.vmap for several"
@@ -88,7 +92,7 @@ def scalar(
 
 
 def vector(name: str, value: Any, *, length: int, axes: str) -> np.ndarray:
-    """Return `value` as float64 numbers of shape `axes`, at least `length` of them, or raise."""
+    """Return `value` as a vector of at least `length` float64 numbers, or raise."""
     try:
         numbers = np.asarray(value, np.float64)
     except (TypeError, ValueError):
@@ -110,7 +114,8 @@ def choice(name: str, value: Any, options: Collection[str]) -> None:
 
 
 def shape(name: str, value: Any, ndim: int) -> tuple[int, ...]:
-    """Return `value` as a shape of at least `ndim` positive sizes, or raise."""
+    """Return `value` as a tuple of at least `ndim` positive sizes, or raise."""
+    # operator.index accepts NumPy's integers, but no floats.
     try:
         sizes = tuple(operator.index(size) for size in value)
     except TypeError:
@@ -138,7 +143,7 @@ def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
             f"{name} must have shape {axes} with no empty dimension, got {array.shape}; reshape it"
         )
     if not is_traced(array):
-        # NumPy, because inside a jitted function jax.numpy would trace even a known array.
+        # NumPy, because inside a jitted function jax.numpy would trace a known array as well.
         bad = int(np.sum(~np.isfinite(np.asarray(array))))
         if bad:
             raise ValueError(
@@ -149,7 +154,7 @@ def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
 
 
 def distinct(name: str, values: Sequence[Any]) -> None:
-    """Raise unless `values` is non-empty and without repetition."""
+    """Raise unless `values` is not empty and has no repeated value."""
     if len(values) == 0:
         raise ValueError(f"{name} must not be empty, got no values; give at least one")
     if len(set(values)) != len(values):
@@ -157,13 +162,17 @@ def distinct(name: str, values: Sequence[Any]) -> None:
 
 
 def numbers(name: str, value: Any, *, minimum: float = -math.inf, above: bool = False) -> None:
-    """Raise unless all of `value` are finite real numbers, at least (or `above`) `minimum`."""
+    """Raise unless all of `value` are finite real numbers of at least `minimum`.
+
+    If `above` is true, `minimum` itself is excluded.
+    """
     if is_traced(value):
         return
     try:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be numbers, got {value!r}; pass floats") from None
+    # Comparisons with NaN are false, so NaN is looked for separately.
     bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
     wrong = ~np.isfinite(array) | (array <= minimum if above else array < minimum)
     if wrong.any():

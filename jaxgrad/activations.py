@@ -1,11 +1,9 @@
-"""Activation functions as one table: the function, where it has kinks, and who proposed it.
+"""A table of activation functions, with their kinks, their scaling and their sources.
 
-Everywhere in jaxgrad an activation is given as a name of the table (`"tanh"`), as an `Activation`
-(`leaky_relu(0.2)`), or as any elementwise callable of one array; `get` turns all three into an
+All functions of jaxgrad accept an activation as a name of the table (`"tanh"`), as an `Activation`
+(`leaky_relu(0.2)`), or as an elementwise callable of one array; `get` turns all three into an
 `Activation`.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,30 +16,31 @@ import jax.numpy as jnp
 
 from jaxgrad import _validate
 
+# Klambauer et al. (2017): with these constants, mean 0 and variance 1 are a fixed point.
 SELU_SCALE = 1.0507009873554805
 SELU_ALPHA = 1.6732632423543778
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function and what the rest of the library needs to know of it.
+    """An elementwise function and the facts about it that the rest of the library needs.
 
     Attributes:
-      name: what tables and figures call it.
-      function: maps an array to an array of the same shape and dtype, element by element. Called
-        as `function(x, **constants, **parameters)`, with `key=` too if `randomized`.
+      name: used in tables and figures.
+      function: maps an array to an array of the same shape and dtype, element by element. It is
+        called as `function(x, **constants, **parameters)`, with `key=` too if `randomized`.
       kinks: the points where the derivative jumps, in increasing order.
-      constants: names and values of what the function takes besides the array.
+      constants: names and values of further arguments of the function.
       parameters: names and initial values of the scalars that are trained with the network.
       randomized: whether the function takes a PRNG `key`; with `key=None` it is deterministic.
-      mixture: of a randomized function, weights and constants of the deterministic ones that it is
-        on average over its draws, as far as fourth moments go.
-      degrees: how the function scales near zero and far out, as exponents `(p, q)`: for `c -> 0`
-        `phi(c x) ~ c^p`, for `c -> inf` `phi(c x) ~ c^q`. `None` where nobody has said; they are
+      mixture: for a randomized function, weights and constants of deterministic functions with the
+        same average over its draws, up to fourth moments.
+      degrees: how the function scales near zero and at large arguments, as exponents `(p, q)`:
+        `phi(c x) ~ c^p` for `c -> 0`, `phi(c x) ~ c^q` for `c -> inf`. `None` if unknown; they are
         then measured.
       scaled_slope: optional `x -> (slope / exp(log_scale), log_scale)` with one `log_scale` for the
         last axis, for functions whose slope underflows where they saturate.
-      reference: where the function and its constants come from.
+      reference: the source of the function and its constants.
 
     An `Activation` is hashable, so it can be a static argument of `jax.jit`.
 
@@ -64,12 +63,13 @@ class Activation:
     reference: str = ""
 
     def __call__(self, x: Any, **parameters: Any) -> jax.Array:
-        """Apply the function; trained parameters not given take their initial values."""
+        """Apply the function; trained parameters take their initial values unless passed."""
         return self.function(x, **(dict(self.constants + self.parameters) | parameters))
 
 
 def _sigmoid_scaled_slope(x):
-    # From |x| = 20 on the slope is exp(-|x|) to rounding, so a shift of |x| is a factor.
+    # The slope is e / (1 + e)^2 with e = exp(-|x|). From |x| = 20 on it is e to rounding, so a
+    # shift of |x| is a factor.
     size = jnp.abs(x)
     shift = jnp.maximum(jnp.min(size, axis=-1, keepdims=True) - 20.0, 0.0)
     power = jnp.exp(shift - size)
@@ -77,11 +77,13 @@ def _sigmoid_scaled_slope(x):
 
 
 def _tanh_scaled_slope(x):
+    # tanh(x) = 2 sigmoid(2 x) - 1.
     slope, log_scale = _sigmoid_scaled_slope(2 * x)
     return 4 * slope, log_scale
 
 
 def _erf_scaled_slope(x):
+    # The slope is 2 / sqrt(pi) exp(-x^2).
     square = x * x
     shift = jnp.min(square, axis=-1, keepdims=True)
     return 2 / jnp.sqrt(jnp.pi) * jnp.exp(shift - square), -shift
@@ -99,12 +101,13 @@ def _randomized_leaky_relu(x, lower, upper, key=None):
     x = jnp.asarray(x)
     if key is None:
         return _leaky_relu(x, (lower + upper) / 2)
+    # In float32, so that a key draws the same slopes in every precision.
     slope = jax.random.uniform(key, x.shape, jnp.float32, lower, upper)
     return _leaky_relu(x, slope.astype(x.dtype))
 
 
 def _elu(x, alpha):
-    # Not a minimum, whose slope at a tie is one half.
+    # Not min(x, 0), whose slope at 0 is one half.
     return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0.0, x)))
 
 
@@ -127,13 +130,10 @@ def _identity(x):
 def leaky_relu(slope: float = 0.01) -> Activation:
     """Leaky ReLU: `x` for `x >= 0`, else `slope * x`.
 
-    The course notes prefer a slope of 0.2 to the original 0.01.
+    Some course notes recommend a slope of 0.2 instead of the original 0.01.
 
     Args:
       slope: finite slope of the negative side.
-
-    Raises:
-      ValueError, TypeError: if `slope` is not a finite number.
 
     >>> float(leaky_relu(0.5)(-2.0))
     -1.0
@@ -152,17 +152,14 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activation:
     """Randomized leaky ReLU: each negative side draws its slope from `U(lower, upper)`.
 
-    Called with `key=` it draws; without, it uses the mean slope, as at test time.
+    Called with `key=` it draws; otherwise it uses the mean slope, as at test time.
 
     Args:
       lower, upper: bounds of the slope, `lower <= upper`.
-
-    Raises:
-      ValueError, TypeError: if the bounds are not finite numbers in increasing order.
     """
     _validate.scalar("lower", lower)
     _validate.scalar("upper", upper, minimum=lower)
-    # Three Gauss-Legendre slopes have the moments of the uniform one up to the fifth.
+    # Three Gauss-Legendre nodes have the moments of the uniform distribution up to the fifth.
     offset = (upper - lower) / 2 * math.sqrt(3 / 5)
     middle = (upper + lower) / 2
     return Activation(
@@ -185,13 +182,10 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
 
 
 def parametric_relu(slope: float = 0.25) -> Activation:
-    """Parametric ReLU: leaky ReLU whose slope, at first `slope`, is trained with the network.
+    """Parametric ReLU: a leaky ReLU whose slope is trained with the network.
 
     Args:
       slope: initial slope of the negative side.
-
-    Raises:
-      ValueError, TypeError: if `slope` is not a finite number.
     """
     _validate.scalar("slope", slope)
     return Activation(
@@ -208,10 +202,7 @@ def elu(alpha: float = 1.0) -> Activation:
     """Exponential linear unit: `x` for `x > 0`, else `alpha (e^x - 1)`.
 
     Args:
-      alpha: minus the limit at minus infinity; the derivative jumps at 0 unless it is 1.
-
-    Raises:
-      ValueError, TypeError: if `alpha` is not a finite number.
+      alpha: the limit at minus infinity is `-alpha`. The derivative jumps at 0 unless it is 1.
     """
     _validate.scalar("alpha", alpha)
     return Activation(
@@ -225,9 +216,10 @@ def elu(alpha: float = 1.0) -> Activation:
 
 
 def _table() -> Mapping[str, Activation]:
-    def row(name, function, degrees, reference, **facts):
-        return Activation(name, function, degrees=degrees, reference=reference, **facts)
+    def row(name, function, degrees, reference, **options):
+        return Activation(name, function, degrees=degrees, reference=reference, **options)
 
+    # Degrees: linear at both ends, or linear near zero and bounded.
     both, bounded = (1.0, 1.0), (1.0, 0.0)
     rows = (
         row("linear", _identity, both, "Saxe, McClelland, Ganguli (2014)"),
@@ -269,7 +261,7 @@ def _table() -> Mapping[str, Activation]:
 
 
 TABLE: Mapping[str, Activation] = _table()
-"""Every named activation, by name."""
+"""All named activations, by name."""
 
 
 def get(activation: str | Activation | Callable[..., Any]) -> Activation:
@@ -277,15 +269,15 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
 
     Args:
       activation: a name of `TABLE`, an `Activation`, or a callable that maps an array to an array
-        of the same shape, element by element. A callable counts as smooth; build an `Activation`
-        yourself to name its kinks or trained parameters.
+        of the same shape, element by element. A callable is assumed to be smooth; construct an
+        `Activation` to declare kinks or trained parameters.
 
     Returns:
-      The `Activation`. Equal inputs give equal results, so that `jax.jit` does not retrace.
+      The `Activation`. Equal inputs give equal results, so `jax.jit` does not retrace.
 
     Raises:
       ValueError: if the name is unknown, or the callable changes the shape.
-      TypeError: if the argument is none of the three, or the callable does not take an array.
+      TypeError: if the argument is of another type, or the callable does not accept an array.
 
     >>> get("tanh").name
     'tanh'
@@ -306,15 +298,16 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
             f"activation must be a name or a callable, got {activation!r}; "
             "see jaxgrad.activations.TABLE for the names"
         )
-    probe = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    # The shape of the result is found without computing anything.
+    example = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     try:
-        out = jax.eval_shape(activation, probe)
+        out = jax.eval_shape(activation, example)
     except Exception as error:
         raise TypeError(
             f"activation must accept one floating-point array, but calling {activation!r} on "
             f"shape (2, 3) raised {type(error).__name__}: {error}"
         ) from error
-    if getattr(out, "shape", None) != probe.shape:
+    if getattr(out, "shape", None) != example.shape:
         raise ValueError(
             f"activation must act element by element, but {activation!r} maps shape (2, 3) to "
             f"{getattr(out, 'shape', type(out).__name__)}; return an array of the input's shape"

@@ -1,15 +1,13 @@
-"""Whether a gradient vanishes, explodes or lives: numbers in, labels with a confidence out.
+"""Classification of gradients as vanishing, stable or exploding, with a confidence.
 
 The input is the log of the *squared* gradient at the first layer over that at the last, as
-`jaxgrad.propagation` gives it, over several seeds. Its growth per layer is the total divided by the
-layers between; for a quantity that multiplies layer by layer, so whose log is a random walk, that
-is the estimate of least variance, and its spread over seeds gives the standard error.
+`jaxgrad.propagation` measures it, for several seeds. Averages are means of logs, which describe a
+typical network. The log of the mean is larger at finite width, and is what closed forms for an
+expectation refer to.
 
-Averages are means of logs: what a typical network does. The log of the mean is larger at finite
-width, and is what closed forms for an expectation speak of.
+The growth per layer is the total divided by the number of layers between. If each layer multiplies
+the gradient independently, this is the estimate of least variance.
 """
-
-from __future__ import annotations
 
 import math
 from enum import IntEnum
@@ -19,8 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int8
 
 from jaxgrad import _validate
+
+# Stands for the log of an infinite ratio where a line is drawn through it.
+_INFINITE = 1e30
 
 
 class Regime(IntEnum):
@@ -34,7 +36,7 @@ class Regime(IntEnum):
 
 
 class Storage(IntEnum):
-    """Whether a floating-point type holds a number of that size."""
+    """Whether a floating-point type can represent a number of a given size."""
 
     UNDERFLOW = -1
     HELD = 0
@@ -44,12 +46,13 @@ class Storage(IntEnum):
 
 
 class Thresholds(NamedTuple):
-    """What counts as stable.
+    """Which gradients count as stable.
 
     Attributes:
-      ratio: a gradient norm that changes by less than this factor in total is stable, above 1. The
-        default of 10 allows a change of the squared gradient by 100, about five depth scales.
-      z: a growth per layer within this many standard errors of none is stable, at least 0.
+      ratio: a gradient norm that changes by less than this factor in total is stable; above 1. The
+        default of 10 allows the squared gradient to change by 100, about five depth scales.
+      z: a growth per layer that differs from none by less than this many standard errors is
+        stable; at least 0.
     """
 
     ratio: float = 10.0
@@ -60,28 +63,29 @@ class Classification(NamedTuple):
     """Labels and the numbers behind them; every field has the input's shape without seeds.
 
     Attributes:
-      regime: values of `Regime`, int8.
+      regime: values of `Regime`.
       log_ratio: mean over seeds of the log squared ratio.
       log_ratio_se: its standard error.
       growth: log growth of the squared gradient per layer; 0 at depth 1.
       growth_se: its standard error.
-      confidence: probability that the log ratio's true mean lies in the labelled regime's range,
-        from its standard error by the normal distribution; NaN where the regime is undefined. Below
-        one half for a gradient that is called stable only because its change is not significant.
+      confidence: probability that the true mean of the log ratio lies in the range of the labelled
+        regime, computed from its standard error with the normal distribution; NaN where the regime
+        is undefined. It is below one half for a gradient that is called stable only because its
+        change is not significant.
     """
 
-    regime: jax.Array
-    log_ratio: jax.Array
-    log_ratio_se: jax.Array
-    growth: jax.Array
-    growth_se: jax.Array
-    confidence: jax.Array
+    regime: Int8[Array, "..."]
+    log_ratio: Float[Array, "..."]
+    log_ratio_se: Float[Array, "..."]
+    growth: Float[Array, "..."]
+    growth_se: Float[Array, "..."]
+    confidence: Float[Array, "..."]
 
 
 def classify(
     log_ratio: ArrayLike, depths: ArrayLike, thresholds: Thresholds | None = None
 ) -> Classification:
-    """Name the regime of networks of several depths.
+    """Classify the gradients of networks of several depths.
 
     A gradient vanishes or explodes if its norm changes by more than `thresholds.ratio` in total
     *and* its growth per layer differs from none by more than `thresholds.z` standard errors.
@@ -89,12 +93,12 @@ def classify(
     Args:
       log_ratio: natural log of the squared gradient at the first layer over that at the last,
         `[seeds, ..., depths]`, at least two seeds.
-      depths: the networks' depths, `[depths]`.
+      depths: the depths of the networks, `[depths]`.
       thresholds: `None` for the defaults.
 
     Returns:
       `Classification` with fields `[..., depths]`. A ratio of 0 (log -inf) vanishes, an infinite
-      one explodes, NaN is undefined.
+      one explodes, and NaN is undefined.
 
     Raises:
       ValueError, TypeError: if there are fewer than two seeds, the depths do not fit, or a
@@ -120,23 +124,25 @@ def classify(
             f"{depths.shape}; pass the depth of each entry"
         )
     mean, error = mean_and_error(log_ratio)
-    layers = jnp.maximum(depths - 1, 1)
+    # The ratio is of squares, so its log is twice that of the norm.
     limit = 2 * jnp.log(thresholds.ratio)
-    # An infinite mean has no standard error, and needs none.
-    certain = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
-    sign = jnp.where(certain & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
+    # An infinite mean has no standard error, and is significant without one.
+    significant = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
+    sign = jnp.where(significant & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
     regime = jnp.where(jnp.isnan(mean), Regime.UNDEFINED, sign).astype(jnp.int8)
 
+    # Probabilities that the true mean lies below -limit and below limit.
     spread = jnp.where(error > 0, error, jnp.finfo(mean.dtype).tiny)
     below, above = (jax.scipy.stats.norm.cdf((edge - mean) / spread) for edge in (-limit, limit))
     inside = jnp.select([sign < 0, sign > 0], [below, 1 - above], above - below)
     confidence = jnp.where(jnp.isinf(mean), 1.0, jnp.where(jnp.isnan(mean), jnp.nan, inside))
-    layers = jnp.broadcast_to(layers, mean.shape)
+    # A network of depth L has L - 1 layers between the first and the last.
+    layers = jnp.broadcast_to(jnp.maximum(depths - 1, 1), mean.shape)
     return Classification(regime, mean, error, mean / layers, error / layers, confidence)
 
 
-def mean_and_error(values: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Mean over the first axis and its standard error, `[seeds, ...] -> [...]` twice.
+def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Mean over the first axis and its standard error, `[seeds, ...] -> [...]` each.
 
     Infinite values give an infinite mean and a NaN error. Two infinities of opposite sign, or a
     NaN, give a NaN mean.
@@ -144,24 +150,25 @@ def mean_and_error(values: ArrayLike) -> tuple[jax.Array, jax.Array]:
     values = jnp.asarray(values)
     mean = jnp.mean(values, axis=0)
     finite = jnp.isfinite(mean)
+    # inf - inf would be NaN, and so would be the derivative.
     safe = jnp.where(finite, values, 0.0)
     error = jnp.std(safe, axis=0, ddof=1) / math.sqrt(len(values))
     return mean, jnp.where(finite, error, jnp.nan)
 
 
-def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> jax.Array:
-    """Whether numbers of a root mean square fit a floating-point type.
+def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array, "..."]:
+    """Find out whether a floating-point type can represent numbers of a given mean square.
 
-    A network can be stable by `classify` and yet untrainable because its signal or gradient is too
-    small or too large for the type it is computed in: theory trains it, the type cannot hold it.
+    A network that is stable by `classify` may still be impossible to train, because its signal or
+    its gradient is too small or too large for the type in which it is computed.
 
     Args:
       log_mean_square: natural log of a mean square, any shape.
       dtype: the floating type.
 
     Returns:
-      Values of `Storage`, int8: `UNDERFLOW` where the root mean square is below the smallest normal
-      number, which accelerators flush to zero, `OVERFLOW` where it is above the largest.
+      Values of `Storage`: `UNDERFLOW` where the root mean square is below the smallest normal
+      number (accelerators replace smaller ones by zero), `OVERFLOW` where it is above the largest.
 
     Raises:
       TypeError: if the dtype is not floating.
@@ -184,20 +191,20 @@ def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> jax.Array:
 
 
 class Level(NamedTuple):
-    """Where a gradient keeps its size: `variance` and its standard error over seeds, `[...]`.
+    """The variance at which a gradient keeps its size, and its standard error over seeds, `[...]`.
 
-    NaN where fewer than two seeds cross, so where the range has no level point.
+    Both are NaN where fewer than two seeds cross, which means that the range has no such point.
     """
 
-    variance: jax.Array
-    variance_se: jax.Array
+    variance: Float[Array, "..."]
+    variance_se: Float[Array, "..."]
 
 
 def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
-    """The variance at which the gradient neither grows nor shrinks, by interpolation.
+    """Find the variance at which the gradient neither grows nor shrinks, by interpolation.
 
-    Each seed's log ratio is read as a function of the log variance; its first upward crossing of
-    zero is found by linear interpolation. The mean is geometric, over the seeds that cross.
+    The log ratio of each seed is a function of the log variance. Its first upward crossing of zero
+    is found by linear interpolation. The result is the geometric mean over the seeds that cross.
 
     Args:
       log_ratio: `[seeds, variances, ...]`.
@@ -226,19 +233,20 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
             f"{log_ratio.shape}; put seeds first and variances second"
         )
     # NaN stays NaN, which is on neither side of zero.
-    finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=1e30, neginf=-1e30)
+    finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=_INFINITE, neginf=-_INFINITE)
     low, high = finite[:, :-1], finite[:, 1:]
     crosses = (low < 0) & (high >= 0)
-    at = jnp.argmax(crosses, axis=1)[:, None]
-    low, high = (jnp.take_along_axis(a, at, axis=1)[:, 0] for a in (low, high))
     crossed = jnp.any(crosses, axis=1)
+    index = jnp.argmax(crosses, axis=1)[:, None]
+    low, high = (jnp.take_along_axis(a, index, axis=1)[:, 0] for a in (low, high))
     share = jnp.where(crossed, -low / jnp.where(crossed, high - low, 1.0), 0.0)
     log_values = jnp.log(jnp.asarray(values, log_ratio.dtype))
-    start = log_values[at[:, 0]]
-    root = start + share * (log_values[at[:, 0] + 1] - start)
+    start, end = log_values[index[:, 0]], log_values[index[:, 0] + 1]
+    root = start + share * (end - start)
     count = crossed.sum(axis=0)
     variance = jnp.exp(jnp.sum(jnp.where(crossed, root, 0.0), axis=0) / jnp.maximum(count, 1))
-    spread = jnp.where(crossed, jnp.exp(root) - variance[None], 0.0)
-    error = jnp.sqrt(jnp.sum(spread**2, axis=0) / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1))
+    # The standard error over the seeds that cross; the denominators are safe for fewer than two.
+    deviation = jnp.where(crossed, jnp.exp(root) - variance[None], 0.0)
+    error = jnp.sum(deviation**2, axis=0) / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1)
     known = count > 1
-    return Level(jnp.where(known, variance, jnp.nan), jnp.where(known, error, jnp.nan))
+    return Level(jnp.where(known, variance, jnp.nan), jnp.where(known, jnp.sqrt(error), jnp.nan))

@@ -8,7 +8,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from jaxgrad import activations, networks, propagation
+from jaxgrad import activations, layers, propagation
+from jaxgrad.layers import _activation
 
 POINTS = np.concatenate([np.linspace(-6, 6, 97), [0.0, -1.0, 1.0, 1e-6, -1e-6]]).astype(np.float32)
 
@@ -91,7 +92,7 @@ def test_declared_degrees_equal_measured_ones(name):
     anonymous = activations.get(functools.partial(phi))
     assert anonymous.degrees is None
     for declared, measured in zip(
-        propagation._degrees(phi), propagation._degrees(anonymous), strict=True
+        _activation._degrees(phi), _activation._degrees(anonymous), strict=True
     ):
         np.testing.assert_array_equal(declared, measured)
 
@@ -123,9 +124,10 @@ def test_randomized_leaky_relu_draws_slopes(key):
 
 
 def test_parametric_slope_is_a_parameter(key):
-    params = networks.init(key, 3, 4, 5, activation="parametric_relu")
+    network = layers.mlp(4, 5, "parametric_relu")
+    params, state = layers.init(network, (3,), key=key)
     assert params["hidden"]["activation"]["slope"].shape == (4,)
-    gradient = jax.grad(lambda p: networks.apply(p, jnp.ones((2, 3)), "parametric_relu").sum())
+    gradient = jax.grad(lambda p: layers.apply(network, p, state, jnp.ones((2, 3)))[0].sum())
     assert np.all(gradient(params)["hidden"]["activation"]["slope"] != 0)
 
 
@@ -141,13 +143,14 @@ def test_parametric_slope_is_a_parameter(key):
     ids=lambda pair: pair[0],
 )
 def test_own_callable_is_as_good_as_a_name(key, equal):
-    params = networks.init(key, 6, 32, 200)
+    params, _ = layers.init(layers.mlp(32, 200), (6,), key=key)
     x = jax.random.normal(key, (4, 6))
     variances = jnp.asarray([1e-3, 1.5, 30.0])
 
     def logs(phi):
         def probe(w):
-            return propagation.probe(params, x, key, phi, w_variance=w).log_gradient
+            network = layers.mlp(32, 200, phi, w_variance=w, parameterization="ntk")
+            return propagation.probe(network, params, x, key=key).log_gradient
 
         return jax.jit(jax.vmap(probe))(variances)
 
