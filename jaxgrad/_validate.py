@@ -6,7 +6,7 @@ and dtypes apply to traced values as well.
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,6 +105,13 @@ def vector(name: str, value: Any, *, length: int, axes: str) -> np.ndarray:
             "sequence of floats"
         )
     return numbers
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Return `value` as a dictionary whose keys are strings, or raise."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} must map names to values, got {value!r}; pass a dict")
+    return dict(value)
 
 
 def choice(name: str, value: Any, options: Collection[str]) -> None:

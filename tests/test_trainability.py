@@ -74,7 +74,7 @@ def trained(key, config, depth, w_variance, rate, steps, **options):
 
 def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
     point = {"kind": "plain", "depth": 3, "rate": 0.1, "w_variance": 2.0, "seed": 1}
-    expected = trained(sweeps.cell_key(jax.random.key(0), point), SMALL, 3, 2.0, 0.1, SMALL.steps)
+    expected = trained(sweeps.cell_key(point, key=jax.random.key(0)), SMALL, 3, 2.0, 0.1, SMALL.steps)
     assert_same(dataset.sel(point), expected)
 
 
@@ -114,7 +114,7 @@ def test_cells_are_trained_again_at_their_own_depth_and_variance():
     again = trainability.measure_again("plain", small, np.array([[2, 0], [0, 1]]))
     assert again["accuracy"].sizes == {"cell": 2, "rate": 1, "seed": 2}
     for cell, (w_variance, depth) in enumerate([(2.0, 1), (1.0, 3)]):
-        key = sweeps.cell_key(jax.random.key(0), {"cell": cell, "rate": 0.1, "seed": 1})
+        key = sweeps.cell_key({"cell": cell, "rate": 0.1, "seed": 1}, key=jax.random.key(0))
         expected = trained(key, small, 3, w_variance, 0.1 / 3, 60, active=depth)
         assert_same(again.isel(cell=cell, rate=0, seed=1), expected)
 

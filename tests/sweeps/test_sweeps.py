@@ -20,7 +20,7 @@ import zarr
 from jax.core import Tracer
 
 from jaxgrad import sweeps
-from jaxgrad.sweeps import Variable
+from jaxgrad.sweeps import Variable, _grid
 
 AXES = {"scale": [0.5, 1.0, 2.5], "kind": ["sin", "cos"], "seed": [7, 3, 11, 12]}
 VARIABLES = {
@@ -94,7 +94,7 @@ def test_equals_a_loop_over_cells_with_the_documented_key(key):
 
 @pytest.mark.parametrize("value", [0, 3.0, -1, -2.5, 0.1, 2**31 - 1, "relu", True])
 def test_cell_key_is_the_documented_one(key, value):
-    assert sweeps.cell_key(key, {"b": value, "a": 1}) == documented_key(key, {"a": 1, "b": value})
+    assert sweeps.cell_key({"b": value, "a": 1}, key=key) == documented_key(key, {"a": 1, "b": value})
 
 
 @pytest.mark.parametrize("chunk_cells", [1, 3, 4, 1000])
@@ -178,7 +178,7 @@ def test_static_numbers_decide_shapes_and_change_no_key(key):
     for size, steps in itertools.product(*axes.values()):
         point = {"size": size, "steps": steps}
         cell = found.sel(point)
-        key_cell = sweeps.cell_key(key, point)
+        key_cell = sweeps.cell_key(point, key=key)
         np.testing.assert_array_equal(cell["bits"], jax.random.key_data(key_cell))
         expected = size * np.sum(np.asarray(jax.random.normal(key_cell, (steps,), jnp.float32)))
         np.testing.assert_allclose(cell["y"], expected, rtol=1e-5)
@@ -636,13 +636,15 @@ jax.config.update("jax_num_cpu_devices", 3)  # refused once a backend runs
 
 @pytest.mark.parametrize("cells", range(1, 40))
 def test_chunks_are_even_runs_of_at_most_the_asked_cells(cells):
-    sizes, static = (3, 2, 10, 5), [False, True, False, False]
-    chunk = sweeps._chunk_shape(sizes, static, cells)
+    sizes, static = (3, 2, 10, 5), [1]
+    axes = {f"axis_{i}": range(size) for i, size in enumerate(sizes)}
+    grid = _grid.make_grid(axes, [f"axis_{i}" for i in static])
+    chunk = _grid.chunk_shape(grid, cells)
     assert 1 <= np.prod(chunk) <= cells
     assert chunk[1] == 1
     seen = np.zeros(sizes, int)
-    for block in sweeps._blocks(sizes, chunk):
+    for block in _grid.blocks(grid, chunk):
         seen[block] += 1
     assert (seen == 1).all()
-    cut = [a for a in range(4) if not static[a] and chunk[a] < sizes[a]]
+    cut = [a for a in range(4) if a not in static and chunk[a] < sizes[a]]
     assert all(chunk[a] == 1 for a in cut[:-1])

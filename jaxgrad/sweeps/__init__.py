@@ -1,0 +1,12 @@
+"""Map a pure function over a labelled grid: compiled, in chunks, over devices, resumable.
+
+The random draws of a cell depend only on its coordinates (`cell_key`). Cutting a grid into chunks,
+spreading it over devices, extending, reordering, splitting or resuming it changes no value beyond
+rounding. `run` writes files if a `store` is passed. The extra `experiments` is required.
+"""
+
+from jaxgrad.sweeps._grid import cell_key
+from jaxgrad.sweeps._run import run
+from jaxgrad.sweeps._store import MARKER, Variable, open_store
+
+__all__ = ["MARKER", "Variable", "cell_key", "open_store", "run"]

@@ -1,0 +1,214 @@
+"""The results as a labelled table, in memory or in a Zarr directory that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import uuid
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxgrad.sweeps._grid import Block, Grid, sizes
+
+if TYPE_CHECKING:
+    import xarray
+
+MARKER = "computed"
+"""Name of the boolean array of a store that marks the computed cells."""
+
+_PACKAGES = ("jaxgrad", "jax", "jaxlib", "numpy")
+
+
+class Variable(NamedTuple):
+    """Description of one output: names of its inner dimensions, its unit and a line of text."""
+
+    dims: tuple[str, ...] = ()
+    units: str = "1"
+    description: str = ""
+
+
+def import_xarray() -> Any:
+    """Import the optional packages that a sweep needs."""
+    try:
+        import xarray
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'sweeps need xarray and zarr; run python -m pip install "jaxgrad[experiments]"'
+        ) from error
+    return xarray
+
+
+def open_store(path: str | os.PathLike[str]) -> xarray.Dataset:
+    """Open the `store` of a `run`, finished or not. Values are read from disk when they are used.
+
+    Returns:
+      The dataset that `run` returns, with an additional variable `computed` over the axes. Where it
+      is false the other variables are NaN, or 0 if they are not floating point.
+
+    Raises:
+      ValueError: If `path` is not the store of a sweep.
+      ImportError: Without xarray or zarr.
+    """
+    xr = import_xarray()
+    _open_group("path", Path(path), "r")
+    table = xr.open_zarr(path, chunks=None, decode_times=False, decode_timedelta=False)
+    # Labels are stored as texts of any length; as fixed-length texts they equal those in memory.
+    texts = {
+        name: (name, np.array(c.values.tolist()), c.attrs)
+        for name, c in table.coords.items()
+        if c.dtype.kind == "T"
+    }
+    return table.assign_coords(texts)
+
+
+def identity(
+    grid: Grid, variables: Mapping[str, Variable], outputs, labels, units, config, shared
+) -> dict[str, Any]:
+    """Return all that must be equal for a store to be resumed, as JSON values."""
+    key, args = shared
+    return {
+        "axes": {name: axis.labels for name, axis in grid.items()},
+        "axis_order": list(grid),
+        "variables": {
+            name: variables[name]._asdict() | {"shape": out.shape, "dtype": str(out.dtype)}
+            for name, out in outputs.items()
+        },
+        "coords": labels,
+        "units": units,
+        "config": config,
+        "key": jax.random.key_data(key).tolist(),
+        "args": [_digest(leaf) for leaf in jax.tree.leaves(args)],
+    }
+
+
+def _digest(leaf: jax.Array) -> str:
+    typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    values = np.asarray(jax.random.key_data(leaf) if typed else leaf)
+    return f"{leaf.dtype}{list(leaf.shape)} {hashlib.sha256(values.tobytes()).hexdigest()[:16]}"
+
+
+def empty_table(grid: Grid, variables, outputs, identity: dict[str, Any], mesh: Mesh) -> Any:
+    """Return the table before anything is computed; its values take no memory."""
+    table = import_xarray().Dataset(attrs=_attributes(identity, mesh))
+    units, shape = identity["units"], sizes(grid)
+    for name, values in (identity["axes"] | identity["coords"]).items():
+        attrs = {"units": units[name]} if name in units else {}
+        table = table.assign_coords({name: (name, np.asarray(values), attrs)})
+    for name, (dims, unit, description) in variables.items():
+        out = outputs[name]
+        values = np.broadcast_to(_fill_value(out.dtype), shape + out.shape)
+        table[name] = ((*grid, *dims), values, {"units": unit, "description": description})
+    table[MARKER] = (tuple(grid), np.broadcast_to(np.False_, shape))
+    return table
+
+
+def _fill_value(dtype) -> np.ndarray:
+    return np.array(np.nan if np.dtype(dtype).kind in "fc" else 0, dtype)
+
+
+def _attributes(identity: Mapping[str, Any], mesh: Mesh) -> dict[str, str]:
+    packages = [d for d in importlib.metadata.distributions() if d.name in _PACKAGES]
+    versions = {d.name: d.version for d in packages}
+    device = mesh.devices.flat[0]
+    return {
+        "config": json.dumps(identity["config"]),
+        "key": json.dumps({"impl": "threefry2x32", "data": identity["key"]}),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": json.dumps(versions | {"python": platform.python_version()}),
+        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "fingerprint": json.dumps(identity),
+    }
+
+
+def create(store: Path, table: xarray.Dataset, chunk: tuple[int, ...]) -> None:
+    """Write an empty store next to its path, then rename it, so that it appears complete."""
+    temporary = store.with_name(f".{store.name}.{uuid.uuid4().hex}.partial")
+    texts = {n: c.astype(object) for n, c in table.coords.items() if c.dtype.kind == "U"}
+    encoding = {
+        name: {
+            # Inner dimensions are never cut. A dimension of size 0 has chunks of size 1.
+            "chunks": chunk + tuple(max(1, size) for size in array.shape[len(chunk) :]),
+            "fill_value": _fill_value(array.dtype)[()],
+        }
+        for name, array in table.data_vars.items()
+    }
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            # Zarr does not write chunks of fill values, so this writes metadata and labels.
+            table.assign_coords(texts).to_zarr(
+                temporary, zarr_format=3, consolidated=True, encoding=encoding
+            )
+        os.replace(temporary, store)
+    except OSError as error:
+        raise OSError(
+            f"store cannot be created at {str(store)!r} ({error.strerror or error}); pass a path "
+            "in a folder that can be written"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def resume(store: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays of a store, by name, if it holds the sweep of this `identity`."""
+    group = _open_group("store", store, "r+")
+    old = _flatten(json.loads(group.attrs["fingerprint"]), "")
+    new = _flatten(json.loads(json.dumps(identity)), "")
+    for name in {**old, **new}:
+        before, now = old.get(name, "nothing"), new.get(name, "nothing")
+        if before != now:
+            raise ValueError(
+                f"store {str(store)!r} holds another sweep ({name}: {before} in the store, {now} "
+                "now); pass another path, or delete it"
+            )
+    if not group[MARKER][...].all() and not os.access(store, os.W_OK):
+        raise OSError(f"store {str(store)!r} cannot be written; make it writable or copy it")
+    return {name: group[name] for name in (*identity["variables"], MARKER)}
+
+
+def write(arrays: Mapping[str, Any], block: Block, results: Mapping[str, np.ndarray]) -> None:
+    """Write the results of a block, arrays `[cells, ...]`, and then mark it as computed."""
+    shape = tuple(part.stop - part.start for part in block)
+    for name, values in results.items():
+        arrays[name][(*block, ...)] = values.reshape(shape + values.shape[1:])
+    # Last, so that a process that is killed leaves no marked chunk without its values.
+    arrays[MARKER][block] = True
+
+
+def _open_group(argument: str, path: Path, mode: Any) -> Any:
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode=mode, zarr_format=3)
+        if "fingerprint" in group.attrs and MARKER in group:
+            return group
+    except (OSError, ValueError):
+        pass
+    raise ValueError(
+        f"{argument} must be the store of a sweep, got {str(path)!r}; pass another path"
+    )
+
+
+def _flatten(value: Any, path: str) -> dict[str, str]:
+    """Flatten nested JSON values: `{"a": [1]}` to `{"a[0]": "1"}`."""
+    if isinstance(value, list):
+        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif isinstance(value, dict):
+        items = [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
+    else:
+        return {path: json.dumps(value)}
+    return {name: leaf for inner, item in items for name, leaf in _flatten(item, inner).items()}
