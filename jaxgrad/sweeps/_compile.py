@@ -1,7 +1,5 @@
 """Compiled programs that compute many cells at once, over devices and within a memory limit."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -14,35 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxgrad import _validate
-from jaxgrad.sweeps._grid import (
-    Block,
-    Grid,
-    blocks,
-    cell_inputs,
-    chunk_shape,
-    fold_ids,
-    sizes,
-    static_values,
-)
+from jaxgrad.sweeps import _grid
+from jaxgrad.sweeps._grid import Block, Grid
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
-
-
-def make_mesh(devices: Sequence[Any] | None) -> Mesh:
-    """Return a mesh with the axis `cells`, of all local devices by default."""
-    devices = jax.local_devices() if devices is None else devices
-    if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
-        raise TypeError(f"devices must be JAX devices, got {devices!r}; see jax.local_devices()")
-    _validate.distinct("devices", devices)
-    return Mesh(np.array(devices), ("cells",))
 
 
 def evaluate_cell(function, names, outputs, static, shared, ids, traced):
     """Call the user's function for one cell and check the structure of its result."""
     key, args = shared
     point = dict(static) | traced
-    out = function(fold_ids(ids, key=key), {name: point[name] for name in names}, *args)
+    out = function(_grid.fold_ids(ids, key=key), {name: point[name] for name in names}, *args)
     arrays = isinstance(out, Mapping) and all(isinstance(v, _ARRAYS) for v in out.values())
     if not arrays or set(out) != set(outputs):
         raise TypeError(
@@ -56,10 +36,10 @@ def output_shapes(cell, grid: Grid, variables, coords, shared) -> dict[str, Any]
     """Return shape and dtype of each variable in one cell; they are the same for all programs."""
     dim_sizes = {name: len(labels) for name, labels in coords.items()}
     outputs: dict[str, Any] = {}
-    # One block for each combination of values that are not traced.
-    for block in blocks(grid, chunk_shape(grid, math.prod(sizes(grid)))):
-        static = static_values(grid, block)
-        inputs = cell_inputs(grid, [part.start for part in block])
+    # Chunks of any number of cells: one for each combination of values that are not traced.
+    for block in _grid.blocks(grid, _grid.chunk_shape(grid, math.prod(_grid.sizes(grid)))):
+        static = _grid.static_values(grid, block)
+        inputs = _grid.cell_inputs(grid, [part.start for part in block])
         for name, out in jax.eval_shape(functools.partial(cell, static), shared, *inputs).items():
             dims, shape, dtype = variables[name].dims, out.shape, out.dtype
             # The first variable with a dimension decides its size, unless coords do.
@@ -79,14 +59,10 @@ def output_shapes(cell, grid: Grid, variables, coords, shared) -> dict[str, Any]
     return outputs
 
 
-def compile_cells(
-    cell, grid: Grid, mesh: Mesh, shared, *, memory_limit: int, cells: int, vectorized: bool, static
-) -> tuple[Callable[..., Any], int]:
-    """Compile the program for one combination of static values.
+def compile_cells(cell, grid, mesh: Mesh, shared, memory_limit, cells, vectorized, static):
+    """Return the program for some static values, and how many cells it computes at once.
 
-    Returns:
-      The program, and how many cells it computes at once: `cells` or, if they take more memory than
-      `memory_limit` on a device, fewer.
+    These are `cells`, or fewer if `cells` take more memory than `memory_limit` on a device.
     """
     one = functools.partial(cell, static)
 
@@ -100,7 +76,7 @@ def compile_cells(
     spread = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
     share = -(-cells // mesh.size)
     while True:
-        inputs = cell_inputs(grid, np.zeros((len(grid), share * mesh.size), int))
+        inputs = _grid.cell_inputs(grid, np.zeros((len(grid), share * mesh.size), int))
         program = jax.jit(spread).lower(shared, *inputs).compile()
         parts = ("temp_size_in_bytes", "output_size_in_bytes", "argument_size_in_bytes")
         used = sum(getattr(program.memory_analysis(), part, 0) for part in parts)
@@ -111,43 +87,38 @@ def compile_cells(
                 f"memory_limit must be at least the {used} bytes that one cell takes, got "
                 f"{memory_limit}; raise it or make the cell smaller"
             )
-        # Memory is nearly proportional to the number of cells; halve at least.
+        # Memory is nearly proportional to the number of cells; halve it at least.
         share = max(1, min(share // 2, share * memory_limit // used))
 
 
 def compute_blocks(
-    grid: Grid, pending: Sequence[Block], compiler: Callable[..., Any]
+    grid: Grid, pending: Sequence[Block], compiler: Callable[[Any], Any]
 ) -> Iterator[tuple[Block, dict[str, np.ndarray]]]:
-    """Yield each pending block with its results, arrays of shape `[cells, ...]` by name.
-
-    `compiler` is `compile_cells` as a function of `static` alone. Blocks with the same static
-    values follow one another, so that each program is compiled once and then released.
-    """
+    """Yield each block with its results by name, arrays `[cells, ...]`."""
+    # All blocks of one program follow one another, so that only one program is held in memory.
     groups: dict[Any, list[Block]] = {}
     for block in pending:
-        groups.setdefault(static_values(grid, block), []).append(block)
-    calls = itertools.chain(_started_calls(grid, groups, compiler), [None])
+        groups.setdefault(_grid.static_values(grid, block), []).append(block)
+    calls = itertools.chain(_started_calls(grid, groups, compiler), [((), False, {})])
     batches = []
     # In pairs, the next batch is started before the results of the current one are awaited.
     for (block, is_last, results), _ in itertools.pairwise(calls):
         batches.append(jax.device_get(results))
         if is_last:
             cells = math.prod(part.stop - part.start for part in block)
-            yield (
-                block,
-                {n: np.concatenate([batch[n] for batch in batches])[:cells] for n in batches[0]},
-            )
+            joined = {n: np.concatenate([batch[n] for batch in batches])[:cells] for n in results}
+            yield block, joined
             batches = []
 
 
 def _started_calls(grid, groups, compiler):
     """Start one batch after the other; yield its block, whether it is the last, and its results."""
     for static, members in groups.items():
-        program, batch = compiler(static=static)
+        program, batch = compiler(static)
         for block in members:
             cells = np.array(list(itertools.product(*(range(p.start, p.stop) for p in block))))
             for start in range(0, len(cells), batch):
                 # The last batch is filled up with copies of the last cell.
                 rows = np.minimum(np.arange(start, start + batch), len(cells) - 1)
-                is_last = start + batch >= len(cells)
-                yield block, is_last, program(*cell_inputs(grid, cells[rows].T))
+                results = program(*_grid.cell_inputs(grid, cells[rows].T))
+                yield block, start + batch >= len(cells), results

@@ -1,7 +1,5 @@
 """The grid: its axes, the key and the values of each cell, and its division into chunks."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import zlib
@@ -14,23 +12,16 @@ from jaxtyping import Array, Key
 
 from jaxgrad import _validate
 
+# A rectangle of cells: the range of positions along each axis.
 Block = tuple[slice, ...]
-"""A rectangle of cells: the range of positions along each axis."""
 
 
 class Axis(NamedTuple):
-    """One axis of the grid, by position along it.
+    """One axis of the grid."""
 
-    Attributes:
-      labels: The values as the user gave them, as Python numbers, strings or booleans.
-      ids: The numbers that are folded into the key of a cell.
-      traced: The values that a compiled program takes as data; `None` if every value has a program
-        of its own.
-    """
-
-    labels: list[Any]
-    ids: np.ndarray
-    traced: np.ndarray | None
+    labels: list[Any]  # the values as Python numbers, strings or booleans
+    ids: np.ndarray  # the numbers that are folded into the keys of cells
+    traced: np.ndarray | None  # the values as data of a program; None: a program for each value
 
 
 Grid = Mapping[str, Axis]
@@ -52,7 +43,8 @@ def cell_key(point: Mapping[str, Any], *, key: Key[Array, ""]) -> Key[Array, ""]
 
 
 def fold_ids(ids: Mapping[str, Any], *, key: Any) -> Any:
-    """Fold the number of each axis into `key`, in alphabetical order of the axes."""
+    """Fold the number of each axis into `key`."""
+    # In alphabetical order, so that the order of the axes does not matter.
     for name in sorted(ids):
         key = jax.random.fold_in(key, ids[name])
     return key
@@ -60,9 +52,11 @@ def fold_ids(ids: Mapping[str, Any], *, key: Any) -> Any:
 
 def _label_id(value: Any) -> int:
     if isinstance(value, (str, bool, np.bool_)):
+        # Not `hash`, which differs between processes.
         return zlib.crc32(str(value).encode())
     if value == int(value):
         number = int(value)
+        # `fold_in` takes 32 bits.
         return number if 0 <= number < 2**32 else zlib.crc32(str(number).encode())
     return zlib.crc32(repr(float(value)).encode())
 
@@ -71,10 +65,7 @@ def make_grid(axes: Mapping[str, Any], static: Sequence[str]) -> dict[str, Axis]
     """Check the axes of a sweep; the values of those in `static` are not traced."""
     grid = {name: _axis(name, values) for name, values in _validate.mapping("axes", axes).items()}
     for name in (static,) if isinstance(static, str) else static:
-        if name not in grid:
-            raise ValueError(
-                f"static must name axes, {', '.join(grid)}; got {name!r}; correct the name"
-            )
+        _validate.choice("static", name, grid)
         grid[name] = grid[name]._replace(traced=None)
     return grid
 
@@ -116,16 +107,17 @@ def checked_labels(name: str, values: Any) -> list[Any]:
     for v in labels if kinds == {"number"} else ():
         if not (math.isfinite(v) if isinstance(v, float) else abs(v) < 2**63):
             raise ValueError(f"{name} must be finite and fit 64 bits, got {v}; drop that value")
+    # One float makes all of them floats, as in a NumPy array.
     return [float(v) for v in labels] if float in map(type, labels) else labels
 
 
 def sizes(grid: Grid) -> tuple[int, ...]:
-    """Return the number of values along each axis."""
+    """Return the shape of the grid."""
     return tuple(len(axis.labels) for axis in grid.values())
 
 
 def static_values(grid: Grid, block: Block) -> tuple[tuple[str, Any], ...]:
-    """Return the names and values of the axes that are not traced, at the start of a block."""
+    """Return names and values of the axes that are not traced, at the start of a block."""
     pairs = zip(grid.items(), block, strict=True)
     return tuple((name, a.labels[part.start]) for (name, a), part in pairs if a.traced is None)
 

@@ -1,7 +1,5 @@
 """Compute a function in every cell of a grid."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key
 
@@ -43,42 +41,40 @@ def run(
     vectorized: bool = True,
     devices: Sequence[Any] | None = None,
     progress: Callable[[int, int], Any] | None = None,
-) -> xarray.Dataset:
+) -> "xarray.Dataset":
     """Compute `function` in every cell of the grid that `axes` span.
 
     Args:
       function: Pure function of one cell, `function(key, point, *args) -> {name: array}`. `point`
         maps the names of the axes to values. Numbers are traced scalars (int32 or float32 unless
-        x64 is enabled). Strings and booleans are Python values, and each combination of them is
-        compiled once.
+        x64 is enabled). Strings and booleans are Python values; each combination is compiled once.
       axes: Names and distinct values, all numbers, all strings or all booleans. The grid is their
         product; the first axis varies slowest.
       variables: Description of each array that `function` returns.
       key: A `jax.random.key`. Each cell gets its `cell_key`.
       args: Pytrees of arrays that every cell takes as a whole.
-      coords: Labels of inner dimensions; without an entry a dimension has no labels.
+      coords: Labels of inner dimensions.
       units: Units of axes and of `coords`, by name.
       config: Mapping or dataclass of JSON values. The code of `function` is not stored, so put
         everything here that its results depend on.
       store: Path of a Zarr directory. It is created, or resumed if it holds the same sweep. A chunk
-        counts as computed once all its values are written. It is then not computed again, even if
-        the process was killed. Only one process may use a store at a time.
+        whose values are all written is not computed again, even if the process was killed. Only one
+        process may use a store at a time.
       chunk_cells: Largest number of cells that are stored together, by default a sixteenth of the
         grid. A resumed store keeps its chunks.
       memory_limit: Bytes that a program may use on each device, as the compiler counts them. A
         chunk that needs more is computed in several batches.
       static: Names of axes whose numbers are also Python values, such as a depth that decides
         shapes. Each value is compiled.
-      vectorized: Whether a device computes the cells of a batch together. If not, each cell has the
-        cache to itself, which is faster on CPUs for large cells such as training runs.
+      vectorized: Whether a device computes the cells of a batch together. One after the other, each
+        has the cache to itself, which is faster on CPUs for large cells such as training runs.
       devices: Devices that each batch is spread over, by default `jax.local_devices()`.
-      progress: Called as `progress(done_cells, total_cells)` at the start and whenever a chunk has
-        been stored.
+      progress: Called as `progress(done_cells, total_cells)` at the start and after each chunk.
 
     Returns:
       The variables over the axes and their inner dimensions, in memory, or read lazily from
-      `store`. NaN and infinity are valid results. The attributes contain units, config, key,
-      versions and devices.
+      `store`. NaN and infinity are valid results. Attributes contain units, config, key, versions
+      and devices.
 
     Raises:
       ValueError, TypeError: If an argument is invalid, `store` holds something else, or one cell
@@ -100,24 +96,25 @@ def run(
     grid = _grid.make_grid(axes, static)
     variables = _validate.mapping("variables", variables)
     units = _validate.mapping("units", units or {})
-    labels = {
-        name: _grid.checked_labels(f"coords[{name!r}]", values)
-        for name, values in _validate.mapping("coords", coords or {}).items()
-    }
+    coords = _validate.mapping("coords", coords or {})
+    labels = {n: _grid.checked_labels(f"coords[{n!r}]", values) for n, values in coords.items()}
     _check_names(grid, variables, labels, units)
     config = _checked_config(config)
-    mesh = _compile.make_mesh(devices)
+    devices = _checked_devices(devices)
     total = math.prod(_grid.sizes(grid))
-    chunk_cells = max(mesh.size, -(-total // 16)) if chunk_cells is None else chunk_cells
+    chunk_cells = max(len(devices), -(-total // 16)) if chunk_cells is None else chunk_cells
     chunk_cells = _validate.integer("chunk_cells", chunk_cells, 1)
     memory_limit = _validate.integer("memory_limit", memory_limit, 1)
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(value,)")
 
-    # Shapes come from an abstract evaluation; nothing is compiled yet.
+    # What each cell returns, by an abstract evaluation that compiles nothing.
+    mesh = Mesh(np.array(devices), ("cells",))
     shared = jax.device_put((key, tuple(args)), NamedSharding(mesh, P()))
     cell = functools.partial(_compile.evaluate_cell, function, tuple(grid), tuple(variables))
     outputs = _compile.output_shapes(cell, grid, variables, labels, shared)
+
+    # The table to be filled, in memory or in the store, and what is computed already.
     identity = _store.identity(grid, variables, outputs, labels, units, config, shared)
     table = _store.empty_table(grid, variables, outputs, identity, mesh)
     chunk = _grid.chunk_shape(grid, chunk_cells)
@@ -125,17 +122,16 @@ def run(
         table = table.copy(deep=True)
         arrays = {name: array.values for name, array in table.data_vars.items()}
     else:
-        if not os.path.lexists(store):
-            _store.create(Path(store), table, chunk)
-        arrays = _store.resume(Path(store), identity)
+        arrays = _store.create_or_resume(Path(store), table, chunk, identity)
         chunk = arrays[MARKER].chunks
-
     computed = np.array(arrays[MARKER][...])
     done = int(computed.sum())
     progress(done, total)
+
+    # The remaining chunks; each is written before it counts as computed.
     pending = [block for block in _grid.blocks(grid, chunk) if not computed[block].all()]
-    limits = {"memory_limit": memory_limit, "cells": math.prod(chunk), "vectorized": vectorized}
-    compiler = functools.partial(_compile.compile_cells, cell, grid, mesh, shared, **limits)
+    limits = (memory_limit, math.prod(chunk), vectorized)
+    compiler = functools.partial(_compile.compile_cells, cell, grid, mesh, shared, *limits)
     for block, results in _compile.compute_blocks(grid, pending, compiler):
         _store.write(arrays, block, results)
         done += computed[block].size
@@ -149,20 +145,28 @@ def _check_callables(**functions: Any) -> None:
             raise TypeError(f"{name} must be callable, got {value!r}; pass a function")
 
 
+def _checked_devices(devices: Any) -> Sequence[Any]:
+    devices = jax.local_devices() if devices is None else devices
+    if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
+        raise TypeError(f"devices must be JAX devices, got {devices!r}; see jax.local_devices()")
+    _validate.distinct("devices", devices)
+    return devices
+
+
 def _check_key(key: Any) -> None:
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape != ():
         raise TypeError(f"key must be one typed key, got {key!r}; pass jax.random.key(0)")
+    # The draws of some other implementations depend on the batch that a key is in.
     if str(jax.random.key_impl(key)) != "threefry2x32":
         raise ValueError(
-            f"key must be of implementation threefry2x32, got {jax.random.key_impl(key)}, whose "
-            "draws change with the batch; pass jax.random.key(0, impl='threefry2x32')"
+            f"key must be of implementation threefry2x32, got {jax.random.key_impl(key)}; pass "
+            "jax.random.key(0, impl='threefry2x32')"
         )
 
 
 def _check_names(grid, variables, coords, units) -> None:
-    """Check that names are identifiers, used once, and that labels and units refer to them."""
-    if not (grid and variables):
+    if not grid or not variables:
         raise ValueError("axes and variables must not be empty; pass one or more of each")
     for name, variable in variables.items():
         _check_variable(name, variable)
@@ -171,18 +175,17 @@ def _check_names(grid, variables, coords, units) -> None:
     for name in names:
         if not name.isidentifier():
             raise ValueError(f"names must be Python identifiers, got {name!r}; rename it")
+        # All of them become names in one dataset.
         if names.count(name) > 1:
             raise ValueError(
-                f"axes, variables, dims and {MARKER!r} must not share a name, got {name!r}; rename "
-                "one"
+                f"axes, variables, dims and {MARKER!r} must not share a name, got {name!r}"
             )
-    for argument, entries, allowed, kind in (
-        ("coords", coords, inner, "an inner dimension"),
-        ("units", units, {**grid, **coords}, "an axis or one of coords"),
-    ):
-        for name in entries:
-            if name not in allowed:
-                raise ValueError(f"{argument} must name {kind}, got {name!r}; remove it")
+    for name in coords:
+        if name not in inner:
+            raise ValueError(f"coords must name an inner dimension, got {name!r}; remove it")
+    for name in units:
+        if name not in {**grid, **coords}:
+            raise ValueError(f"units must name an axis or one of coords, got {name!r}; remove it")
 
 
 def _check_variable(name: str, variable: Any) -> None:
@@ -193,9 +196,7 @@ def _check_variable(name: str, variable: Any) -> None:
             f"{variable!r}; write for example Variable(('layer',), '1', 'norm')"
         )
     if len(set(variable.dims)) < len(variable.dims):
-        raise ValueError(
-            f"variables[{name!r}].dims must not repeat a name, got {variable.dims}; rename one"
-        )
+        raise ValueError(f"variables[{name!r}].dims must not repeat a name, got {variable.dims}")
 
 
 def _checked_config(config: Any) -> dict[str, Any]:

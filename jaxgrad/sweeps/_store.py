@@ -1,7 +1,5 @@
 """The results as a labelled table, in memory or in a Zarr directory that can be resumed."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json
@@ -51,7 +49,7 @@ def import_xarray() -> Any:
     return xarray
 
 
-def open_store(path: str | os.PathLike[str]) -> xarray.Dataset:
+def open_store(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """Open the `store` of a `run`, finished or not. Values are read from disk when they are used.
 
     Returns:
@@ -90,6 +88,7 @@ def identity(
         "units": units,
         "config": config,
         "key": jax.random.key_data(key).tolist(),
+        # Arrays may be large; their hashes tell them apart.
         "args": [_digest(leaf) for leaf in jax.tree.leaves(args)],
     }
 
@@ -101,7 +100,7 @@ def _digest(leaf: jax.Array) -> str:
 
 
 def empty_table(grid: Grid, variables, outputs, identity: dict[str, Any], mesh: Mesh) -> Any:
-    """Return the table before anything is computed; its values take no memory."""
+    """Return the table before anything is computed."""
     table = import_xarray().Dataset(attrs=_attributes(identity, mesh))
     units, shape = identity["units"], sizes(grid)
     for name, values in (identity["axes"] | identity["coords"]).items():
@@ -109,6 +108,7 @@ def empty_table(grid: Grid, variables, outputs, identity: dict[str, Any], mesh: 
         table = table.assign_coords({name: (name, np.asarray(values), attrs)})
     for name, (dims, unit, description) in variables.items():
         out = outputs[name]
+        # Broadcast values take no memory.
         values = np.broadcast_to(_fill_value(out.dtype), shape + out.shape)
         table[name] = ((*grid, *dims), values, {"units": unit, "description": description})
     table[MARKER] = (tuple(grid), np.broadcast_to(np.False_, shape))
@@ -116,6 +116,7 @@ def empty_table(grid: Grid, variables, outputs, identity: dict[str, Any], mesh: 
 
 
 def _fill_value(dtype) -> np.ndarray:
+    # Only floating-point types have a value that means "not computed".
     return np.array(np.nan if np.dtype(dtype).kind in "fc" else 0, dtype)
 
 
@@ -133,8 +134,30 @@ def _attributes(identity: Mapping[str, Any], mesh: Mesh) -> dict[str, str]:
     }
 
 
-def create(store: Path, table: xarray.Dataset, chunk: tuple[int, ...]) -> None:
-    """Write an empty store next to its path, then rename it, so that it appears complete."""
+def create_or_resume(store: Path, table: Any, chunk: tuple[int, ...], identity: Any) -> dict:
+    """Return the arrays of a store, by name, if it holds the sweep of this `identity`.
+
+    A store that does not exist is created first, with the empty `table` cut into chunks.
+    """
+    if not os.path.lexists(store):
+        _create(store, table, chunk)
+    group = _open_group("store", store, "r+")
+    old = _flatten(json.loads(group.attrs["fingerprint"]), "")
+    new = _flatten(json.loads(json.dumps(identity)), "")
+    for name in {**old, **new}:
+        before, now = old.get(name, "nothing"), new.get(name, "nothing")
+        if before != now:
+            raise ValueError(
+                f"store {str(store)!r} holds another sweep ({name}: {before} in the store, {now} "
+                "now); pass another path, or delete it"
+            )
+    if not group[MARKER][...].all() and not os.access(store, os.W_OK):
+        raise OSError(f"store {str(store)!r} cannot be written; make it writable or copy it")
+    return {name: group[name] for name in (*identity["variables"], MARKER)}
+
+
+def _create(store: Path, table: Any, chunk: tuple[int, ...]) -> None:
+    # Written next to its path and then renamed, so that a store appears whole or not at all.
     temporary = store.with_name(f".{store.name}.{uuid.uuid4().hex}.partial")
     texts = {n: c.astype(object) for n, c in table.coords.items() if c.dtype.kind == "U"}
     encoding = {
@@ -163,25 +186,8 @@ def create(store: Path, table: xarray.Dataset, chunk: tuple[int, ...]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def resume(store: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays of a store, by name, if it holds the sweep of this `identity`."""
-    group = _open_group("store", store, "r+")
-    old = _flatten(json.loads(group.attrs["fingerprint"]), "")
-    new = _flatten(json.loads(json.dumps(identity)), "")
-    for name in {**old, **new}:
-        before, now = old.get(name, "nothing"), new.get(name, "nothing")
-        if before != now:
-            raise ValueError(
-                f"store {str(store)!r} holds another sweep ({name}: {before} in the store, {now} "
-                "now); pass another path, or delete it"
-            )
-    if not group[MARKER][...].all() and not os.access(store, os.W_OK):
-        raise OSError(f"store {str(store)!r} cannot be written; make it writable or copy it")
-    return {name: group[name] for name in (*identity["variables"], MARKER)}
-
-
 def write(arrays: Mapping[str, Any], block: Block, results: Mapping[str, np.ndarray]) -> None:
-    """Write the results of a block, arrays `[cells, ...]`, and then mark it as computed."""
+    """Write the results of a block, arrays `[cells, ...]`, then mark it as computed."""
     shape = tuple(part.stop - part.start for part in block)
     for name, values in results.items():
         arrays[name][(*block, ...)] = values.reshape(shape + values.shape[1:])
@@ -192,6 +198,7 @@ def write(arrays: Mapping[str, Any], block: Block, results: Mapping[str, np.ndar
 def _open_group(argument: str, path: Path, mode: Any) -> Any:
     import zarr
 
+    # Zarr raises one or the other for a folder or a file that is not its own.
     try:
         group = zarr.open_group(path, mode=mode, zarr_format=3)
         if "fingerprint" in group.attrs and MARKER in group:

@@ -1,7 +1,5 @@
 """A whole training run as one pure function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

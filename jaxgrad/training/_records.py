@@ -1,7 +1,5 @@
 """The records of one run and its course, as the rules of `jaxgrad.training.faults` read them."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

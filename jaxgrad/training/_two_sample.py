@@ -1,7 +1,5 @@
 """Permutation tests of whether two sets of examples have one distribution."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

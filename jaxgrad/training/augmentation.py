@@ -16,8 +16,6 @@ Sources: Simard, Steinkraus, Platt (2003), sec. 2, for small affine changes of d
 Sutskever, Hinton (2012), sec. 4.1, for random crops and mirror images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

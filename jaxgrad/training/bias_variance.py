@@ -1,7 +1,5 @@
 """What ails a fit, bias or variance, and what to do about it, from its errors on two sets."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """From the record of one training run to what ails it, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ with its weights, the loss with itself at the start), so that scales of data and
 Each threshold is a constant with its reason. `jaxgrad.training.diagnosis` applies the rules.
 """
 
-from __future__ import annotations
-
 import enum
 import math
 from typing import NamedTuple

@@ -4,8 +4,6 @@ For the `monitor` and `evaluate` of `jaxgrad.training.fit`, or a loop of your ow
 is what `jaxgrad.training.diagnosis` reads.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 The parts of batch norm and layer norm are in `jaxgrad.layers`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax.numpy as jnp

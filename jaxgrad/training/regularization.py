@@ -3,8 +3,6 @@
 `jaxgrad.training.augmentation` has the random changes of images.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Learning-rate schedules that optax does not have."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -16,8 +16,6 @@ a search compiles once.
 {'dropout': 0.51, 'learning_rate': 0.01}
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Split examples into train, dev and test sets, and test whether two sets have one distribution."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
