@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgrad import activations, initializers, networks, training
+from jaxgrad import activations, layers, training
 from jaxgrad.training import monitoring, normalization
 
 STACKED = "^hidden/"
@@ -188,19 +188,25 @@ def pieces(group: Group, plant: Plant) -> dict[str, Any]:
     }
 
 
+def affine(layer: Any, h: Any) -> jax.Array:
+    """`h W + b` of one layer."""
+    z = h @ layer["kernel"]
+    return z + jnp.broadcast_to(layer["bias"], z.shape)
+
+
 def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, Any]:
     """Logits `[batch, classes]` and pre-activations `[depth, batch, width]`, `None` of depth 0."""
     if "first" not in params:
-        return networks.affine(params["readout"], x), None
+        return affine(params["readout"], x), None
     phi = activations.get(activation)
-    z = networks.affine(params["first"], x)
+    z = affine(params["first"], x)
 
     def step(z, layer):
-        z = networks.affine(layer, phi(z))
+        z = affine(layer, phi(z))
         return z, z
 
     last, rest = jax.lax.scan(step, z, params["hidden"])
-    return networks.affine(params["readout"], phi(last)), jnp.concatenate([z[None], rest])
+    return affine(params["readout"], phi(last)), jnp.concatenate([z[None], rest])
 
 
 def cross_entropy(params: Any, batch: Any, activation: str) -> jax.Array:
@@ -235,12 +241,13 @@ def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
     features = data["train"]["x"].shape[1]
     if group.depth == 0:
         return {"readout": {"kernel": jnp.zeros((features, classes)), "bias": jnp.zeros(classes)}}
-    params = networks.init(
-        *(key, features, group.width, group.depth),
+    network = layers.mlp(
+        *(group.width, group.depth, group.activation),
         out_features=classes,
-        bias_init=initializers.zeros(),
+        w_variance=data["w_variance"],
+        bias=True,
     )
-    params = networks.scale(params, data["w_variance"])
+    params, _ = layers.init(network, (features,), key=key)
     for part in ("first", "hidden"):
         params[part]["bias"] = params[part]["bias"] + data["bias"]
     return params

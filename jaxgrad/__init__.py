@@ -11,9 +11,7 @@ Modules:
   propagation: what a signal and a gradient do with depth, measured and predicted, in logarithms.
   regimes: measured numbers to vanishing, stable or exploding, with a confidence.
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
-  normalization: standardize inputs by the training set; the parts of batch and layer norm.
-  regularization: L1 and L2 on weights, dropout, early stopping.
-  training: a whole run as one function; data splits; what train and dev errors say.
+  training: whole runs as functions; data sets, regularization, monitoring, diagnosis, search.
   checking: is a gradient right? `check_grads` is here at the top level, too.
   testing: `assert_grads` and a drop-in `check_grads` for test suites.
   plotting: figures of results, with matplotlib.
@@ -24,11 +22,9 @@ from jaxgrad import (
     checking,
     initializers,
     layers,
-    normalization,
     plotting,
     propagation,
     regimes,
-    regularization,
     sweeps,
     testing,
     theory,
@@ -44,11 +40,9 @@ __all__ = [
     "checking",
     "initializers",
     "layers",
-    "normalization",
     "plotting",
     "propagation",
     "regimes",
-    "regularization",
     "sweeps",
     "testing",
     "theory",

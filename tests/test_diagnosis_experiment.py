@@ -11,8 +11,7 @@ import pytest
 from experiments import diagnosis as experiment
 from experiments.planted_faults import CASES, EVERY, EXAMPLES, Group, Plant, optimizer, pieces
 from jaxgrad import plotting
-from jaxgrad.training.diagnosis import Diagnosis
-from jaxgrad.training.faults import Fault, Finding
+from jaxgrad.training.diagnosis import Diagnosis, Fault, Finding
 from jaxgrad.training.monitoring import EDGES
 
 SMALL = experiment.Config(seeds=2, repeats=3)

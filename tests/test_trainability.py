@@ -74,7 +74,9 @@ def trained(key, config, depth, w_variance, rate, steps, **options):
 
 def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
     point = {"kind": "plain", "depth": 3, "rate": 0.1, "w_variance": 2.0, "seed": 1}
-    expected = trained(sweeps.cell_key(point, key=jax.random.key(0)), SMALL, 3, 2.0, 0.1, SMALL.steps)
+    expected = trained(
+        sweeps.cell_key(point, key=jax.random.key(0)), SMALL, 3, 2.0, 0.1, SMALL.steps
+    )
     assert_same(dataset.sel(point), expected)
 
 

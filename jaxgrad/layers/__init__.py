@@ -55,7 +55,7 @@ A layer of your own is a class with these methods:
 
 from jaxgrad.layers._activation import activation
 from jaxgrad.layers._convolution import convolution
-from jaxgrad.layers._dropout import dropout
+from jaxgrad.layers._dropout import drop_units, dropout
 from jaxgrad.layers._layer import Layer, Params, Shape, State, apply, init, layer, static
 from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units
 from jaxgrad.layers._mlp import Mlp, mlp
@@ -81,6 +81,7 @@ __all__ = [
     "batch_norm",
     "convolution",
     "dense",
+    "drop_units",
     "dropout",
     "init",
     "layer",

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxgrad import _validate
-from jaxgrad.training import regularization
+from jaxgrad.training._early_stopping import EarlyStopping, early_stopping, watch
 
 
 class Step(NamedTuple):
@@ -53,7 +53,7 @@ class Fit(NamedTuple):
 
     params: Any
     state: Any
-    best: regularization.EarlyStopping | None
+    best: EarlyStopping | None
     loss: Float[Array, " steps"]
     error: Float[Array, " evaluations"] | None
     record: Any
@@ -202,13 +202,13 @@ def _fit_and_evaluate(train, carry, chunks, evaluate, patience):
         # Turn 0 only evaluates. Inside the scan, `evaluate` is compiled once.
         trained, outputs = jax.lax.cond(index == 0, skip, unless_stopped, trained, chunk)
         error, record = evaluate(*trained[:2])
-        best = regularization.watch(best, trained[:2], error, patience=patience)
+        best = watch(best, trained[:2], error, patience=patience)
         return (trained, best), (outputs, jnp.asarray(error), record)
 
     # Turn 0 gets the first chunk too, but does not use it.
     padded = jax.tree.map(lambda a: jnp.concatenate([a[:1], a]), chunks)
     turns = jnp.arange(len(padded[0]))
-    best = regularization.early_stopping(carry[:2])
+    best = early_stopping(carry[:2])
     ((params, state, _), best), (outputs, errors, records) = jax.lax.scan(
         train_and_evaluate, (carry, best), (turns, padded)
     )

@@ -431,7 +431,8 @@ sweeps.run(cell, axes, variables, key=jax.random.key(1), store=sys.argv[1], chun
 """
 
 
-def test_survives_kill_at_random_moments(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_survives_kills_at_random_moments(tmp_path, kills):
     store, log = tmp_path / "killed", tmp_path / "log"
     command = [sys.executable, "-W", "error", "-c", KILLED, str(store), str(log)]
     moments = random.Random(0)
@@ -444,7 +445,7 @@ def test_survives_kill_at_random_moments(tmp_path):
         return log.read_text().splitlines() if log.exists() else []
 
     finished = {}
-    for _ in range(3):
+    for _ in range(kills):
         before = len(lines())
         process = subprocess.Popen(command)
         while len(lines()) < before + 5 and process.poll() is None:
@@ -462,7 +463,7 @@ def test_survives_kill_at_random_moments(tmp_path):
         process_id, done = line.split()
         runs.setdefault(process_id, []).append(int(done))
     counts = list(runs.values())
-    assert len(counts) == 4
+    assert len(counts) == kills + 1
     assert all(run == list(range(run[0], run[-1] + 1)) for run in counts)
     # A kill between the marker and the log leaves one stored chunk unlogged.
     assert all(0 <= b[0] - a[-1] <= 1 for a, b in itertools.pairwise(counts))

@@ -16,8 +16,7 @@ import pytest
 from experiments.planted_faults import CASES, runs
 from jaxgrad import training
 from jaxgrad.training import monitoring
-from jaxgrad.training.diagnosis import diagnose
-from jaxgrad.training.faults import Fault
+from jaxgrad.training.diagnosis import Fault, diagnose
 from jaxgrad.training.monitoring import Norms, Units
 
 
@@ -128,11 +127,11 @@ def test_a_loss_that_does_not_fall_is_never_healthy():
         found = diagnose(fit)
         assert names(found) == [("stuck", None, 0)]
         assert words in found.words
-        assert "give norms and units" in found.words
+        assert "pass norms and units" in found.words
         if loss.any():
             found = diagnose(fit, norms, units(np.zeros((STEPS, 2))))
             assert names(found) == [("stuck", None, 0)]
-            assert "whether the inputs tell" in found.words
+            assert "whether the inputs predict" in found.words
     rng = np.random.default_rng(0)
     for steps in (20, 160):
         flat = 2.3 + 0.1 * rng.normal(size=(200, steps))

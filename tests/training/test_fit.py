@@ -75,17 +75,18 @@ def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
 
     def run(point, deepest, depth):
         block = layers.sequential(
-            layers.dense(8, point["w_variance"], jnp.zeros(())), layers.activation("tanh")
+            layers.dense(8, w_variance=point["w_variance"], bias=True), layers.activation("tanh")
         )
-        rest = layers.repeat(block, deepest - 1, depth)
+        rest = layers.repeat(block, deepest - 1, active=depth)
         net = layers.sequential(block, rest, layers.dense(1))
         key_init, key_fit = jax.random.split(jax.random.key(point["seed"]))
-        params, _ = net.init(key_init, (3,), jnp.float32)
+        params, _ = layers.init(net, (3,), key=key_init)
 
         def loss(params, state, batch, key):
             traces.append(1)
-            apart = net.apply(params, batch["x"], None)[:, 0] - batch["y"]
-            return jnp.mean(apart**2) + regularization.l2(params, point["strength"]), state
+            outputs, _ = layers.apply(net, params, None, batch["x"])
+            errors = outputs[:, 0] - batch["y"]
+            return jnp.mean(errors**2) + regularization.l2(params, point["strength"]), state
 
         sgd = optax.sgd(point["rate"])
         found = training.fit(loss, params, sgd, data, key=key_fit, steps=20, batch_size=10)

@@ -8,10 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.planted_faults import STACKED, forward
-from jaxgrad import layers, networks, propagation, training
+from jaxgrad import activations, layers, propagation, training
 from jaxgrad.training import monitoring
 from tests.tolerances import rtol
+
+STACKED = "^hidden/"
+NETWORK = layers.mlp(7, 4, out_features=3)
+
+
+def preactivations(params, x, activation):
+    """The arguments of the activations of a network without biases, `[layers, batch, units]`."""
+    h, z = x, []
+    for kernel in (params["first"]["kernel"], *params["hidden"]["kernel"]):
+        z.append(h @ kernel)
+        h = activations.get(activation)(z[-1])
+    return jnp.stack(z)
 
 
 def seen(params, gradient=None, updates=None):
@@ -24,7 +35,7 @@ def seen(params, gradient=None, updates=None):
 
 @pytest.fixture
 def params(key):
-    return networks.init(key, 5, 7, 4, out_features=3)
+    return layers.init(NETWORK, (5,), key=key)[0]
 
 
 def test_norms_are_those_of_each_layer(params):
@@ -72,7 +83,7 @@ def test_layers_go_from_input_to_output():
 def test_copies_of_a_block_come_one_after_the_other(key):
     block = layers.sequential(layers.dense(6), layers.activation("relu"), layers.dense(6))
     net = layers.sequential(layers.dense(6), layers.repeat(block, 3), layers.dense(2))
-    params, _ = net.init(key, (4,), jnp.float32)
+    params, _ = layers.init(net, (4,), key=key)
     names = monitoring.layer_names(params, stacked="^1/")
     inner = [f"1/{part}/kernel[{copy}]" for copy in range(3) for part in (0, 2)]
     assert names == ("0/kernel", *inner, "2/kernel")
@@ -85,11 +96,12 @@ def test_copies_of_a_block_come_one_after_the_other(key):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "selu"])
-def test_units_are_those_of_signal_propagation(key, params, activation):
-    params = networks.scale(params, 30.0)
+def test_units_are_those_of_signal_propagation(key, activation):
+    network = layers.mlp(7, 4, activation, w_variance=30.0)
+    params, _ = layers.init(network, (5,), key=key)
     x = jax.random.normal(key, (4, 5), jnp.float32)
-    found = monitoring.units(forward(params, x, activation)[1], activation)
-    signal = propagation.probe(params, x, key, activation).signal
+    found = monitoring.units(preactivations(params, x, activation), activation)
+    signal = propagation.probe(network, params, x, key=key)
     np.testing.assert_allclose(found.log_preactivation, signal.log_preactivation, atol=1e-4)
     np.testing.assert_allclose(found.dead, signal.dead, atol=1e-6)
     np.testing.assert_allclose(found.saturated, signal.saturated, atol=1e-6)
@@ -125,7 +137,7 @@ def test_a_run_keeps_the_norms_of_every_step(key, params):
     x = jax.random.normal(key, (16, 5), jnp.float32)
 
     def loss(params, state, batch, key):
-        return jnp.mean(networks.apply(params, batch) ** 2), state
+        return jnp.mean(layers.apply(NETWORK, params, None, batch)[0] ** 2), state
 
     @jax.jit
     @jax.vmap

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.training.early_stopping import EarlyStopping
 
-from jaxgrad import check_grads, layers, networks
+from jaxgrad import check_grads, layers
 from jaxgrad.training import regularization
 from tests.tolerances import within_errors
 
@@ -17,8 +17,8 @@ from tests.tolerances import within_errors
 @pytest.fixture
 def params(key):
     block = layers.sequential(layers.layer_norm(), layers.activation("parametric_relu"))
-    network = layers.sequential(layers.dense(5, b_variance=1.0), block, layers.dense(2))
-    return network.init(key, (3,), jnp.float32)[0]
+    network = layers.sequential(layers.dense(5, bias=True, b_variance=1.0), block, layers.dense(2))
+    return layers.init(network, (3,), key=key)[0]
 
 
 # Which leaves
@@ -32,7 +32,8 @@ def test_weights_alone_are_selected_by_default(params):
 
 
 def test_stacked_biases_are_no_weights(key):
-    params = networks.init(key, 3, 4, 5, bias_init=jax.nn.initializers.ones)
+    network = layers.mlp(4, 5, bias=True, bias_init=jax.nn.initializers.ones)
+    params, _ = layers.init(network, (3,), key=key)
     assert regularization.select(params)["hidden"] == {"kernel": True, "bias": False}
 
 

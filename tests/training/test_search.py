@@ -12,26 +12,26 @@ import scipy.stats
 from jaxgrad import training
 from jaxgrad.training import search
 
-SPACE = {"rate": search.log_uniform(1e-6, 10.0), "keep_prob": search.uniform(0.2, 1.0)}
+SPACE = {"rate": search.log_uniform(1e-6, 10.0), "dropout": search.uniform(0.2, 1.0)}
 
 
 def test_points_are_even_on_their_scale(key):
     """rate = 10 ** U(-6, 1), as the course notes have it."""
     points = search.draw(SPACE, 5000, key=key)
-    for name, ends in (("rate", (-6.0, 7.0)), ("keep_prob", (0.2, 0.8))):
+    for name, ends in (("rate", (-6.0, 7.0)), ("dropout", (0.2, 0.8))):
         values = np.asarray(points[name], np.float64)
         values = np.log10(values) if name == "rate" else values
         assert scipy.stats.kstest(values, "uniform", args=ends).pvalue > 0.01
-    correlation = scipy.stats.spearmanr(points["rate"], points["keep_prob"]).statistic
+    correlation = scipy.stats.spearmanr(points["rate"], points["dropout"]).statistic
     assert abs(correlation) < 3 / np.sqrt(5000)
 
 
 def test_grid_has_all_combinations():
-    points = search.grid(SPACE, {"rate": 8, "keep_prob": 3})
+    points = search.grid(SPACE, {"rate": 8, "dropout": 3})
     np.testing.assert_allclose(np.unique(points["rate"]), 10.0 ** np.arange(-6, 2), rtol=2e-5)
-    pairs = set(zip(points["rate"].tolist(), points["keep_prob"].tolist(), strict=True))
+    pairs = set(zip(points["rate"].tolist(), points["dropout"].tolist(), strict=True))
     assert len(pairs) == 24
-    np.testing.assert_allclose(points["keep_prob"][:3], [0.2, 0.6, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(points["dropout"][:3], [0.2, 0.6, 1.0], rtol=1e-6)
     middle = search.grid(SPACE, 1)
     np.testing.assert_allclose(middle["rate"], np.sqrt(1e-6 * 10), rtol=1e-5)
 
@@ -49,14 +49,14 @@ def test_random_points_try_more_values_of_what_matters(key):
 
 
 def test_narrowed_ranges_hold_the_best_points():
-    points = {"rate": 10.0 ** jnp.arange(-6.0, 2.0), "keep_prob": jnp.linspace(0.2, 1.0, 8)}
+    points = {"rate": 10.0 ** jnp.arange(-6.0, 2.0), "dropout": jnp.linspace(0.2, 1.0, 8)}
     scores = jnp.abs(jnp.arange(8) - 3.0).at[3].set(jnp.nan)
     found = search.narrow(SPACE, points, scores, keep=0.25)
     # The two best are at 1e-4 and 1e-2, half a step is a quarter of seven powers of ten.
     np.testing.assert_allclose(np.log10(found["rate"][:2]), [-5.75, -0.25], rtol=1e-5)
     assert found["rate"].log
-    low, high, _ = found["keep_prob"]
-    assert 0.2 <= low < points["keep_prob"][2] < points["keep_prob"][4] < high <= 1.0
+    low, high, _ = found["dropout"]
+    assert 0.2 <= low < points["dropout"][2] < points["dropout"][4] < high <= 1.0
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -65,7 +65,7 @@ def test_coarse_to_fine_finds_the_minimum_with_one_compilation(key, rounds):
 
     def error(point):
         traces.append(1)
-        return (jnp.log10(point["rate"]) + 2) ** 2 + 4 * (point["keep_prob"] - 0.5) ** 2
+        return (jnp.log10(point["rate"]) + 2) ** 2 + 4 * (point["dropout"] - 0.5) ** 2
 
     found = search.search(error, SPACE, key=key, count=60, rounds=rounds)
     assert len(traces) == 1
