@@ -32,7 +32,7 @@ def test_weights_alone_are_selected_by_default(params):
 
 
 def test_stacked_biases_are_no_weights(key):
-    network = layers.mlp(4, 5, bias=True, bias_init=jax.nn.initializers.ones)
+    network = layers.mlp(4, 5, bias=True, b_variance=1.0)
     params, _ = layers.init(network, (3,), key=key)
     assert regularization.select(params)["hidden"] == {"kernel": True, "bias": False}
 
