@@ -207,7 +207,7 @@ def train(
         key=key_fit,
         steps=options.steps,
         batch_size=options.batch_size,
-        penalty=lambda params: regularization.l2(params, point["l2"], options.train),
+        penalty=lambda params: regularization.l2(params, point["l2"], examples=options.train),
     )
     logits = [classifier.logits(network, fit.params, fit.state, part.x) for part in examples]
     diverged = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(part)) for part in logits]))
