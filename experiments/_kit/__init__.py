@@ -52,7 +52,7 @@ results that returns a matplotlib figure; it is in the same file, or in `figure.
 `experiments/<name>/` if the file would be longer than 250 lines.
 '''
 
-from experiments._kit import classifier, figures
+from experiments._kit import classifier, figures, typical
 from experiments._kit.data import INPUT_HELP, DataSet, Examples, inputs, load, split, standardized
 from experiments._kit.evidence import Claim, Estimate, Verdict, verdicts
 from experiments._kit.options import (
@@ -92,6 +92,7 @@ __all__ = [
     "split",
     "standardized",
     "table",
+    "typical",
     "use_all_cores",
     "verdicts",
 ]

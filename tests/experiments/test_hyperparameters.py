@@ -151,7 +151,7 @@ def test_claims_compare_what_they_name_pair_by_pair(result):
     dev[0] -= np.array([0.30, 0.31, 0.32])[:, None]
     known = result._replace(searches=result.searches._replace(dev=dev))
     claims = {claim.text.split(":")[0]: claim for claim in experiment.claims(known, SMALL)}
-    assert len(claims) == 18
+    assert len(claims) == 17
     # The log scale reaches 0.19 where all others stay at 0.5.
     rate = claims["a log scale for the learning rate"]
     np.testing.assert_allclose(rate.estimate.mean, -0.31, rtol=1e-6)

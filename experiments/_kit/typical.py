@@ -1,0 +1,118 @@
+"""The squared gradient of a typical network: its growth per layer, measured and predicted.
+
+The gradient is that of one example with respect to the first layer's pre-activations. It is a
+product of one factor per layer, so its log is a sum: means are means of logs, over networks and
+examples. Growth is the change of that log when the network becomes one layer deeper.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import layers, propagation, theory
+
+
+def network(
+    width: int,
+    depth: int,
+    activation: str,
+    w_variance: Any,
+    b_variance: Any,
+    *,
+    bias: bool = True,
+    kernel_init: Any = None,
+) -> Any:
+    """An mlp whose one draw of parameters serves all variances, see `jaxgrad.layers.mlp`."""
+    return layers.mlp(
+        width,
+        depth,
+        activation,
+        w_variance=w_variance,
+        b_variance=b_variance,
+        bias=bias,
+        kernel_init=kernel_init,
+        # The variances multiply in the function and not in the draw.
+        parameterization="ntk",
+    )
+
+
+class Prediction(NamedTuple):
+    """Theory for several variances; natural logs, float64.
+
+    Attributes:
+      log_gradient: of the squared gradient at infinite width, `[points, depth, examples]`.
+      log_last_gradient: the same with respect to the last layer's pre-activations.
+      typical: mean over examples and networks of the log at the width, `[points, depth]`.
+    """
+
+    log_gradient: np.ndarray
+    log_last_gradient: np.ndarray
+    typical: np.ndarray
+
+    @property
+    def infinite(self) -> np.ndarray:
+        """Mean over examples of the log at infinite width, `[points, depth]`."""
+        return self.log_gradient.mean(axis=-1)
+
+
+def measure(layer: Any, params: Any, x: jax.Array, *, key: jax.Array) -> jax.Array:
+    """Mean over examples of the log squared gradient, by depth, `[depth]`.
+
+    Examples whose gradient is exactly 0, in dead networks, are left out.
+    """
+
+    # One example at a time: the log of a mean over examples is closer to infinite width.
+    def one(row, key):
+        return propagation.probe(layer, params, row[None], key=key).log_gradient
+
+    logs = jax.vmap(one)(x, jax.random.split(key, len(x)))
+    return jnp.mean(logs, axis=0, where=jnp.isfinite(logs))
+
+
+def predict(
+    activation: str, depth: int, w_variance: Any, b_variance: Any, x: np.ndarray, *, width: int
+) -> Prediction:
+    """Predict what `measure` estimates, at the points of two arrays `[points]`, for inputs `x`.
+
+    The effect of a finite width is that on one example of the geometric mean size.
+    """
+    squares = np.mean(np.square(x, dtype=np.float64), axis=1)
+    central = np.exp(np.mean(np.log(squares)))
+    inputs = theory.Moments(log_q=np.log(np.append(squares, central)))
+
+    def infinite(w, b):
+        layer = layers.mlp(1, depth, activation, w_variance=w, b_variance=b, bias=True)
+        return propagation.predict(layer, inputs)
+
+    def finite(w, b):
+        law = theory.finite_width.gradient_law(
+            activation, depth, w, b, width=width, input_square=central
+        )
+        return law.mean_log
+
+    with jax.enable_x64(True):
+        points = (jnp.asarray(w_variance, float), jnp.asarray(b_variance, float))
+        prediction = jax.vmap(infinite)(*points)
+        log_gradient = np.asarray(prediction.log_gradient)
+        log_last = np.asarray(prediction.log_last_gradient)
+        mean_log = np.asarray(jax.vmap(finite)(*points))
+    # The last column is the central example.
+    effect = mean_log - log_gradient[..., -1]
+    log_gradient = log_gradient[..., :-1]
+    typical = log_gradient.mean(axis=-1) + effect
+    return Prediction(log_gradient, log_last[..., :-1], typical)
+
+
+def per_layer(log_gradient: Any, start: int = 1) -> Any:
+    """Growth per layer from depth `start` to the last, `[..., depth] -> [...]`."""
+    count = log_gradient.shape[-1] - start
+    return (log_gradient[..., -1] - log_gradient[..., start - 1]) / count
+
+
+def z_score(mean: float, error: float, expected: float) -> str:
+    """The difference of a measured mean from an expected value, in standard errors."""
+    return f"{(mean - expected) / error:+.1f}" if error > 0 else "?"

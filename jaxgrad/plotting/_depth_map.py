@@ -1,0 +1,192 @@
+"""A map of gradients over depth and weight variance, with theory over it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxgrad import regimes
+from jaxgrad.plotting.style import LINES, THEORY, halo, middle, shades
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
+
+DECADES = 4.0
+BORDERS = (
+    (regimes.Regime.VANISHING, -0.5, "solid", "measured: vanishes below"),
+    (regimes.Regime.EXPLODING, 0.5, "dashed", "measured: explodes above"),
+)
+SCALES = 6
+"""Networks are trainable up to about this many depth scales, Schoenholz et al. (2017)."""
+
+
+def depth_map(
+    dataset: xarray.Dataset,
+    thresholds: regimes.Thresholds | None = None,
+    theory: xarray.Dataset | None = None,
+) -> Figure:
+    """Draw the gradient over (depth, weight variance), one row for each activation.
+
+    On the left is the log10 of the gradient norm at the first layer over that at the last, averaged
+    over seeds, with the borders of the regimes. On the right is, for the deepest network, the
+    gradient norm at each layer for a few variances.
+
+    Args:
+      dataset: `log_ratio` over (activation, seed, w_variance, depth) and `log_profile` over
+        (activation, seed, w_variance, layer), natural logs of squared norms.
+      thresholds: what counts as stable, see `jaxgrad.regimes`; `None` for the defaults.
+      theory: to be drawn over the measurement: `log_ratio` and `log_profile` as in `dataset` but
+        without seeds, and `xi`, the depth scale in layers, over (activation, fine_w_variance).
+        `None` for the measurement alone.
+
+    Returns:
+      A matplotlib figure, to be shown or saved by the caller.
+    """
+    from matplotlib.figure import Figure
+
+    thresholds = regimes.Thresholds() if thresholds is None else thresholds
+    names = [str(name) for name in dataset["activation"].values]
+    figure = Figure(figsize=(13.5, 1.5 + 4.6 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.25, 1))
+    for (left, right), name in zip(axes, names, strict=True):
+        measured = dataset.sel(activation=name)
+        predicted = None if theory is None else theory.sel(activation=name)
+        log_ratio = measured["log_ratio"].transpose("seed", "w_variance", "depth").values
+        level = regimes.level(log_ratio, measured["w_variance"].values)
+        classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
+        mesh = _map(left, measured, classes, level, name)
+        if predicted is not None:
+            _predictions(left, predicted)
+        figure.colorbar(
+            mesh,
+            ax=left,
+            extend="both",
+            label="gradient at the first layer / at the last layer",
+            ticks=range(-4, 5),
+            format=lambda decades, _: "unchanged" if decades == 0 else f"$10^{{{decades:g}}}$",
+        )
+        _profile(right, measured, predicted, float(np.asarray(level.variance)[-1]), name)
+    figure.legend(
+        handles=_handles(theory is not None),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        title="lines of the maps on the left",
+    )
+    figure.suptitle("Where gradients vanish, survive or explode before training", fontsize=15)
+    return figure
+
+
+def _map(ax: Any, measured: Any, classes: Any, level: regimes.Level, name: str) -> Any:
+    depth, variance = measured["depth"].values, measured["w_variance"].values
+    # Half, since the logs are of squared norms.
+    decades = np.asarray(classes.log_ratio) / (2 * np.log(10))
+    mesh = ax.pcolormesh(
+        depth, variance, decades, cmap=shades(), vmin=-DECADES, vmax=DECADES, rasterized=True
+    )
+    regime = np.asarray(classes.regime, float)
+    for value, edge, style, _ in BORDERS:
+        if (regime == value).any() and (regime != value).any():
+            border = ax.contour(depth, variance, regime, [edge], colors="black", linestyles=style)
+            border.set_path_effects(halo(4))
+    words = ("vanishes", "survives", "explodes")
+    order = (regimes.Regime.VANISHING, regimes.Regime.STABLE, regimes.Regime.EXPLODING)
+    look = {"ha": "center", "va": "center", "fontsize": 13, "fontweight": "bold", "zorder": 6}
+    for value, word in zip(order, words, strict=True):
+        # The word stands where its region has most room.
+        spot = middle(regime == value)
+        if spot is not None:
+            ax.text(depth[spot[1]], variance[spot[0]], word, path_effects=halo(4), **look)
+    ax.plot(depth[1:], np.asarray(level.variance)[1:], color="black", linestyle="dotted", zorder=5)
+    ax.set_yscale("log")
+    _plain_ticks(ax.yaxis, variance)
+    ax.set_xticks([int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])])
+    ax.set_xlim(depth[0] - 0.5, depth[-1] + 0.5)
+    ax.set(
+        xlabel="depth (number of layers)",
+        ylabel="weight variance × fan-in",
+        title=f"{name}: gradient change through the network",
+    )
+    return mesh
+
+
+def _predictions(ax: Any, predicted: Any) -> None:
+    """Draw where theory predicts level gradients, and to which depth trainable networks."""
+    limits = ax.get_ylim()
+    log_ratio = predicted["log_ratio"].transpose("w_variance", "depth").values
+    # `level` takes seeds, and a prediction has none: two equal ones stand for them.
+    level = regimes.level(np.stack([log_ratio] * 2), predicted["w_variance"].values)
+    for x, y, style, width in (
+        (predicted["depth"].values[1:], np.asarray(level.variance)[1:], "solid", 2.5),
+        (SCALES * predicted["xi"].values, predicted["fine_w_variance"].values, "dashdot", 1.8),
+    ):
+        effects = halo(width + 2)
+        ax.plot(x, y, c=THEORY, ls=style, lw=width, path_effects=effects, zorder=3)
+    ax.set_ylim(limits)
+
+
+def _handles(theory: bool) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    lines: list[Any] = [("black", style, words) for _, _, style, words in BORDERS]
+    lines += [("black", "dotted", "measured: gradient level")]
+    if theory:
+        lines += [
+            (THEORY, "solid", "theory, infinite width: gradient level"),
+            (THEORY, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"),
+        ]
+    return [Line2D([], [], c=c, lw=2, ls=style, label=words) for c, style, words in lines]
+
+
+def _profile(ax: Any, measured: Any, predicted: Any, level: float, name: str) -> None:
+    """Draw the gradient at each layer of the deepest network, around the level variance."""
+    variance, layer = measured["w_variance"].values, measured["layer"].values
+    centre = np.abs(np.log(variance / level)).argmin() if np.isfinite(level) else len(variance) // 2
+    step = max(len(variance) // 8, 1)
+    indices = [centre + step * offset for offset in (2, 1, 0, -1, -2)]
+    profile = measured["log_profile"].transpose("seed", "w_variance", "layer").values
+    mean, error = (np.asarray(part) for part in regimes.mean_and_error(_decades(profile)))
+    for (colour, marker), index in zip(LINES, indices, strict=True):
+        if not 0 <= index < len(variance):
+            continue
+        low, high = (10 ** (mean[index] + sign * error[index]) for sign in (-1, 1))
+        ax.fill_between(layer, low, high, color=colour, alpha=0.25, linewidth=0)
+        label = f"{variance[index]:.2f}" + (" (level)" if index == centre else "")
+        every = max(len(layer) // 8, 1)
+        ax.plot(layer, 10 ** mean[index], c=colour, marker=marker, markevery=every, label=label)
+        if predicted is not None:
+            values = predicted["log_profile"].transpose("w_variance", "layer").values[index]
+            ax.plot(layer, 10 ** _decades(values), color=THEORY, linestyle="dashed", linewidth=1)
+    ax.axhline(1.0, color="0.6", linewidth=0.8)
+    if predicted is not None:
+        ax.plot([], [], color=THEORY, linestyle="dashed", linewidth=1, label="theory,\nall of them")
+    ax.set_yscale("log")
+    # Outside of the panel, where it covers no line.
+    ax.legend(
+        title="weight variance\n× fan-in",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+    )
+    ax.set(
+        xlabel="layer (1 is next to the input)",
+        ylabel="gradient norm / that of the last layer",
+        title=f"{name}: gradient in the {len(layer)}-layer network\n"
+        "(mean over seeds ± standard error)",
+    )
+
+
+def _decades(profile: np.ndarray) -> np.ndarray:
+    return (profile - profile[..., -1:]) / (2 * np.log(10))
+
+
+def _plain_ticks(axis: Any, values: np.ndarray) -> None:
+    """Label an axis in base 2 by plain numbers, and only at powers of 2."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    marks = 2.0 ** np.arange(np.ceil(np.log2(values.min())), np.floor(np.log2(values.max())) + 1)
+    axis.set_major_locator(FixedLocator(list(marks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -1,0 +1,137 @@
+"""The ordered and the chaotic phase over weight and bias variance, measured and predicted."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxgrad.plotting.style import THEORY, halo, middle, shades
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
+
+FACTORS = (0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0)
+SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0)
+
+
+def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str = "") -> Figure:
+    """Draw the phases of one activation over (weight variance, bias variance).
+
+    The colour is measured: growth per layer of the squared gradient, mean over seeds. The lines are
+    theory: where it is level, and over how many layers it changes by e.
+
+    Args:
+      measured: `growth` over (seed, b_variance, w_variance), natural logs.
+      theory: `q` and `chi_perp` of `jaxgrad.theory.limit` over (b_variance, w_variance), and in its
+        attributes the name of the `activation` and the weight and bias variance of a `critical`
+        point, or NaN.
+      title: a sentence for the title, such as where the critical point is.
+
+    Returns:
+      A matplotlib figure, to be shown or saved by the caller.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 8), layout="constrained")
+    ax = figure.subplots()
+    growth = measured["growth"].transpose("seed", "b_variance", "w_variance").values.mean(axis=0)
+    reach = np.log(FACTORS[-1])
+    mesh = ax.pcolormesh(
+        measured["w_variance"].values,
+        measured["b_variance"].values,
+        growth,
+        cmap=shades(),
+        vmin=-reach,
+        vmax=reach,
+        rasterized=True,
+    )
+    figure.colorbar(
+        mesh,
+        ax=ax,
+        extend="both",
+        label="measured: factor of the squared gradient per layer, on its way back",
+        ticks=np.log(FACTORS),
+        format=lambda value, _: "level" if value == 0 else f"× {np.exp(value):.2g}",
+    )
+    w, b = (theory[name].values for name in ("w_variance", "b_variance"))
+    q, chi = (
+        theory[name].transpose("b_variance", "w_variance").values for name in ("q", "chi_perp")
+    )
+    handles = [*_scales(ax, w, b, chi), *_critical_line(ax, w, b, q, chi)]
+    handles += _undefined(ax, w, b, q, chi)
+    _regions(ax, w, b, q, chi)
+    point = theory.attrs["critical"]
+    if w[0] <= point[0] <= w[-1] and b[0] <= point[1] <= b[-1]:
+        look = {"marker": "*", "markersize": 20, "color": THEORY, "markeredgecolor": "white"}
+        label = "theory: critical point"
+        handles += ax.plot(*point, ls="none", clip_on=False, zorder=6, label=label, **look)
+    ax.set(xlim=(w[0], w[-1]), ylim=(b[0], b[-1]))
+    ax.set(xlabel="weight variance × fan-in", ylabel="bias variance")
+    heading = f"{theory.attrs['activation']}: where gradients vanish and where they explode"
+    ax.set_title("\n".join([heading, *textwrap.wrap(title, 80)]), fontsize=13)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def _scales(ax: Any, w: np.ndarray, b: np.ndarray, chi: np.ndarray) -> list[Any]:
+    """Draw lines of equal depth scale `1 / |log chi|`."""
+    from matplotlib.lines import Line2D
+
+    with np.errstate(divide="ignore"):
+        log_chi = np.log(chi)
+    scale = 1 / np.maximum(np.abs(log_chi), 1e-9)
+    levels = [level for level in SCALES if scale.min() < level < scale.max()]
+    if not levels:
+        return []
+    # Each side alone, or a line would connect a scale below with one above the critical line.
+    for side in (np.minimum(log_chi, 0.0), np.maximum(log_chi, 0.0)):
+        values = sorted(np.sign(side.sum()) / level for level in levels)
+        lines = ax.contour(w, b, side, values, colors="black", linestyles="solid", linewidths=0.8)
+        ax.clabel(lines, fmt=lambda value: f"{1 / abs(value):.3g}", fontsize=9)
+    return [Line2D([], [], color="black", lw=0.8, label="theory: depth scale ξ in layers")]
+
+
+def _critical_line(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[Any]:
+    """Draw where `chi` is 1 and lengths are bounded."""
+    from matplotlib.lines import Line2D
+
+    with np.errstate(divide="ignore"):
+        bounded = np.ma.masked_where(np.isinf(q), np.log(chi))
+    if not (bounded.count() and bounded.min() < 0 < bounded.max()):
+        return []
+    border = ax.contour(w, b, bounded, [0.0], colors=THEORY, linewidths=3.5)
+    border.set_path_effects(halo(6))
+    return [Line2D([], [], color=THEORY, linewidth=3.5, label="theory: gradient level")]
+
+
+def _undefined(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[Any]:
+    """Hatch regions without a bounded signal, or without any prediction."""
+    from matplotlib.patches import Patch
+
+    handles = []
+    for region, hatch, words in (
+        (np.isinf(q), "//", "theory: signal grows without bound"),
+        (np.isnan(chi), "xx", "theory: nothing is defined"),
+    ):
+        if region.any():
+            ax.contourf(w, b, region.astype(float), [0.5, 1.5], colors="none", hatches=[hatch])
+            handles.append(Patch(facecolor="none", edgecolor="black", hatch=hatch, label=words))
+    return handles
+
+
+def _regions(ax: Any, w: np.ndarray, b: np.ndarray, q: np.ndarray, chi: np.ndarray) -> None:
+    """Name the phases, each in the middle of its region."""
+    look = {"ha": "center", "va": "center", "fontsize": 15, "fontweight": "bold"}
+    for region, words in (
+        (chi < 1, "ordered:\ngradients vanish"),
+        (chi > 1, "chaotic:\ngradients explode"),
+    ):
+        # A phase that is mostly without a bounded signal is not called chaotic.
+        if (region & np.isinf(q)).sum() > region.sum() / 2:
+            words = words.replace("chaotic", "no stable length")
+        spot = middle(region)
+        if spot is not None and region.mean() > 0.02:
+            ax.text(w[spot[1]], b[spot[0]], words, path_effects=halo(4), **look)
