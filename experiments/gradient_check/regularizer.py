@@ -126,8 +126,8 @@ def report(result: Regularizer) -> Report:
         rows.append((f"{strength:g}", f"{error:.0e}", finite_differences.tier(error), *parts))
     headings = ("L2 strength", "whole gradient", "the course calls it", *result.verdicts)
     title = (
-        f"Does a regularizer hide an error? The backward pass is off by {result.planted_error:.0%}; "
-        "relative errors that are seen:"
+        f"Does a regularizer hide an error? The backward pass is off by "
+        f"{result.planted_error:.0%}; relative errors that are seen:"
     )
     lines = []
     for threshold, word in ((1e-3, "no longer wrong"), (1e-7, "right")):
