@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import xarray
 
-from experiments import growth, phase_diagram
+from experiments import phase_diagram
+from experiments._kit import options as kit_options
+from experiments._kit import typical
 from jaxgrad import plotting
 
-SMALL = phase_diagram.Config(
+SMALL = phase_diagram.Options(
     activation="relu",
     w_variance_min=1.0,
     w_variance_max=3.0,
@@ -55,7 +57,7 @@ def test_measured_growth_is_that_of_theory_at_this_width(measured):
 
 
 def test_report_has_a_row_a_point_and_marks_growing_signals(measured, predicted):
-    text = phase_diagram.report(measured, predicted, SMALL)
+    text = phase_diagram.comparison(measured, predicted, SMALL)
     rows = [line for line in text.splitlines() if " ± " in line and line[0].isdigit()]
     assert len(rows) == 9
     starred = [row.rstrip().endswith("*") for row in rows]
@@ -69,24 +71,24 @@ def test_report_has_a_row_a_point_and_marks_growing_signals(measured, predicted)
     [
         ((2.0, 0.0), (0.5, 0.9), "is critical at weight variance 2, bias variance 0"),
         ((1.0, 0.0), (0.5, 1.5), "is critical at weight variance 1, bias variance 0 and along"),
-        ((9.0, 0.0), (0.5, 1.5), "along the line, which goes on outside to weight variance 9"),
+        ((9.0, 0.0), (0.5, 1.5), "along the line, which continues outside to weight variance 9"),
         ((103.0, 0.0), (0.1, 0.2), "no critical point in this range; it has one at weight"),
         ((np.nan, np.nan), (0.1, 0.2), "no critical point at any variance"),
     ],
 )
-def test_words_say_where_the_critical_point_is(predicted, monkeypatch, point, chi, words):
-    monkeypatch.setattr(phase_diagram, "critical_point", lambda config: point)
+def test_headline_names_the_critical_point(predicted, monkeypatch, point, chi, words):
+    monkeypatch.setattr(phase_diagram, "critical_point", lambda options: point)
     ramp = np.broadcast_to(np.linspace(chi[0], chi[1], 21)[None], predicted["q"].shape)
     field = predicted.assign(
         chi_perp=(("b_variance", "w_variance"), ramp), q=xarray.ones_like(predicted["q"])
     )
-    assert words in phase_diagram.critical_words(SMALL, field)
+    assert words in phase_diagram.headline(SMALL, field)
 
 
 def test_critical_point_falls_back_on_the_smallest_bias_that_has_one():
     assert phase_diagram.critical_point(SMALL) == (2.0, 0.0)
-    config = dataclasses.replace(SMALL, b_variance_min=0.1)
-    assert phase_diagram.critical_point(config) == (2.0, 0.0)
+    options = dataclasses.replace(SMALL, b_variance_min=0.1)
+    assert phase_diagram.critical_point(options) == (2.0, 0.0)
 
 
 def test_agreement_counts_only_what_differs_from_none(predicted):
@@ -135,18 +137,19 @@ def test_undefined_theory_is_shown_as_such(measured, predicted):
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"depth": 3}, "depth must be at least 4"),
         ({"w_variance_min": 0.0}, "w_variance_min must be above 0"),
-        ({"b_variance_max": 0.0}, "b_variance_min and b_variance_max must be"),
-        ({"b_variance_min": float("nan")}, "b_variance_min and b_variance_max must be"),
+        ({"b_variance_max": 0.0}, "b_variance_max must be above 0"),
+        ({"b_variance_min": 0.5}, "b_variance_min and b_variance_max must be in this order"),
+        ({"b_variance_min": float("nan")}, "b_variance_min must be at least 0, got nan"),
     ],
 )
 def test_bad_input_is_named(change, message, tmp_path):
-    config = dataclasses.replace(SMALL, output=tmp_path / "map.png", **change)
+    options = dataclasses.replace(SMALL, output=tmp_path / "map.png", **change)
     with pytest.raises(ValueError, match=message):
-        phase_diagram.checked(config)
+        kit_options.check(options)
 
 
 def test_growth_of_a_geometric_series_is_its_ratio():
     logs = np.log(1.5) * np.arange(10.0)
-    assert growth.per_layer(logs, 4) == pytest.approx(np.log(1.5))
-    assert growth.z_score(1.0, 0.5, 2.0) == "-2.0"
-    assert growth.z_score(1.0, float("nan"), 2.0) == "?"
+    assert typical.per_layer(logs, 4) == pytest.approx(np.log(1.5))
+    assert typical.z_score(1.0, 0.5, 2.0) == "-2.0"
+    assert typical.z_score(1.0, float("nan"), 2.0) == "?"
