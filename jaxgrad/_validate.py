@@ -50,6 +50,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
 
 def known(name: str, value: Any, caller: str) -> None:
     """Raise if a leaf of `value` is being traced; `caller` is the function that needs numbers."""
+    # Python control flow needs the values, so no leaf may be traced.
     if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
         raise TypeError(
             f"{name} must be known, got a traced array; call {caller} outside of jax.jit and "
@@ -136,6 +137,7 @@ def shape(name: str, value: Any, ndim: int) -> tuple[int, ...]:
 
 def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
     """Return `value` as a finite floating-point array of `ndim` dimensions, or raise."""
+    # JAX's own error does not name the argument.
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError):

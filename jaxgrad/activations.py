@@ -99,6 +99,7 @@ def _leaky_relu(x, slope):
 
 def _randomized_leaky_relu(x, lower, upper, key=None):
     x = jnp.asarray(x)
+    # Without a key: the mean slope, as for an evaluation.
     if key is None:
         return _leaky_relu(x, (lower + upper) / 2)
     # In float32, so that a key draws the same slopes in every precision.
@@ -162,17 +163,11 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
     # Three Gauss-Legendre nodes have the moments of the uniform distribution up to the fifth.
     offset = (upper - lower) / 2 * math.sqrt(3 / 5)
     middle = (upper + lower) / 2
+    nodes = ((5 / 18, middle - offset), (8 / 18, middle), (5 / 18, middle + offset))
     return Activation(
         "randomized_leaky_relu",
         _randomized_leaky_relu,
-        mixture=tuple(
-            (weight, (("lower", slope), ("upper", slope)))
-            for weight, slope in (
-                (5 / 18, middle - offset),
-                (8 / 18, middle),
-                (5 / 18, middle + offset),
-            )
-        ),
+        mixture=tuple((w, (("lower", slope), ("upper", slope))) for w, slope in nodes),
         constants=(("lower", float(lower)), ("upper", float(upper))),
         kinks=(0.0,),
         randomized=True,
@@ -182,11 +177,7 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
 
 
 def parametric_relu(slope: float = 0.25) -> Activation:
-    """Parametric ReLU: a leaky ReLU whose slope is trained with the network.
-
-    Args:
-      slope: initial slope of the negative side.
-    """
+    """Parametric ReLU: a leaky ReLU whose slope is trained; `slope` is its initial value."""
     _validate.scalar("slope", slope)
     return Activation(
         "parametric_relu",
@@ -201,8 +192,7 @@ def parametric_relu(slope: float = 0.25) -> Activation:
 def elu(alpha: float = 1.0) -> Activation:
     """Exponential linear unit: `x` for `x > 0`, else `alpha (e^x - 1)`.
 
-    Args:
-      alpha: the limit at minus infinity is `-alpha`. The derivative jumps at 0 unless it is 1.
+    The derivative jumps at 0 unless `alpha` is 1.
     """
     _validate.scalar("alpha", alpha)
     return Activation(
@@ -285,6 +275,7 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
     >>> get(lambda x: x * jnp.abs(x)).name
     '<lambda>'
     """
+    # Rows of the table are shared, so that equal names are the same object.
     if isinstance(activation, Activation):
         return activation
     if isinstance(activation, str):

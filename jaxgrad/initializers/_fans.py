@@ -67,6 +67,7 @@ def fans(
             f"strides must give one number for each of the {len(window)} window dimensions of "
             f"shape {tuple(shape)}, got {strides!r}"
         )
+    # A unit sums one product for each position of the window and input channel of its group.
     size = math.prod(window)
     stride = math.prod(_validate.integer("strides", step, 1) for step in per_axis)
     fan_in, fan_out = float(size * n_in), size * n_out / groups

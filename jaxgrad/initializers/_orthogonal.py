@@ -22,6 +22,7 @@ class _Orthogonal:
         sizes = _validate.shape("shape", shape, 2)
         # More columns than rows: the norm is spread over more units, so each has less variance.
         correction = max(math.sqrt(sizes[-1] / math.prod(sizes[:-1])), 1.0)
+        # In float32, so that a key gives the same matrix in every precision.
         matrix = jax.nn.initializers.orthogonal(1.0)(key, sizes, jnp.float32)
         return (matrix * (self.gain * correction)).astype(dtype)
 

@@ -201,7 +201,6 @@ def _root(phi: Activation, b_variance):
     clear = jnp.maximum(jnp.abs(value[:-1]), jnp.abs(value[1:])) > _ROUNDING
     crossing = (value[:-1] * value[1:] < 0) & clear & stable
     distance = jnp.where(crossing, jnp.abs((grid[:-1] + grid[1:]) / 2), jnp.inf)
-    # The closest ones may turn out unstable, so take some more.
     index = jnp.argsort(distance)[:4]
     low, high = (jnp.asarray(grid)[index + i] for i in (0, 1))
     roots = bisect(difference, low, high, steps=50, sign=jnp.sign(value[index]))
@@ -231,7 +230,7 @@ def _smallest_between(phi, low, high):
 
     def cost(log_q):
         relative, chi_par = _from_table(phi, log_q)
-        # Points that are not allowed come after all others, and the farther off, the later.
+        # Points that are not allowed cost more than all others.
         excess = jnp.maximum(chi_par - 1, 0.0) + jnp.maximum(-relative, 0.0)
         return jnp.where(excess > 0, 1e9 + excess, relative * jnp.exp(log_q))
 

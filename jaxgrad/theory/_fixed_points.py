@@ -153,6 +153,7 @@ def _fixed_points(phi, w_variance, b_variance):
     low, high = grid[index], grid[jnp.minimum(index + 1, len(grid) - 1)]
     root = jnp.where(touches, low, solve(table(phi).square, low, high, log_w, log_b))
 
+    # Exact averages, so that the result is as accurate as a single moment.
     def averages(log_q):
         exact = _moments.statistics(phi, log_q)
         return exact.log_square, exact.elasticity, exact.log_slope
@@ -194,6 +195,7 @@ def _refined_grid(phi, log_w, log_b):
     grid = jnp.asarray(GRID[first : last + 1])
     value = excess(jnp.asarray(rows[0, first : last + 1]), grid, log_w, log_b)
 
+    # The excess is log((w M + b) / q); its derivative by log q is the share of w M times e, less 1.
     def derivative(log_q):
         log_square, elasticity = interpolate(rows, log_q)
         share = jnp.exp(log_w + log_square - jnp.logaddexp(log_w + log_square, log_b))
@@ -214,6 +216,7 @@ def _refined_grid(phi, log_w, log_b):
 
 def _stability(value, index, touches, chi_par):
     """Stability by the slope or, where this is 1, by the signs of the excess on both sides."""
+    # A touching point is zero itself, and rounding may add further zeros, so look past them.
     before = jnp.sign(value[jnp.where(touches, index - 1, index)])
     following = value[jnp.minimum(index[:, None] + 1 + jnp.arange(3)[None], len(value) - 1)]
     after = jnp.sign(jax.vmap(lambda row: row[first_index(row != 0)])(following))

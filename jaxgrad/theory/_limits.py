@@ -153,6 +153,7 @@ def _limit_of_one(phi, w_variance, b_variance, q):
     inner, outer = jnp.asarray(grid)[near], jnp.asarray(grid)[index]
     inner = jnp.where(up, jnp.maximum(inner, start), jnp.minimum(inner, start))
     root = jnp.where(still, start, solve(rows.square, inner, outer, log_w, log_b))
+    # Without such a point the signal vanishes or grows without bound.
     converges = jnp.any(stops) | still
 
     def averages(log_q):
@@ -174,6 +175,7 @@ def _correlation(phi, w_variance, b_variance, q):
     w_variance, b_variance, q = jnp.broadcast_arrays(
         *(jnp.asarray(a, jnp.float64) for a in (w_variance, b_variance, q))
     )
+    # The c-map is that of two examples whose lengths have reached their limit.
     length = _limit(phi, w_variance, b_variance, q)
     log_q = jnp.log(jnp.where((length.q > 0) & jnp.isfinite(length.q), length.q, jnp.nan))
     square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)

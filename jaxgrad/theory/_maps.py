@@ -124,6 +124,7 @@ def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> Array:
     The derivative with respect to `b` is finite even where `b` is 0, or `w M` too.
     """
     weighted = log_w + log_square
+    # logaddexp(x, -inf) has no derivative by the -inf, so b = 0 is a case of its own.
     positive = b_variance > 0
     both = jnp.logaddexp(weighted, jnp.log(jnp.where(positive, b_variance, 1.0)))
     # At b = 0, d/db log(w M + b) = 1 / (w M).
@@ -138,6 +139,7 @@ def _positive(name: str, value: Any) -> Any:
 
 @in_float64
 def _affine(w_variance, average, b_variance):
+    # In float64, also where the variances are Python numbers.
     return jnp.asarray(w_variance) * average + jnp.asarray(b_variance)
 
 

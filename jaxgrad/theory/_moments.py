@@ -119,6 +119,7 @@ def activate(moments: Moments, activation: Activation) -> Moments:
             f"activation {activation.name!r} must follow a layer of weights, whose outputs are "
             "Gaussian, for its moments to be known; put a dense layer or a convolution before it"
         )
+    # The derivative of the activation multiplies the change: its mean square is that of the slope.
     averages = statistics(activation, moments.log_q)
     gap = None if moments.gap is None else pair(activation, moments.log_q, moments.gap)[0]
     return replace(

@@ -98,6 +98,7 @@ def sample(activation: Activation, log_q: Float[Array, ""]) -> Sample:
     panels = mesh(activation)
     x, weights = nodes(np.asarray(panels.edges), log_q)
     weights = jnp.where(log_q <= panels.log_q, weights, jnp.nan)
+    # An average over the draws of an activation is one over its versions, with their shares.
     parts = []
     for share, function in versions(activation):
         value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))

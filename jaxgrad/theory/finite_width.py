@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from jaxgrad import _validate, activations
 from jaxgrad._numerics import FloatArray, in_float64
@@ -169,29 +170,18 @@ def gradient_law(
     return _gradient_law(phi, depth, w_variance, b_variance, width, input_square)
 
 
-class FourthMoments(NamedTuple):
-    """Fourth moments over `N(0, q)`, relative to the second ones; numbers.
+def fourth_moments(phi: Activation, log_q: Array) -> tuple[Array, Array, Array]:
+    """Average an activation over pre-activations of variance `exp(log_q)`, one number.
 
-    Attributes:
-      square: `E phi^4 / M^2`.
-      mixed: `E phi^2 phi'^2 / (M D)`.
-      slope: `E phi'^4 / D^2`.
+    Returns:
+      Fourth moments over squared second ones: `E phi^4 / M^2`, `E phi^2 phi'^2 / (M D)` and
+      `E phi'^4 / D^2`.
     """
-
-    square: FloatArray
-    mixed: FloatArray
-    slope: FloatArray
-
-
-def fourth_moments(phi: Activation, log_q: jax.Array) -> FourthMoments:
-    """Average an activation over pre-activations of variance `exp(log_q)`, one number."""
-    weights, value, slope = _squares(phi, log_q)
-    m, d = jnp.sum(weights * value), jnp.sum(weights * slope)
-    return FourthMoments(
-        jnp.sum(weights * value * value) / m**2,
-        jnp.sum(weights * value * slope) / (m * d),
-        jnp.sum(weights * slope * slope) / d**2,
-    )
+    weights, square, slope = _squares(phi, log_q)
+    m, d = jnp.sum(weights * square), jnp.sum(weights * slope)
+    pairs = ((square / m, square / m), (square / m, slope / d), (slope / d, slope / d))
+    first, second, third = (jnp.sum(weights * a * b) for a, b in pairs)
+    return first, second, third
 
 
 def _squares(phi, log_q):
@@ -237,7 +227,7 @@ def _layer_law(phi, q, w_variance, width):
     log_mean = log_mean + _moments.statistics(phi, log_q).log_slope
     mean, variance = _log_moments(phi, log_q, width)
     # E g^4 = 3, so the squared factor has the mean (1 + k / n) times the squared mean.
-    k = 3 * fourth_moments(phi, log_q).slope - 1
+    k = 3 * fourth_moments(phi, log_q)[2] - 1
     return LayerLaw(log_mean, log_mean + mean, variance, jnp.log1p(k / width))
 
 
@@ -305,7 +295,7 @@ def _layer_step(phi, state: _State, log_w, b_variance, width) -> tuple[_State, G
     (e, f), (e_slope, f_slope), averages = jax.jvp(
         elasticities, (state.log_q,), (one,), has_aux=True
     )
-    ratios = fourth_moments(phi, state.log_q)
+    square, mixed, _ = fourth_moments(phi, state.log_q)
     layer_drift, layer_variance = _log_moments(phi, state.log_q, width)
 
     # The activation: log D(q (1 + d)) = log D(q) + f d + ..., and f d is added to Y.
@@ -329,9 +319,9 @@ def _layer_step(phi, state: _State, log_w, b_variance, width) -> tuple[_State, G
         drift=drift,
         layer_variance=layer_variance,
         mean=factor * state.mean + share * (e**2 - e + e_slope) * state.var / 2,
-        var=factor**2 * state.var + share**2 * (ratios.square - 1) / width,
-        cov=factor * (state.cov + f * state.var) + share * (ratios.mixed - 1) / width,
+        var=factor**2 * state.var + share**2 * (square - 1) / width,
+        cov=factor * (state.cov + f * state.var) + share * (mixed - 1) / width,
         var_log=var_log,
-        turned=share * (parallel * state.turned + ratios.mixed / width),
+        turned=share * (parallel * state.turned + mixed / width),
     )
     return following, record

@@ -108,5 +108,5 @@ def _largest_eigenvalue(depth):
 @in_float64
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _spectrum_variance(phi, gaussian, q, depth):
-    slope = finite_width.fourth_moments(phi, jnp.log(jnp.asarray(q, jnp.float64))).slope
+    slope = finite_width.fourth_moments(phi, jnp.log(jnp.asarray(q, jnp.float64)))[2]
     return depth * (slope - 1 + gaussian)
