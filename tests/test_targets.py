@@ -6,7 +6,17 @@ import pytest
 from benchmarks import targets
 
 
-@pytest.mark.parametrize("part", targets.PARTS, ids=lambda part: part.__name__)
+# Their paths are covered by quicker tests of each function.
+SLOW = (targets.architectures, targets.deep_networks, targets.finite_width, targets.phases)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=pytest.mark.slow if part in SLOW else (), id=part.__name__)
+        for part in targets.PARTS
+    ],
+)
 def test_every_target_is_reached(part):
     # The benchmark's own setting, not the strict one of the other tests.
     with jax.numpy_rank_promotion("allow"):
