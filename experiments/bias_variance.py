@@ -5,7 +5,8 @@ Run `python -m experiments.bias_variance`, or `--help` for its options.
 
 from __future__ import annotations
 
-import time
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,375 +15,350 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn import datasets
 
-from experiments import frontend
-from jaxgrad import layers, plotting, training
-from jaxgrad.training import bias_variance, normalization, splits
+from experiments import _kit as kit
+from experiments._kit import Estimate, figures
+from jaxgrad import layers, sweeps
+from jaxgrad.plotting import style
+from jaxgrad.training import bias_variance
+
+DEV = 0.4
+"""Share of digits in the dev set; large, because noise of the dev error blurs the curves."""
+LARGER, MORE = "larger network", "more data"
+Size = tuple[int, int]
+"""Units of the hidden layer, and number of training examples."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(kit.SeededOptions):
     """Options of the experiment on bias and variance."""
 
-    widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """Units of the hidden layer, ascending, with all training examples."""
-    examples: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
-    """Training examples, ascending, for a small and the largest network; at least 3."""
-    small: int = 1
-    """Units of the small network, one of the widths but the last."""
-    attainable: float = 0.01
-    """Error that is taken to be attainable."""
-    tolerance: float = 0.02
-    """Gap up to which neither bias nor variance is high."""
-    steps: int = 1000
-    """Of training."""
-    batch: int = 32
-    """Examples in a step."""
-    rate: float = 0.01
-    """Learning rate of Adam at the start; it falls to 0 as a cosine."""
-    seeds: int = 12
-    """Splits and initialisations, at least 2."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    output: Path = Path("results/bias_variance.png")
-    """Where to write the figure."""
+    seeds: int = kit.option(12, "Number of splits and initializations.", minimum=2)
+    output: Path = kit.option(Path("results/bias_variance.png"), "Where to write the figure.")
+    widths: tuple[int, ...] = kit.option(
+        (1, 2, 4, 8, 16, 32, 64, 128), "Hidden units.", minimum=1, count=2, ascending=True
+    )
+    examples: tuple[int, ...] = kit.option(
+        (32, 64, 128, 256, 512, 1024),
+        "Numbers of training examples.",
+        minimum=1,
+        maximum=1078,
+        count=3,
+        ascending=True,
+    )
+    small: int = kit.option(1, "Units of the small network, one of the widths but the last.")
+    attainable: float = kit.option(0.01, "Error that is attainable.", minimum=0, maximum=1)
+    tolerance: float = kit.option(0.02, "Gap that is not yet high.", minimum=0, maximum=1)
+    steps: int = kit.option(1000, "Number of training steps.", minimum=1)
+    batch: int = kit.option(32, "Examples in a step.", minimum=1)
+    rate: float = kit.option(0.01, "Learning rate of Adam, falling to 0 as a cosine.", above=0)
+
+    def check(self) -> None:
+        """The small network must be one of the widths, and a batch must fit."""
+        if self.small not in self.widths[:-1]:
+            raise ValueError(f"small must be one of {self.widths[:-1]}, got {self.small}")
+        if self.batch > self.examples[-1]:
+            raise ValueError(f"batch must be at most {self.examples[-1]}, got {self.batch}")
+
+    def curves(self) -> dict[str, list[Size]]:
+        """What is varied, by name, and the sizes along each curve."""
+        return {
+            "units": [(width, self.examples[-1]) for width in self.widths],
+            "examples, large network": [(self.widths[-1], count) for count in self.examples],
+            "examples, small network": [(self.small, count) for count in self.examples],
+        }
+
+    def trials(self) -> list[tuple[Size, Size, Size]]:
+        """A small network with many examples and a large one with few, each with two remedies.
+
+        The remedies are the next larger network and the next larger training set.
+        """
+        w, e = self.widths, self.examples
+        i = w.index(self.small)
+        return [
+            ((w[i], e[-2]), (w[i + 1], e[-2]), (w[i], e[-1])),
+            ((w[-2], e[1]), (w[-1], e[1]), (w[-2], e[2])),
+        ]
+
+    def sizes(self) -> list[Size]:
+        """All sizes: those of the curves, then those of the trials."""
+        return list(dict.fromkeys(itertools.chain(*self.curves().values(), *self.trials())))
 
 
 class Point(NamedTuple):
-    """A network's errors, `[seeds]`, and what they are diagnosed as.
-
-    Attributes:
-      width, examples: units of the network and examples it was trained on.
-      train, dev: errors.
-      diagnosis: `jaxgrad.training.bias_variance.Diagnosis` of the mean errors.
-    """
+    """Errors of networks of one size, `[seeds]`, and the diagnosis of the mean errors."""
 
     width: int
     examples: int
-    train: np.ndarray
-    dev: np.ndarray
+    train: np.ndarray  # [seeds]
+    dev: np.ndarray  # [seeds]
     diagnosis: bias_variance.Diagnosis
 
     @property
-    def words(self) -> str:
-        """Which network it is."""
-        return f"{self.width} unit{'s' * (self.width > 1)}, {self.examples} examples"
+    def units(self) -> str:
+        """The size of the network in words."""
+        return f"{self.width} unit{'s' * (self.width > 1)}"
+
+    @property
+    def label(self) -> str:
+        """The size of the network and of its training set."""
+        return f"{self.units}, {self.examples} examples"
 
 
-DEV = 0.4
-"""Share of digits in the dev set, large since its noise blurs the curves."""
+@layers.layer
+class UnitMask(layers.Layer):
+    """Multiplies each unit by a number, 0 for units that a smaller network would not have."""
+
+    mask: Any
+
+    def draw(self, shape, *, key, dtype):
+        """There are no parameters."""
+        return {}, shape
+
+    def apply(self, params, state, h, *, key=None):
+        """The mask is the same for every example."""
+        return h * self.mask[None], state
 
 
-def settings(config: Config) -> list[tuple[int, int]]:
-    """Pairs of width and number of examples: of all curves, then of the remedies tried."""
-    curves = [pair for curve in curves_of(config).values() for pair in curve]
-    tried = [pair for start in starts(config) for pair in (start, *remedies(start, config))]
-    return list(dict.fromkeys(curves + tried))
+def network(width: jax.Array, widest: int) -> layers.Layer:
+    """A hidden layer of ReLU with `width` units, which may be traced, and the layer of logits."""
+    # Networks of all widths have arrays of the same shapes.
+    mask = UnitMask((jnp.arange(widest) < width).astype(jnp.float32))
+    dense = layers.dense(widest, w_variance=2.0, bias=True)
+    hidden = layers.sequential(dense, layers.activation("relu"))
+    # The fan-in of the last layer is that of the units that are not masked.
+    output = layers.dense(10, w_variance=widest / width.astype(jnp.float32), bias=True)
+    return layers.sequential(hidden, mask, output)
 
 
-def curves_of(config: Config) -> dict[str, list[tuple[int, int]]]:
-    """What is varied, by name: pairs of width and number of examples."""
-    widest, most = config.widths[-1], config.examples[-1]
-    return {
-        "units": [(width, most) for width in config.widths],
-        "examples, large network": [(widest, count) for count in config.examples],
-        "examples, small network": [(config.small, count) for count in config.examples],
-    }
-
-
-def starts(config: Config) -> list[tuple[int, int]]:
-    """A small network with many examples, and a large one with few."""
-    return [(config.small, config.examples[-2]), (config.widths[-2], config.examples[1])]
-
-
-def remedies(start: tuple[int, int], config: Config) -> list[tuple[int, int]]:
-    """The next larger network, and the next larger training set."""
-    width, count = start
-    return [
-        (config.widths[config.widths.index(width) + 1], count),
-        (width, config.examples[config.examples.index(count) + 1]),
-    ]
-
-
-def measure(config: Config, progress: Any = None) -> dict[tuple[int, int], Point]:
-    """Train a network of every width and number of examples, once for each seed."""
-    x, y = datasets.load_digits(return_X_y=True)
-    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
-    grid = settings(config)
-    widest, most = config.widths[-1], config.examples[-1]
-
-    def errors(seed, width, count):
-        key_split, key_init, key_fit = jax.random.split(jax.random.key(seed), 3)
-        train, dev = splits.split(y, (1 - DEV, DEV), key=key_split)
-        inputs = normalization.apply(normalization.fit(x[train]), x)
-        # Units and examples are left out by masks, so that all runs have the same shapes.
-        used = (jnp.arange(widest) < width).astype(x.dtype)
-        hidden = layers.sequential(
-            layers.dense(widest, w_variance=2.0, b_variance=jnp.float32(0.0)),
-            layers.activation("relu"),
-        )
-        output = layers.dense(
-            10, w_variance=widest / width.astype(x.dtype), b_variance=jnp.float32(0.0)
-        )
-        network = layers.sequential(hidden, _masked(used), output)
-        params, _ = network.init(key_init, x.shape[1:], x.dtype)
-
-        def loss(params, state, rows, key):
-            logits = network.apply(params, inputs[rows], None)
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y[rows])), state
-
-        optimizer = optax.adam(optax.cosine_decay_schedule(config.rate, config.steps))
-        rows = train[jnp.arange(most) % count]
-        fitted = training.fit(
-            loss,
-            params,
-            optimizer,
-            rows,
-            key=key_fit,
-            steps=config.steps,
-            batch_size=config.batch,
-        )
-        wrong = jnp.argmax(network.apply(fitted.params, inputs, None), axis=1) != y
-        return jnp.sum(wrong[train[:most]] * (jnp.arange(most) < count)) / count, jnp.mean(
-            wrong[dev]
-        )
-
-    @jax.jit
-    def every(seed, widths, counts):
-        return jax.lax.map(lambda pair: errors(seed, *pair), (widths, counts))
-
-    found = []
-    for i in range(config.seeds):
-        found.append(every(config.first_seed + i, *jnp.array(grid, jnp.int32).T))
-        found[-1][0].block_until_ready()
-        if progress is not None:
-            progress((i + 1) * len(grid), config.seeds * len(grid))
-    train, dev = (np.array(part, np.float64) for part in zip(*jax.device_get(found), strict=True))
-    return {
-        pair: Point(
-            *pair,
-            train[:, i],
-            dev[:, i],
-            bias_variance.diagnose(
-                train[:, i].mean(),
-                dev[:, i].mean(),
-                config.attainable,
-                tolerance=config.tolerance,
-                train_examples=pair[1],
-                dev_examples=round(DEV * len(y)),
-            ),
-        )
-        for i, pair in enumerate(grid)
-    }
-
-
-def _masked(used: jax.Array) -> layers.Layer:
-    """Multiplies units by 0 or 1."""
-    return layers.Layer(
-        lambda key, shape, dtype: ({}, shape),
-        lambda params, h, key: h * used[None],
-        lambda moments: moments,
-        homogeneous=True,
+def errors(seed: Any, size: Any, data: kit.Examples, options: Options) -> dict[str, Any]:
+    """Train one network; its size is data, so that networks of all sizes are one program."""
+    width, count = size
+    # Networks of all sizes share the draws of a seed, so that their errors are paired.
+    key_split, key_init, key_fit = jax.random.split(jax.random.key(seed), 3)
+    train, dev = kit.split(*data, (1 - DEV, DEV), key=key_split)
+    layer, most = network(width, options.widths[-1]), options.examples[-1]
+    params, _ = layer.draw(train.x.shape[1:], key=key_init, dtype=jnp.float32)
+    fitted = kit.classifier.train(
+        layer,
+        params,
+        optax.adam(optax.cosine_decay_schedule(options.rate, options.steps)),
+        # A smaller training set is repeated up to the size of the largest.
+        jax.tree.map(lambda a: a[jnp.arange(most) % count], train),
+        key=key_fit,
+        steps=options.steps,
+        batch_size=options.batch,
     )
+
+    def wrong(part):
+        outputs = kit.classifier.logits(layer, fitted.params, fitted.state, part.x)
+        return jnp.argmax(outputs, axis=1) != part.labels
+
+    # The training error is that of the examples the network was trained on.
+    used = jnp.arange(len(train.labels)) < count
+    return {"train": jnp.sum(wrong(train) * used) / count, "dev": jnp.mean(wrong(dev))}
+
+
+def measure(options: Options, progress: Callable[[int, int], None] | None = None) -> Any:
+    """Train a network of every size, once for each seed, and diagnose each: `{size: Point}`."""
+    digits, sizes = kit.load("digits"), options.sizes()
+
+    def cell(key, point, sizes, x):
+        data = kit.Examples(x, digits.labels)
+        return errors(point["seed"], sizes[point["size"]], data, options)
+
+    dataset = sweeps.run(
+        cell,
+        {"seed": options.seed_values, "size": range(len(sizes))},
+        {"train": sweeps.Variable(), "dev": sweeps.Variable()},
+        key=jax.random.key(0),
+        args=(jnp.array(sizes, jnp.int32), jnp.asarray(digits.x, jnp.float32)),
+        vectorized=False,  # faster on CPUs: one network at a time fits in the cache
+        progress=progress,
+    )
+    points = {}
+    for i, (width, count) in enumerate(sizes):
+        train, dev = (dataset[name].values[:, i].astype(np.float64) for name in ("train", "dev"))
+        # A practitioner has one pair of errors; here it is the mean, whose noise is small.
+        diagnosis = bias_variance.diagnose(
+            train.mean(),
+            dev.mean(),
+            options.attainable,
+            tolerance=options.tolerance,
+            train_examples=count,
+            dev_examples=round(DEV * len(digits.labels)),
+        )
+        points[width, count] = Point(width, count, train, dev, diagnosis)
+    return points
 
 
 class Step(NamedTuple):
-    """From one point to the next larger network or training set.
+    """From one point to another one with a larger network or more data.
 
     Attributes:
-      before, after: points.
-      remedy: `larger network` or `more data`.
-      advised: whether the diagnosis before has it so.
-      train, dev: change of the error, each a mean over seeds and its standard error.
+      before, after: the points.
+      remedy: which of both.
+      advised: whether the diagnosis before the step names this remedy.
+      kind: the error that it should lower; for a larger network that on the training set.
+      change: of the errors `train` and `dev`, seed by seed.
     """
 
     before: Point
     after: Point
     remedy: str
     advised: bool
-    train: tuple[float, float]
-    dev: tuple[float, float]
+    kind: str
+    change: dict[str, Estimate]
 
     @property
-    def fell(self) -> bool:
-        """Whether what the remedy is for fell by more than two standard errors."""
-        change, error = self.train if self.remedy == LARGER else self.dev
-        return change < -2 * error
-
-
-LARGER, MORE = "larger network", "more data"
-_KINDS = ("train", "dev")
+    def name(self) -> str:
+        """The remedy, with a star where it is advised."""
+        return self.remedy + " *" * self.advised
 
 
 def step(before: Point, after: Point) -> Step:
-    """What changes from one point to another, seed by seed."""
-    remedy = LARGER if after.width > before.width else MORE
-    high = before.diagnosis.bias_high if remedy == LARGER else before.diagnosis.variance_high
-    return Step(
-        before,
-        after,
-        remedy,
-        high,
-        _mean(after.train - before.train),
-        _mean(after.dev - before.dev),
-    )
+    """Compare two points."""
+    pairs = {"train": (after.train, before.train), "dev": (after.dev, before.dev)}
+    change = {kind: Estimate.paired(*pair) for kind, pair in pairs.items()}
+    if after.width > before.width:
+        return Step(before, after, LARGER, before.diagnosis.bias_high, "train", change)
+    return Step(before, after, MORE, before.diagnosis.variance_high, "dev", change)
 
 
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+def claims(steps: list[Step], trials: list[tuple[Step, ...]]) -> list[kit.Claim]:
+    """Each advised step lowers its error, and the advised remedy is better than the other one."""
+    results = []
+    for s in steps:
+        if s.advised:  # a diagnosis says nothing about a remedy that it does not advise
+            text = f"{s.before.label}: {s.remedy} lowers the {s.kind} error"
+            results.append(kit.Claim(text, s.change[s.kind], "less", form="+.1%"))
+    for pair in trials:
+        # Nothing follows from a diagnosis that advises both remedies or none.
+        if pair[0].advised != pair[1].advised:
+            best, other = sorted(pair, key=lambda s: not s.advised)
+            text = f"{best.before.label}: {best.remedy} lowers the dev error more than"
+            change = Estimate.paired(best.after.dev, other.after.dev)
+            results.append(kit.Claim(f"{text} {other.remedy}", change, "less", form="+.1%"))
+    return results
 
 
-def report(points: dict[tuple[int, int], Point], config: Config) -> str:
-    """All points with their diagnosis, and whether the advice that it gives works."""
-    lines, steps = [], []
-    for name, curve in curves_of(config).items():
-        of_curve = [points[pair] for pair in curve]
-        rows = []
-        for i, point in enumerate(of_curve):
-            row = [
-                point.words,
-                *(_percent(_mean(errors)) for errors in (point.train, point.dev)),
-                point.diagnosis.label,
-            ]
-            if i + 1 < len(of_curve):
-                steps.append(step(point, of_curve[i + 1]))
-                row += _predicted(steps[-1])
-            rows.append((*row, *[""] * (7 - len(row))))
-        headings = ("network", "train error", "dev error", "diagnosis", "step", "predicted")
-        lines += [
-            f"\nDigits, varied: {name}; mean over {config.seeds} seeds ± standard error, and the "
-            "step to the next row.",
-            frontend.table((*headings, "measured"), rows),
+def report(points: dict[Size, Point], options: Options) -> kit.Report:
+    """All points with their diagnosis, the trials of both remedies, and the claims."""
+    sections, steps = [], []
+    for name, sizes in options.curves().items():
+        curve = [points[size] for size in sizes]
+        taken = [step(*pair) for pair in itertools.pairwise(curve)]
+        cells = [(s.name, f"{s.kind} {s.change[s.kind]:+.1%}") for s in taken]
+        rows = [
+            (str(p.width), str(p.examples), f"{Estimate.of(p.train):.1%}")
+            + (f"{Estimate.of(p.dev):.1%}", p.diagnosis.label, *cell)
+            for p, cell in zip(curve, [*cells, ("", "")], strict=True)
         ]
-    return "\n".join([*lines, *_followed(steps), *_compared(points, config)])
-
-
-def _predicted(taken: Step) -> tuple[str, str, str]:
-    kind = "train" if taken.remedy == LARGER else "dev"
-    return (
-        taken.remedy,
-        f"{kind} error falls" if taken.advised else "no remedy needed",
-        f"{kind} {_percent(getattr(taken, kind), '+')}",
-    )
-
-
-def _followed(steps: list[Step]) -> list[str]:
-    lines = ["\nOf the steps above:"]
-    for remedy, kind in ((LARGER, "training"), (MORE, "dev")):
-        for advised in (True, False):
-            chosen = [s for s in steps if s.remedy == remedy and s.advised == advised]
-            if not chosen:
-                continue
-            fell = sum(s.fell for s in chosen)
-            train, dev = (np.mean([getattr(s, kind)[0] for s in chosen]) for kind in _KINDS)
-            lines.append(
-                f"- {remedy}, {'advised' if advised else 'not advised'}: the {kind} error falls by "
-                f"more than two\n  standard errors in {fell} of {len(chosen)}; on average training "
-                f"{train:+.1%}, dev {dev:+.1%}."
-            )
-    return lines
-
-
-def trials(points: dict[tuple[int, int], Point], config: Config) -> list[tuple[Step, Step]]:
-    """Both remedies tried on each of `starts`: the larger network, then more data."""
-    return [
-        (step(points[start], points[wider]), step(points[start], points[longer]))
-        for start in starts(config)
-        for wider, longer in [remedies(start, config)]
+        headings = ("units", "examples", "train error", "dev error", "diagnosis", "next step")
+        title = f"Digits, varied: {name}; mean over {options.seeds} seeds ± standard error, and "
+        title += "what the step to the next row changes (*: advised by the diagnosis)."
+        sections.append(kit.table((*headings, "change"), rows, title))
+        steps += taken
+    # The claims about remedies compare both from the same starting point.
+    trials = [
+        tuple(step(points[start], points[size]) for size in sizes)
+        for start, *sizes in options.trials()
     ]
-
-
-def _compared(points: dict[tuple[int, int], Point], config: Config) -> list[str]:
-    rows, words = [], []
-    for wider, longer in trials(points, config):
-        before = wider.before
-        for s in (wider, longer):
-            rows.append(
-                (
-                    before.words,
-                    before.diagnosis.label,
-                    s.remedy,
-                    "yes" if s.advised else "no",
-                    _percent(s.train, "+"),
-                    _percent(s.dev, "+"),
-                )
-            )
-        gain, error = _mean(wider.after.dev - longer.after.dev)
-        better = MORE if gain > 2 * error else LARGER if gain < -2 * error else "neither"
-        advised = [s.remedy for s in (wider, longer) if s.advised]
-        agrees = better in advised or (better == "neither" and len(advised) != 1)
-        words.append(
-            f"- {before.words}, {before.diagnosis.label}: "
-            f"advised is {' and '.join(advised) or 'nothing'};\n  better is {better}, by "
-            f"{_percent((abs(gain), error))} of the dev error. This "
-            + ("agrees." if agrees else "does NOT agree.")
-        )
-    headings = ("start", "diagnosis", "remedy", "advised", "train error", "dev error")
-    return [
-        "\nBoth remedies tried, the next larger network and the next larger training set:",
-        frontend.table(headings, rows),
-        *words,
+    rows = [
+        (s.before.label, s.before.diagnosis.label, s.name)
+        + tuple(f"{change:+.1%}" for change in s.change.values())
+        for s in itertools.chain(*trials)
     ]
+    headings = ("start", "diagnosis", "remedy", "train error", "dev error")
+    title = "Both remedies tried: the next larger network, and the next larger training set."
+    sections += [averages(steps), kit.table(headings, rows, title)]
+    sections.append(f"{len(points) * options.seeds} networks.")
+    numbers = {p.label: {"train": p.train, "dev": p.dev} for p in points.values()}
+    return kit.Report(sections, claims(steps, trials), numbers)
 
 
-def _percent(change: tuple[float, float], sign: str = "") -> str:
-    return f"{change[0]:{sign}.1%} ± {change[1]:.1%}"
+def averages(steps: list[Step]) -> str:
+    """Average changes of both errors by each remedy, where it is advised and where not."""
+    groups: dict[str, list[Step]] = {}
+    for s in sorted(steps, key=lambda s: s.name):  # without a star before with a star
+        groups.setdefault(s.name, []).append(s)
+    rows = [
+        (name, str(len(group)))
+        + tuple(f"{np.mean([s.change[k].mean for s in group]):+.1%}" for k in ("train", "dev"))
+        for name, group in groups.items()
+    ]
+    headings = ("step", "number", "train error", "dev error")
+    return kit.table(headings, rows, "Average change of both errors by the steps above.")
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    least = {"steps": 1, "batch": 1, "seeds": 2, "first_seed": 0}
-    for name, minimum in least.items():
-        if getattr(config, name) < minimum:
-            raise ValueError(
-                f"{name} must be at least {minimum}, got {getattr(config, name)}; raise it"
-            )
-    for name, count in (("widths", 2), ("examples", 3)):
-        values = getattr(config, name)
-        if len(values) < count or values[0] < 1 or list(values) != sorted(set(values)):
-            raise ValueError(
-                f"{name} must be {count} or more ascending numbers from 1, got {values}; "
-                "correct them"
-            )
-    if config.small not in config.widths[:-1]:
-        raise ValueError(
-            f"small must be one of the widths but the last, {config.widths[:-1]}, got "
-            f"{config.small}; choose one"
-        )
-    if config.examples[-1] > 1078:
-        raise ValueError(
-            f"examples must be at most the 1078 digits for training, got {config.examples[-1]}; "
-            "lower them"
-        )
-    if config.batch > config.examples[-1]:
-        raise ValueError(
-            f"batch must be at most the {config.examples[-1]} examples, got {config.batch}; "
-            "lower it"
-        )
-    for name in ("attainable", "tolerance"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(
-                f"{name} must be from 0 to 1, got {getattr(config, name):g}; it is a share"
-            )
-    if not 0 < config.rate < np.inf:
-        raise ValueError(f"rate must be above 0 and finite, got {config.rate:g}; take 0.01")
-    frontend.writable("output", config.output)
+BANDS = {
+    "high bias": (style.SHADES[2], "high\nbias"),
+    "high bias and high variance": ("0.85", "both\nhigh"),
+    "high variance": (style.SHADES[4], "high\nvariance"),
+    "neither": ("white", "neither"),
+}
+"""Colour and words of each diagnosis in the figure."""
 
 
-def run(config: Config) -> None:
+def figure(points: dict[Size, Point], options: Options) -> Any:
+    """Training and dev errors against the size of the network and of the training set."""
+    result, axes = figures.panels(1, 3, (13.8, 5.6), sharey=True)
+    words = []
+    for ax, (name, sizes) in zip(axes[0], options.curves().items(), strict=True):
+        curve = [points[size] for size in sizes]
+        draw_curve(ax, curve, name == "units", options.attainable)
+        # A factor: the figure's message is which remedy is worth how much.
+        factor = f"by {curve[0].dev.mean() / curve[-1].dev.mean():.2g}"
+        words.append(f"more data with {curve[0].units} {factor}")
+        if name == "units":
+            words = [f"A larger network divides the dev error {factor}"]
+    ax = axes[0, 0]
+    ax.set_ylabel("error")
+    # Training errors reach 0, which a logarithmic axis cannot show.
+    ax.set_yscale("symlog", linthresh=0.01, linscale=0.6)
+    ax.set_ylim(-0.002, 1.0)
+    shares = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    figures.ticks(ax.yaxis, shares, [f"{100 * share:g} %" for share in shares])
+    result.suptitle(", ".join(words), fontsize=14)
+    figures.legend_below(result, ax, 3)
+    return result
+
+
+def draw_curve(ax: Any, curve: list[Point], of_units: bool, attainable: float) -> None:
+    """One panel: a band for each diagnosis, then both errors."""
+    values = np.array([p.width if of_units else p.examples for p in curve], float)
+    # Bands end half-way between points, on a logarithmic axis.
+    edges = np.sqrt(values[1:] * values[:-1])
+    edges = np.r_[values[0] ** 2 / edges[0], edges, values[-1] ** 2 / edges[-1]]
+    for label, group in itertools.groupby(range(len(curve)), lambda i: curve[i].diagnosis.label):
+        band = list(group)  # neighbouring points with one diagnosis
+        left, right = edges[band[0]], edges[band[-1] + 1]
+        color, text = BANDS[label]
+        ax.axvspan(left, right, color=color, alpha=0.55, linewidth=0)
+        place = {"ha": "center", "va": "center", "path_effects": style.halo(3)}
+        ax.text(np.sqrt(left * right), 0.004, text, **place)
+    lines = (("dev", style.SHADES[-1], "s", "solid"), ("train", style.SHADES[0], "o", "dashed"))
+    for kind, color, marker, line in lines:
+        estimate = Estimate.of([getattr(point, kind) for point in curve], axis=1)
+        look = {"color": color, "marker": marker, "linestyle": line}
+        look["label"] = f"{kind} error ± two standard errors"
+        figures.error_bars(ax, values, estimate, **look)
+    ax.axhline(attainable, color="black", linestyle="dotted", label="attainable error")
+    ax.set_xscale("log")
+    figures.ticks(ax.xaxis, values)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_xlabel("units of the hidden layer" if of_units else "training examples")
+    fixed = f"{curve[0].examples} training examples" if of_units else curve[0].units
+    start, end = (f"{100 * curve[i].dev.mean():.2g} %" for i in (0, -1))
+    ax.set_title(f"{fixed}: dev error {start} to {end}", fontsize=11)
+
+
+def run(options: Options) -> None:
     """Diagnose bias and variance of digit classifiers, and try the remedies."""
-    checked(config)
-    start = time.perf_counter()
-    points = measure(config, frontend.Bar("networks"))
-    print(report(points, config))
-    curves = {name: [points[pair] for pair in c] for name, c in curves_of(config).items()}
-    plotting.bias_variance(curves, config.attainable).savefig(config.output, dpi=110)
-    total = len(points) * config.seeds
-    print(f"\n{total} networks, {time.perf_counter() - start:.1f} s in all.")
-    print(f"Figure: {config.output}")
+    points = measure(options, kit.progress("networks"))
+    kit.publish(report(points, options), options, figure(points, options))
 
 
 if __name__ == "__main__":
-    frontend.use_all_cores()
-    frontend.main(Config, run)
+    kit.use_all_cores()
+    kit.command(Options, run)

@@ -6,7 +6,8 @@ Run `python -m experiments.data_splits`, or `--help` for its options.
 from __future__ import annotations
 
 import functools
-import time
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,64 +15,114 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import datasets
 
-from experiments import frontend
-from jaxgrad import plotting
+from experiments import _kit as kit
+from experiments._kit import Claim, Estimate, figures
+from jaxgrad.plotting import style
 from jaxgrad.training import normalization, splits
+
+AGREEMENT = 0.2
+"""Standard deviations are called equal if they differ by less than this share."""
+RANDOM, OWN = "random split", "dev standardized by its own statistics"
+ORDER, CLASSES = "neighbouring blocks of the file", "other class shares"
+SHIFTED, UNPAIRED = "one feature of test shifted", "each feature of test shuffled by itself"
+WAYS = (RANDOM, OWN, ORDER, CLASSES, SHIFTED, UNPAIRED)
+"""Ways of splitting, of which only the first gives dev and test the same distribution."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(kit.Options):
     """Options of the experiment on splits."""
 
-    splits: int = 500
-    """Random splits of digits, and of wine, at least 10."""
-    train_examples: int = 400
-    """Digits that the classifier is fitted to."""
-    dev_sizes: tuple[int, ...] = (12, 25, 50, 100, 200, 400)
-    """Sizes of the dev set, ascending."""
-    penalty: float = 30.0
-    """Ridge penalty of the classifier, above 0."""
-    trials: int = 200
-    """Pairs of dev and test set to be compared for each way of splitting, at least 2."""
-    permutations: int = 199
-    """Of each comparison."""
-    level: float = 0.05
-    """Share of equal pairs that may be taken for different."""
-    shift: float = 0.75
-    """By how many standard deviations one feature is shifted."""
-    first_seed: int = 0
-    """Of all draws."""
-    output: Path = Path("results/data_splits.png")
-    """Where to write the figure."""
+    splits: int = kit.option(500, "Random splits of digits, and of wine.", minimum=10)
+    train_examples: int = kit.option(400, "Digits that are trained on.", minimum=65, maximum=1796)
+    dev_sizes: tuple[int, ...] = kit.option(
+        (12, 25, 50, 100, 200, 400), "Sizes of the dev set.", minimum=1, ascending=True
+    )
+    penalty: float = kit.option(30.0, "Ridge penalty of the classifier.", above=0)
+    trials: int = kit.option(200, "Pairs of dev and test set for each way to split.", minimum=2)
+    permutations: int = kit.option(199, "Permutations in each comparison.", minimum=1)
+    level: float = kit.option(
+        0.05, "Share of equal pairs that may be called different.", above=0, below=1
+    )
+    shift: float = kit.option(0.75, "Shift of one feature, in standard deviations.")
+    first_seed: int = kit.option(0, "Seed of all draws.", minimum=0)
+    output: Path = kit.option(Path("results/data_splits.png"), "Where to write the figure.")
+
+    def check(self) -> None:
+        """Dev sets must fit, and p-values must be able to reach half of the level."""
+        most = 1797 - self.train_examples
+        if self.dev_sizes[-1] > most:
+            raise ValueError(f"dev_sizes must be at most {most}, got {self.dev_sizes[-1]}")
+        if self.permutations + 1 < 2 / self.level:
+            raise ValueError(
+                f"permutations must be at least {2 / self.level - 1:.0f} for level "
+                f"{self.level:g}, got {self.permutations}"
+            )
+
+
+def deviation(values: np.ndarray) -> Estimate:
+    """Standard deviation over the first axis, and its standard error by the fourth moment.
+
+    The formula for normal values would not do: shares of few examples are not normal.
+    """
+    measured = values.std(axis=0, ddof=1)
+    squares = np.square(values - values.mean(axis=0))
+    # sd = sqrt(var), so its error is that of the variance divided by 2 sd.
+    spread = np.where(measured > 0, 2 * measured, 1.0)
+    error = squares.std(axis=0, ddof=1) / np.sqrt(len(values)) / spread
+    return Estimate(measured, error, len(values) - 1)
 
 
 class Spread(NamedTuple):
-    """Dev errors over random splits, arrays `[sizes]`.
+    """Noise of the dev error over random splits, by size of the dev set.
 
     Attributes:
-      sizes: of the dev set.
+      sizes: of the dev set, `[sizes]`.
       error: mean error over all splits, one number.
-      measured, uncertainty: standard deviation over splits, and its standard error.
-      binomial: standard deviation of a share of independent examples.
+      measured: standard deviations over splits, `[sizes]`.
+      binomial: those of shares of independent examples, `[sizes]`.
     """
 
     sizes: np.ndarray
     error: float
-    measured: np.ndarray
-    uncertainty: np.ndarray
+    measured: Estimate
     binomial: np.ndarray
 
 
+def spread(options: Options) -> Spread:
+    """Fit a ridge classifier of digits to random training sets, and measure its dev errors."""
+    digits = kit.load("digits")
+    count, share = len(digits.labels), options.train_examples / len(digits.labels)
+    x = jnp.asarray(np.c_[digits.x / 16, np.ones(count)], jnp.float32)
+    y, sizes = jnp.asarray(digits.labels), np.array(options.dev_sizes)
+
+    def one(key):
+        train, rest = splits.split(count, (share, 1 - share), key=key)
+        inputs, targets = x[train], 2 * jax.nn.one_hot(y[train], 10) - 1
+        # (X'X + penalty) W = X'Y; pixels are divided by 16, and the penalty with them.
+        gram = inputs.T @ inputs + options.penalty / 16 * jnp.eye(x.shape[1])
+        weights = jnp.linalg.solve(gram, inputs.T @ targets)
+        wrong = jnp.argmax(x[rest] @ weights, axis=1) != y[rest]
+        # The rest is in random order, so its first examples are a random dev set.
+        return jnp.cumsum(wrong)[sizes - 1] / sizes, jnp.mean(wrong)
+
+    keys = jax.random.split(jax.random.key(options.first_seed), options.splits)
+    errors, whole = jax.device_get(
+        jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(keys)
+    )
+    p = float(whole.mean())
+    return Spread(sizes, p, deviation(errors), np.sqrt(p * (1 - p) / sizes))
+
+
 class Shares(NamedTuple):
-    """A class's share in the dev set, `[splits]`, drawn in two ways.
+    """The share of one class in the dev set, drawn in two ways.
 
     Attributes:
       name: of the class.
       size: of the dev set.
-      whole: the class's share in all data.
-      plain, stratified: in dev sets.
+      whole: the share in all data.
+      plain, stratified: shares in dev sets, `[splits]`.
       expected: standard deviation of a plain draw without replacement.
     """
 
@@ -83,301 +134,293 @@ class Shares(NamedTuple):
     expected: float
 
 
-class Detected(NamedTuple):
-    """How often pairs of dev and test sets, split in one way, are taken for different.
+def shares(options: Options) -> Shares:
+    """Draw dev sets of wine with and without regard to class, and count the rarest class."""
+    wine = kit.load("wine")
+    count, rarest = len(wine.labels), int(np.argmin(np.bincount(wine.labels)))
+    keys = jax.random.split(jax.random.key(options.first_seed + 1), options.splits)
+    parts = splits.fractions(count)
+
+    def draw(key):
+        return [splits.split(way, parts, key=key)[1] for way in (count, wine.labels)]
+
+    devs = jax.jit(jax.vmap(draw))(keys)
+    plain, stratified = ((wine.labels[np.asarray(dev)] == rarest).mean(axis=1) for dev in devs)
+    whole, size = float((wine.labels == rarest).mean()), devs[0].shape[1]
+    # The variance of the hypergeometric distribution.
+    expected = np.sqrt(whole * (1 - whole) / size * (count - size) / (count - 1))
+    name = wine.classes[rarest].replace("_", " ")
+    return Shares(name, size, whole, plain, stratified, float(expected))
+
+
+class Detection(NamedTuple):
+    """How often pairs of dev and test sets, split in one way, are called different.
 
     Attributes:
       name: the way of splitting.
-      rate: share of pairs that do not pass as one distribution.
-      features, joint: share in which the single features differ, or all jointly do.
-      named: the feature that most often differs most, and the share of pairs where it does.
-      trials: how many pairs.
+      rate: share of pairs that are called different.
+      features, joint: share in which single features differ, or all jointly do.
+      largest: the feature that most often differs most, and the share of pairs where it does.
     """
 
     name: str
-    rate: float
+    rate: Estimate
     features: float
     joint: float
-    named: tuple[str, float]
-    trials: int
-
-    @property
-    def error(self) -> float:
-        """Standard error of the rate, by Laplace's rule not zero where all pairs agree."""
-        likely = (self.rate * self.trials + 1) / (self.trials + 2)
-        return float(np.sqrt(likely * (1 - likely) / self.trials))
-
-
-def spread(config: Config) -> Spread:
-    """Fit a ridge classifier of digits to many random training sets, and measure its dev errors."""
-    x, y = datasets.load_digits(return_X_y=True)
-    count = len(y)
-    x = jnp.asarray(np.c_[x / 16, np.ones(count)], jnp.float32)
-    y = jnp.asarray(y, jnp.int32)
-    share = config.train_examples / count
-
-    def one(key):
-        train, rest = splits.split(count, (share, 1 - share), key=key)
-        inputs, targets = x[train], 2 * jax.nn.one_hot(y[train], 10) - 1
-        gram = inputs.T @ inputs + config.penalty / 16 * jnp.eye(x.shape[1])
-        weights = jnp.linalg.solve(gram, inputs.T @ targets)
-        wrong = jnp.argmax(x[rest] @ weights, axis=1) != y[rest]
-        # What is left comes in random order, so its head is a random dev set.
-        of_sizes = jnp.cumsum(wrong)[np.array(config.dev_sizes) - 1] / jnp.array(config.dev_sizes)
-        return of_sizes, jnp.mean(wrong)
-
-    keys = jax.random.split(jax.random.key(config.first_seed), config.splits)
-    errors, all_errors = jax.device_get(
-        jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(keys)
-    )
-    error, sizes = float(all_errors.mean()), np.array(config.dev_sizes)
-    measured = errors.std(axis=0, ddof=1)
-    # Of a standard deviation, by the fourth moment, since shares of few examples are not normal.
-    squares = (errors - errors.mean(axis=0)) ** 2
-    uncertainty = squares.std(axis=0, ddof=1) / np.sqrt(config.splits) / (2 * measured)
-    return Spread(sizes, error, measured, uncertainty, np.sqrt(error * (1 - error) / sizes))
-
-
-def shares(config: Config) -> Shares:
-    """Draw dev sets of wine with and without regard to class, and count the rarest class."""
-    wine: Any = datasets.load_wine()
-    labels, names = wine.target, [str(name) for name in wine.target_names]
-    count, rarest = len(labels), int(np.argmin(np.bincount(labels)))
-    keys = jax.random.split(jax.random.key(config.first_seed + 1), config.splits)
-    parts = splits.fractions(count)
-    ways = (count, labels)
-    devs = jax.jit(jax.vmap(lambda key: [splits.split(way, parts, key=key)[1] for way in ways]))(
-        keys
-    )
-    plain, stratified = ((labels[np.asarray(dev)] == rarest).mean(axis=1) for dev in devs)
-    whole, size = float((labels == rarest).mean()), devs[0].shape[1]
-    expected = np.sqrt(whole * (1 - whole) / size * (count - size) / (count - 1))
-    return Shares(names[rarest].replace("_", " "), size, whole, plain, stratified, float(expected))
-
-
-RANDOM, ORDER, CLASSES = "random split", "neighbouring blocks of the file", "other class shares"
-OWN, SHIFTED = "dev standardised by its own statistics", "one feature of test shifted"
-UNPAIRED = "each feature of test shuffled by itself"
-WAYS = (RANDOM, OWN, ORDER, CLASSES, SHIFTED, UNPAIRED)
-
-
-def _breast_cancer() -> tuple[np.ndarray, np.ndarray]:
-    table, labels = datasets.load_breast_cancer(return_X_y=True)
-    return np.asarray(table), np.asarray(labels)
+    largest: tuple[str, float]
 
 
 @functools.lru_cache(maxsize=1)
-def _drawn(config: Config) -> tuple[np.ndarray, ...]:
-    """Dev and test rows of random splits of breast cancer, mean and deviation of training sets."""
-    table, labels = _breast_cancer()
-    table = jnp.asarray(table, jnp.float32)
+def random_pairs(options: Options) -> tuple[np.ndarray, ...]:
+    """Rows of dev and test sets of breast cancer, and mean and deviation of the training sets."""
+    cancer = kit.load("breast_cancer")
+    x = jnp.asarray(cancer.x, jnp.float32)
 
     def one(key):
-        train, dev, test = splits.split(labels, splits.fractions(len(labels)), key=key)
+        parts = splits.fractions(len(cancer.labels))
+        train, dev, test = splits.split(cancer.labels, parts, key=key)
         size = min(len(dev), len(test))
-        return dev[:size], test[:size], *normalization.fit(table[train])
+        return dev[:size], test[:size], *normalization.fit(x[train])
 
-    keys = jax.random.split(jax.random.key(config.first_seed + 2), config.trials)
+    keys = jax.random.split(jax.random.key(options.first_seed + 2), options.trials)
     return jax.device_get(jax.jit(jax.vmap(one))(keys))
 
 
-def pairs(way: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Dev and test sets of breast cancer `[trials, 2, examples, features]`, shifted `[trials]`."""
-    table, labels = _breast_cancer()
-    dev, test, mean, std = _drawn(config)
-    count, size = len(labels), dev.shape[1]
-    generator = np.random.default_rng(config.first_seed)
-    feature = generator.integers(table.shape[1], size=config.trials)
-    made = []
-    for trial in range(config.trials):
+def pairs(way: str, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """Dev and test sets `[trials, 2, examples, features]`, and the shifted features `[trials]`."""
+    cancer = kit.load("breast_cancer")
+    dev, test, mean, std = random_pairs(options)
+    count, size = len(cancer.labels), dev.shape[1]
+    generator = np.random.default_rng(options.first_seed)
+    shifted = generator.integers(cancer.x.shape[1], size=options.trials)
+    results = []
+    for trial, feature in enumerate(shifted):
         rows = [dev[trial], test[trial]]
         if way == ORDER:
             start = generator.integers(count)
             rows = [(start + np.arange(i, i + size)) % count for i in (0, size)]
         elif way == CLASSES:
-            rows = [_of_classes(generator, labels, size, share) for share in (0.25, 0.5)]
-        first, second = ((table[chosen] - mean[trial]) / std[trial] for chosen in rows)
+            rows = [draw_classes(generator, cancer.labels, size, share) for share in (0.25, 0.5)]
+        # Both are standardized by the training set, as they should be.
+        first, second = ((cancer.x[row] - mean[trial]) / std[trial] for row in rows)
         if way == OWN:
             first = (first - first.mean(axis=0)) / first.std(axis=0)
-        at = feature[trial]
         if way == SHIFTED:
-            second[:, at] += config.shift
+            second[:, feature] += options.shift
         elif way == UNPAIRED:
             second = generator.permuted(second, axis=0)
-        made.append((first, second))
-    return np.array(made, np.float32), feature
+        results.append((first, second))
+    return np.array(results, np.float32), shifted
 
 
-def _of_classes(generator: Any, labels: np.ndarray, size: int, share: float) -> np.ndarray:
+def draw_classes(generator: Any, labels: np.ndarray, size: int, share: float) -> np.ndarray:
     """Rows of which a share has label 0."""
     zeros = round(share * size)
+    counts = ((0, zeros), (1, size - zeros))
     return np.concatenate(
-        [
-            generator.choice(np.flatnonzero(labels == label), many, replace=False)
-            for label, many in ((0, zeros), (1, size - zeros))
-        ]
+        [generator.choice(np.flatnonzero(labels == c), n, replace=False) for c, n in counts]
     )
 
 
-def detect(config: Config, progress: Any = None) -> list[Detected]:
+def detect(options: Options, progress: Callable[[int, int], None] | None = None) -> list[Detection]:
     """Compare dev and test sets that were split in different ways."""
-    described: Any = datasets.load_breast_cancer()
-    names = [str(name) for name in described.feature_names]
+    names = kit.load("breast_cancer").features
 
     @jax.jit
-    def compared(keys, sets):
+    def compare(keys, sets):
         def one(arguments):
             key, (first, second) = arguments
-            found = splits.compare(first, second, key=key, permutations=config.permutations)
-            return found, splits.same(found, level=config.level)
+            comparison = splits.compare(first, second, key=key, permutations=options.permutations)
+            return comparison, splits.same(comparison, level=options.level)
 
         return jax.lax.map(one, (keys, (sets[:, 0], sets[:, 1])))
 
     results = []
     for i, way in enumerate(WAYS):
-        sets, shifted = pairs(way, config)
-        key = jax.random.fold_in(jax.random.key(config.first_seed + 3), i)
-        found, passed = jax.device_get(compared(jax.random.split(key, config.trials), sets))
-        smallest = found.feature_p_values.min(axis=1)
-        most = found.ks.argmax(axis=1)
+        sets, shifted = pairs(way, options)
+        key = jax.random.fold_in(jax.random.key(options.first_seed + 3), i)
+        comparison, same = jax.device_get(compare(jax.random.split(key, options.trials), sets))
+        largest = comparison.ks.argmax(axis=1)
+        often = np.bincount(largest, minlength=len(names)) / options.trials
+        label = (names[often.argmax()], float(often.max()))
         if way == SHIFTED:
-            named = ("the shifted one", float((most == shifted).mean()))
-        else:
-            often = np.bincount(most, minlength=len(names))
-            named = (names[often.argmax()], float(often.max() / config.trials))
-        results.append(
-            Detected(
-                way,
-                float((~passed).mean()),
-                float((smallest <= config.level / 2).mean()),
-                float((found.p_value <= config.level / 2).mean()),
-                named,
-                config.trials,
-            )
-        )
+            label = ("the shifted one", float((largest == shifted).mean()))
+        rate = Estimate.share((~same).sum(), options.trials)
+        # Two tests share the level: the smallest p-value of the features, and the joint one.
+        p_values = (comparison.feature_p_values.min(axis=1), comparison.p_value)
+        parts = (float((p <= options.level / 2).mean()) for p in p_values)
+        results.append(Detection(way, rate, *parts, label))
         if progress is not None:
             progress(i + 1, len(WAYS))
     return results
 
 
-def report(measured: Spread, drawn: Shares, found: list[Detected], config: Config) -> str:
-    """Three tables, and after each what it says."""
-    z = (measured.measured - measured.binomial) / measured.uncertainty
+def claims(noise: Spread, drawn: Shares, rows: list[Detection], level: float) -> list[Claim]:
+    """Formulas for the noise hold, stratified shares stay, and faulty splits are noticed."""
+
+    def equal(text, estimate, expected):
+        ratio = estimate * (1 / expected)
+        text = f"{text}, within {AGREEMENT:.0%} (ratio)"
+        return Claim(text, ratio, "equal", 1.0, tolerance=AGREEMENT, form=".2f")
+
+    results = [
+        equal(f"{size} dev examples: the dev error varies as a binomial share", *pair)
+        for size, *pair in zip(noise.sizes, noise.measured, noise.binomial, strict=True)
+    ]
+    text = f"a plain split varies the share of {drawn.name} as a draw without replacement"
+    results.append(equal(text, deviation(drawn.plain), drawn.expected))
+    change = Estimate.exact(np.abs(drawn.stratified - drawn.whole).max())
+    text = "a stratified split changes it by less than one example"
+    results.append(Claim(text, change, "less", 1 / drawn.size, form=".2%"))
+    text = f"random splits are called different in less than {level:.0%} of pairs"
+    results.append(Claim(text, rows[0].rate, "less", level, form=".1%"))
+    for row in rows[1:]:
+        text = f"{row.name}: called different in more than {level:.0%} of pairs"
+        results.append(Claim(text, row.rate, "greater", level, form=".1%"))
+    return results
+
+
+def report(
+    noise: Spread, drawn: Shares, detections: list[Detection], options: Options
+) -> kit.Report:
+    """A table for each of the three questions, and the claims."""
+    p, sd = noise.error, noise.measured
+    z_scores = sd.z_score(noise.binomial)
     rows = [
-        (str(size), f"{m:.2%} ± {u:.2%}", f"{b:.2%}", f"{score:+.1f}")
-        for size, m, u, b, score in zip(*measured[:1], *measured[2:], z, strict=True)
+        (str(size), f"{sd[i]:.2%}", f"{noise.binomial[i]:.2%}", f"{z_scores[i]:+.1f}")
+        for i, size in enumerate(noise.sizes)
     ]
-    p = measured.error
-    widest = int(np.abs(z).argmax())
-    lines = [
-        f"Digits, ridge classifier of {config.train_examples} examples, mean error {p:.2%}: "
-        f"standard deviation",
-        f"of the dev error over {config.splits} random splits ± standard error.",
-        frontend.table(("dev examples", "measured", "binomial", "z"), rows),
-        f"The largest difference from sqrt(p (1 - p) / n) is {np.abs(z[widest]):.1f} standard "
-        f"errors, a factor of {measured.measured[widest] / measured.binomial[widest]:.2f}.",
-        f"So {measured.sizes[0]} dev examples tell the error to ± "
-        f"{2 * measured.measured[0]:.1%} (two standard deviations), {measured.sizes[-1]} to ± "
-        f"{2 * measured.measured[-1]:.1%}; for ± 1 % it takes {4 * p * (1 - p) / 1e-4:,.0f}.",
-    ]
+    title = f"Digits, ridge classifier of {options.train_examples} examples, mean error {p:.2%}: "
+    title += f"standard deviation of the dev error over {options.splits} random splits."
+    first = kit.table(("dev examples", "measured", "sqrt(p(1-p)/n)", "z"), rows, title)
+    needed = kit.paragraph(
+        f"{noise.sizes[0]} dev examples give the error to ± {2 * sd.mean[0]:.1%} (two standard "
+        f"deviations), {noise.sizes[-1]} to ± {2 * sd.mean[-1]:.1%}; ± 1 % takes "
+        f"{4 * p * (1 - p) / 1e-4:,.0f} examples."
+    )
     rows = [
-        (
-            way,
-            f"{values.mean():.2%} ± {values.std(ddof=1) / np.sqrt(len(values)):.2%}",
-            f"{values.std(ddof=1):.2%}",
-            f"{values.min():.1%} to {values.max():.1%}",
-        )
-        for way, values in (("plain", drawn.plain), ("stratified", drawn.stratified))
+        (way, f"{Estimate.of(v):.2%}", f"{deviation(v):.2%}", f"{v.min():.1%} to {v.max():.1%}")
+        for way, v in (("plain", drawn.plain), ("stratified", drawn.stratified))
     ]
-    lines += [
-        f"\nWine, {drawn.name}, {drawn.whole:.2%} of all: its share in dev sets of {drawn.size}, "
-        f"{config.splits} splits.",
-        frontend.table(("split", "mean", "standard deviation", "range"), rows),
-        f"Chance alone: a standard deviation of {drawn.expected:.2%} for plain splits. Rounding to "
-        f"whole examples allows a stratified share to differ by {1 / drawn.size:.2%}; it differs "
-        f"by {np.abs(drawn.stratified - drawn.whole).max():.2%} at most.",
-    ]
+    title = f"Wine, {drawn.name}, {drawn.whole:.2%} of all: its share in dev sets of {drawn.size}, "
+    title += f"{options.splits} splits. A plain draw has a standard deviation of "
+    title += f"{drawn.expected:.2%}; whole examples can differ by up to {1 / drawn.size:.2%}."
+    second = kit.table(("split", "mean", "standard deviation", "range"), rows, title)
     rows = [
-        (
-            row.name,
-            f"{row.rate:.1%} ± {row.error:.1%}",
-            f"{row.features:.0%}",
-            f"{row.joint:.0%}",
-            f"{row.named[0]} ({row.named[1]:.0%})",
-        )
-        for row in found
+        (row.name, f"{row.rate:.1%}", f"{row.features:.0%}", f"{row.joint:.0%}")
+        + (f"{row.largest[0]} ({row.largest[1]:.0%})",)
+        for row in detections
     ]
-    lines += [
-        f"\nBreast cancer: dev and test taken for different at level {config.level:g}, share of "
-        f"{config.trials} pairs ± standard error.",
-        frontend.table(
-            ("way of splitting", "different", "by a feature", "jointly", "differs most (share)"),
-            rows,
-        ),
-        verdict(found, config),
-    ]
-    return "\n".join(lines)
+    headings = ("way of splitting", "different", "by a feature", "jointly", "differs most (share)")
+    title = f"Breast cancer: dev and test are called different at level {options.level:g}, share "
+    title += f"of {options.trials} pairs ± standard error."
+    third = kit.table(headings, rows, title)
+    numbers = {
+        "dev_error_deviation": dict(zip(noise.sizes, sd, strict=True)),
+        "class_share_deviation": deviation(drawn.plain),
+        "called_different": {row.name: row.rate for row in detections},
+    }
+    statements = claims(noise, drawn, detections, options.level)
+    return kit.Report([f"{first}\n{needed}", second, third], statements, numbers)
 
 
-def verdict(found: list[Detected], config: Config) -> str:
-    """What the comparison finds and what it does not, in words."""
-    equal = next(row for row in found if row.name == RANDOM)
-    holds = equal.rate <= config.level + 2 * equal.error
-    others = [row for row in found if row is not equal]
-    seen = [row.name for row in others if row.rate - 3 * row.error > config.level]
-    missed = [row.name for row in others if row.name not in seen]
-    words = [
-        f"Random splits are taken for different in {equal.rate:.1%}, "
-        + (f"as level {config.level:g} allows." if holds else "MORE than the level allows.")
-    ]
-    if seen:
-        words.append(f"Found more often than by chance: {'; '.join(seen)}.")
-    if missed:
-        words.append(f"Not found: {'; '.join(missed)}.")
-    return "\n".join(words)
+def figure(noise: Spread, drawn: Shares, detections: list[Detection], options: Options) -> Any:
+    """Noise of the dev error, class shares, and how often faulty splits are noticed."""
+    from matplotlib.figure import Figure
+
+    result = Figure(figsize=(12, 8.6), layout="constrained")
+    axes = result.subplot_mosaic([["noise", "shares"], ["rates", "rates"]])
+    draw_noise(axes["noise"], noise)
+    draw_shares(axes["shares"], drawn)
+    draw_rates(axes["rates"], detections, options)
+    figures.legend_below(result, axes["rates"], 4)
+    return result
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    least = {"splits": 10, "train_examples": 65, "trials": 2, "permutations": 1, "first_seed": 0}
-    for name, minimum in least.items():
-        if getattr(config, name) < minimum:
-            raise ValueError(
-                f"{name} must be at least {minimum}, got {getattr(config, name)}; raise it"
-            )
-    most = 1797 - config.train_examples
-    sizes = config.dev_sizes
-    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)) or sizes[-1] > most:
-        raise ValueError(
-            f"dev_sizes must be ascending from 1 to the {most} digits that are not for training, "
-            f"got {sizes}; correct them"
-        )
-    if not 0 < config.level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {config.level:g}; take 0.05")
-    if config.permutations + 1 < 2 / config.level:
-        raise ValueError(
-            f"permutations must be at least {2 / config.level - 1:.0f} for level {config.level:g}, "
-            f"got {config.permutations}; raise it"
-        )
-    if not 0 < config.penalty < np.inf:
-        raise ValueError(f"penalty must be above 0 and finite, got {config.penalty:g}; take 30")
-    if not np.isfinite(config.shift):
-        raise ValueError(f"shift must be finite, got {config.shift:g}; take 0.75")
-    frontend.writable("output", config.output)
+def draw_noise(ax: Any, noise: Spread) -> None:
+    """Measured standard deviations over the binomial curve."""
+    p, measured = noise.error, noise.measured
+    sizes = np.geomspace(noise.sizes[0], noise.sizes[-1], 100)
+    curve = np.sqrt(p * (1 - p) / sizes)
+    label = r"binomial: $\sqrt{p\,(1-p)\,/\,n}$"
+    ax.plot(sizes, curve, color=style.THEORY, linestyle="dashed", label=label)
+    look = {"color": style.SHADES[0], "marker": "o", "linestyle": "none", "capsize": 4}
+    figures.error_bars(ax, noise.sizes, measured, label="measured ± two standard errors", **look)
+    low, high = measured.mean.min() / 1.3, measured.mean.max() * 1.3
+    ax.set(xscale="log", yscale="log", ylim=(low, high), xlabel="examples in the dev set")
+    ax.set_ylabel("standard deviation of the dev error\nover random splits")
+    values = [v for v in (0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 20, 30) if low <= v / 100 <= high]
+    figures.ticks(ax.xaxis, noise.sizes)
+    figures.ticks(ax.yaxis, [v / 100 for v in values], [f"{v} %" for v in values])
+    wide, narrow = (2 * measured.mean[i] for i in (0, -1))
+    ax.set_title(
+        f"{noise.sizes[-1]} dev examples give an error of {p:.0%}\n"
+        f"to ± {narrow:.1%}, {noise.sizes[0]} to ± {wide:.0%}"
+    )
+    ax.legend(frameon=False)
 
 
-def run(config: Config) -> None:
+def draw_shares(ax: Any, drawn: Shares) -> None:
+    """Distributions of the class share in plain and stratified dev sets."""
+    whole = [np.round(v * drawn.size).astype(int) for v in (drawn.stratified, drawn.plain)]
+    counts = np.arange(np.min(whole), np.max(whole) + 1)
+    looks = ((style.SHADES[4], "//", 0.9, "stratified"), (style.SHADES[1], None, 0.6, "plain"))
+    for values, (color, hatch, width, name) in zip(whole, looks, strict=True):
+        heights = [np.mean(values == count) for count in counts]
+        look = {"color": color, "hatch": hatch, "edgecolor": "white", "label": f"{name} split"}
+        ax.bar(counts / drawn.size, heights, width=width / drawn.size, **look)
+    ax.axvline(drawn.whole, color="black", linestyle="dotted", label="in all data")
+    figures.percent(ax.xaxis)
+    figures.percent(ax.yaxis)
+    ax.set_xlabel(f"share of {drawn.name} of wine in the dev set ({drawn.size} examples)")
+    ax.set_ylabel("share of random splits")
+    low, high = drawn.plain.min(), drawn.plain.max()
+    ax.set_title(
+        f"A class of {drawn.whole:.0%} has {low:.0%} to {high:.0%} of plain dev sets,\n"
+        f"{drawn.stratified.mean():.0%} of stratified ones"
+    )
+    ax.legend(loc="center right", frameon=False, fontsize=9, handlelength=1.2)
+
+
+def draw_rates(ax: Any, detections: list[Detection], options: Options) -> None:
+    """How often each way of splitting is noticed, by either test and by both."""
+    heights = np.arange(len(detections))[::-1]
+    kinds = (
+        ("by a feature", [row.features for row in detections], style.LINES[3], 0.2),
+        ("by all features jointly", [row.joint for row in detections], style.LINES[1], -0.2),
+    )
+    for label, rates, (color, marker), offset in kinds:
+        ax.barh(heights + offset, rates, height=0.18, color=color, alpha=0.35, linewidth=0)
+        look = {"color": color, "marker": marker, "linestyle": "none", "clip_on": False}
+        ax.plot(rates, heights + offset, label=label, **look)
+    rates = np.array([row.rate.mean for row in detections])
+    bars = [2 * row.rate.standard_error for row in detections]
+    look = {"color": "black", "marker": "o", "linestyle": "none", "capsize": 4, "zorder": 5}
+    ax.errorbar(rates, heights, xerr=bars, label="by either ± two standard errors", **look)
+    level = {"color": style.THEORY, "linestyle": "dashed", "label": f"level {options.level:.0%}"}
+    ax.axvline(options.level, **level)
+    for y, row in zip(heights, detections, strict=True):
+        if row.features > 3 * options.level:  # otherwise no feature stands out
+            words = f"most often {row.largest[0]}"
+            ax.text(1.04, y, words, va="center", fontsize=9, color="0.3")
+    ax.set_yticks(heights, [textwrap.fill(row.name, 24) for row in detections])
+    ax.set_xlabel(f"pairs of dev and test set that are called different ({options.trials} pairs)")
+    ax.set_xlim(0, 1.03)
+    figures.percent(ax.xaxis)
+    ax.set_title(
+        f"Comparing dev with test: random splits differ in {rates[0]:.1%} of pairs,\n"
+        f"faulty ones in {rates[1:].min():.0%} to {rates[1:].max():.0%}"
+    )
+
+
+def run(options: Options) -> None:
     """Measure what the split decides: noise of the dev error, class shares, dev against test."""
-    checked(config)
-    start = time.perf_counter()
-    measured, drawn = spread(config), shares(config)
-    found = detect(config, frontend.Bar("comparisons"))
-    print(report(measured, drawn, found, config))
-    plotting.data_splits(measured, drawn, found, config.level).savefig(config.output, dpi=110)
-    print(f"\n{time.perf_counter() - start:.1f} s in all.")
-    print(f"Figure: {config.output}")
+    noise, drawn = spread(options), shares(options)
+    detections = detect(options, kit.progress("comparisons"))
+    results = (noise, drawn, detections, options)
+    kit.publish(report(*results), options, figure(*results))
 
 
 if __name__ == "__main__":
-    frontend.use_all_cores()
-    frontend.main(Config, run)
+    kit.use_all_cores()
+    kit.command(Options, run)

@@ -177,12 +177,13 @@ class Verdict:
     outcome: str
     p_value: float | None
 
-    def __str__(self) -> str:
+    def row(self) -> tuple[str, str, str, str]:
+        """Outcome, claim, estimate and p-value as text."""
         estimate, form = self.claim.estimate, self.claim.form
         if self.p_value is None:
-            return f"{self.outcome}: {self.claim.text}: {estimate.mean:{form}}, exact."
-        p_value = f"p = {self.p_value:.2g}" if self.p_value >= 1e-4 else "p < 0.0001"
-        return f"{self.outcome}: {self.claim.text}: {estimate:{form}}, {p_value}."
+            return self.outcome, self.claim.text, f"{estimate.mean:{form}}", "exact"
+        p_value = f"{self.p_value:.2g}" if self.p_value >= 1e-4 else "< 0.0001"
+        return self.outcome, self.claim.text, f"{estimate:{form}}", p_value
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

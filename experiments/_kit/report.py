@@ -45,8 +45,10 @@ def paragraph(text: str, indent: str = "") -> str:
     return textwrap.fill(text, COLUMNS, subsequent_indent=indent, break_long_words=False)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """Columns of text, all but the first aligned to the right, with a title above.
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, left: int = 1
+) -> str:
+    """Columns of text with a title above; the first `left` columns are aligned to the left.
 
     Headings and cells of more than one word are broken into lines where that is needed to stay
     within 100 columns. A heading is never a reason for a column to be wide.
@@ -73,7 +75,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "
         height = max(map(len, cells))
         padded = [cell + [""] * (height - len(cell)) for cell in cells]
         aligned = [
-            [part.rjust(width) if i else part.ljust(width) for part in cell]
+            [part.ljust(width) if i < left else part.rjust(width) for part in cell]
             for i, (cell, width) in enumerate(zip(padded, widths, strict=True))
         ]
         return ["  ".join(parts).rstrip() for parts in zip(*aligned, strict=True)]
@@ -103,9 +105,9 @@ class Report:
         parts = list(self.sections)
         if self.claims:
             count = sum(not claim.estimate.is_exact for claim in self.claims)
-            heading = f"Claims ({count} tests, p-values corrected together by Holm's method):"
-            lines = [paragraph(f"- {v}", "  ") for v in evidence.verdicts(self.claims)]
-            parts.append("\n".join([heading, *lines]))
+            title = f"Claims, with the p-values of {count} tests corrected together (Holm)."
+            rows = [verdict.row() for verdict in evidence.verdicts(self.claims)]
+            parts.append(table(("verdict", "claim", "estimate", "p"), rows, title, left=2))
         return "\n\n".join(parts)
 
 

@@ -3,7 +3,6 @@
 from jaxgrad.plotting._depth_map import depth_map
 from jaxgrad.plotting._phase_diagram import phase_diagram
 from jaxgrad.plotting.activations import activations
-from jaxgrad.plotting.bias_variance import bias_variance
 from jaxgrad.plotting.data_splits import data_splits
 from jaxgrad.plotting.diagnosis import diagnosis
 from jaxgrad.plotting.input_normalization import input_normalization
@@ -13,7 +12,6 @@ from jaxgrad.plotting.trainability import trainability
 
 __all__ = [
     "activations",
-    "bias_variance",
     "data_splits",
     "depth_map",
     "diagnosis",

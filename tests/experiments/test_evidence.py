@@ -114,7 +114,7 @@ def test_exact_numbers_are_compared_without_a_test():
     assert [v.outcome for v in results] == [HOLDS, FAILS, HOLDS]
     assert [v.p_value for v in results][:2] == [None, None]
     assert results[2].p_value == pytest.approx(2 * stats.norm.sf(2.0))
-    assert str(results[0]) == "HOLDS: all steps agree: 0, exact."
+    assert results[0].row() == ("HOLDS", "all steps agree", "0", "exact")
 
 
 def test_repetitions_without_spread_are_a_sign_test():
@@ -135,8 +135,8 @@ def test_format_and_z_score():
     assert f"{-estimate * 100:.1f}" == "12.3 ± 4.6"
     assert estimate.z_score(-0.0318) == pytest.approx(-2.0)
     assert np.isnan(Estimate(1.0, 0.0).z_score(0.0))
-    text = str(verdicts([Claim("it falls", estimate, "less", form="+.1%")])[0])
-    assert text == "HOLDS: it falls: -12.3% ± 4.6%, p = 0.007."
+    row = verdicts([Claim("it falls", estimate, "less", form="+.1%")])[0].row()
+    assert row == ("HOLDS", "it falls", "-12.3% ± 4.6%", "0.007")
 
 
 @pytest.mark.parametrize(("relation", "tolerance"), [("equal", 0.0), ("less", 0.1)])

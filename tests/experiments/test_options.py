@@ -1,5 +1,6 @@
 """Command lines: bounds, errors in one line, output paths, interruptions."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,8 @@ def test_bad_options_are_named_by_check(monkeypatch, tmp_path, change, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         check(Small(**change))
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["deep", "--nothing"])
@@ -112,8 +112,8 @@ def test_what_cannot_be_parsed_ends_in_one_line(call, text):
 def test_errors_of_the_run_end_in_one_line(call, monkeypatch):
     assert call(Small, run) == "error: bad news"
     monkeypatch.setenv("JAXGRAD_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["small"])
     with pytest.raises(ValueError, match="bad\nnews"):
-        monkeypatch.setattr(sys, "argv", ["small"])
         command(Small, run)
 
 
