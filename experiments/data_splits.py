@@ -23,10 +23,10 @@ from jaxgrad.training import normalization, splits
 
 AGREEMENT = 0.2
 """Standard deviations are called equal if they differ by less than this share."""
-RANDOM, OWN = "random split", "dev standardized by its own statistics"
+RANDOM, SELF = "random split", "dev standardized by its own statistics"
 ORDER, CLASSES = "neighbouring blocks of the file", "other class shares"
 SHIFTED, UNPAIRED = "one feature of test shifted", "each feature of test shuffled by itself"
-WAYS = (RANDOM, OWN, ORDER, CLASSES, SHIFTED, UNPAIRED)
+WAYS = (RANDOM, SELF, ORDER, CLASSES, SHIFTED, UNPAIRED)
 """Ways of splitting, of which only the first gives dev and test the same distribution."""
 
 
@@ -203,7 +203,7 @@ def pairs(way: str, options: Options) -> tuple[np.ndarray, np.ndarray]:
             rows = [draw_classes(generator, cancer.labels, size, share) for share in (0.25, 0.5)]
         # Both are standardized by the training set, as they should be.
         first, second = ((cancer.x[row] - mean[trial]) / std[trial] for row in rows)
-        if way == OWN:
+        if way == SELF:
             first = (first - first.mean(axis=0)) / first.std(axis=0)
         if way == SHIFTED:
             second[:, feature] += options.shift

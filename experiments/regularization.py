@@ -1,13 +1,12 @@
-"""What does each way to regularise do to dev error, how far from train error, and to weights?
+"""What does each way to regularize do to dev error, how far from train error, and to weights?
 
 Run `python -m experiments.regularization`, or `--help` for its options.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,75 +17,70 @@ import numpy as np
 import optax
 import xarray
 
-from experiments import frontend
-from jaxgrad import (
-    layers,
-    plotting,
-    regimes,
-    sweeps,
-    training,
-)
+from experiments import _kit as kit
+from experiments._kit import Claim, Estimate, figures
+from experiments._kit.classifier import error_rate, logits
+from jaxgrad import layers, sweeps
+from jaxgrad.plotting import style
 from jaxgrad.training import augmentation, normalization, regularization
 
-CLASSES = 10
 SMALL_WEIGHT = 1e-3
+"""Steps of gradient descent jump over 0, so that a weight this small counts as 0."""
 NEAR_LINEAR = 0.5
 """Below this size of its argument tanh is within 8 % of the identity."""
 MASKS = 16
-"""How many dropout masks are averaged."""
-DESCENT_KEEP_PROB = (1.0, 0.8, 0.5)
-DESCENT_STEPS = 200
-DESCENT_RATE = 0.1
+"""Number of dropout masks that are averaged."""
+DESCENT_DROPOUT, DESCENT_STEPS, DESCENT_RATE = (0.0, 0.2, 0.5), 200, 0.1
+"""Full-batch gradient descent, to see whether the cost falls in every step."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """Options of the comparison of ways to regularise, on the digits of scikit-learn."""
+class Options(kit.SeededOptions):
+    """Options of the comparison of ways to regularize, on the digits of scikit-learn."""
 
-    l2: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-    """Strengths lambda of lambda / (2 m) sum w^2, above 0."""
-    l1: tuple[float, ...] = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
-    """Strengths lambda of lambda / (2 m) sum |w|, above 0."""
-    keep_prob: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.9)
-    """Shares of hidden units that dropout keeps, between 0 and 1."""
-    shift: int = 1
-    """Augmentation: largest shift in pixels."""
-    degrees: float = 10.0
-    """Augmentation: largest rotation."""
-    noise: float = 0.1
-    """Augmentation: standard deviation of noise, where pixels lie between 0 and 1."""
-    copies: int = 100
-    """Augmentation: how many changed copies of the training set there are to draw from."""
-    train: int = 250
-    """Training examples."""
-    dev: int = 500
-    """Dev examples; the rest, at least one, are for the test."""
-    mislabelled: float = 0.2
-    """Share of training labels that are drawn at random; dev and test labels stay right."""
-    width: int = 64
-    """Units of each of two hidden layers, of tanh."""
-    steps: int = 600
-    """Steps of SGD with momentum 0.9, whose rate falls to 0 as a cosine."""
-    every: int = 10
-    """Steps between the evaluations of early stopping, which divide the steps."""
-    batch_size: int = 50
-    """Examples in a batch."""
-    rate: float = 0.05
-    """Learning rate at the start."""
-    seeds: int = 8
-    """How many splits of the data with networks of their own, at least 2."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    output: Path = Path("results/regularization.png")
-    """Where to write the figure."""
+    output: Path = kit.option(Path("results/regularization.png"), "Where to write the figure.")
+    l2: tuple[float, ...] = kit.option(
+        (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), "Strengths lambda of L2.", above=0
+    )
+    l1: tuple[float, ...] = kit.option(
+        (0.1, 0.3, 1.0, 2.0, 4.0, 8.0), "Strengths lambda of L1.", above=0
+    )
+    dropout: tuple[float, ...] = kit.option(
+        (0.8, 0.7, 0.6, 0.5, 0.35, 0.2, 0.1), "Rates of dropout.", above=0, below=1
+    )
+    shift: int = kit.option(1, "Augmentation: largest shift in pixels.", minimum=0)
+    degrees: float = kit.option(10.0, "Augmentation: largest rotation.", minimum=0)
+    noise: float = kit.option(
+        0.1, "Augmentation: standard deviation of noise; pixels are from 0 to 1.", minimum=0
+    )
+    copies: int = kit.option(100, "Augmentation: changed copies of the training set.", minimum=1)
+    train: int = kit.option(250, "Training examples.", minimum=1)
+    dev: int = kit.option(500, "Dev examples; the rest are for the test.", minimum=1)
+    mislabelled: float = kit.option(
+        0.2, "Share of training labels that are drawn at random.", minimum=0, maximum=1
+    )
+    width: int = kit.option(64, "Units of each of two hidden layers of tanh.", minimum=1)
+    steps: int = kit.option(600, "Steps of SGD with momentum 0.9.", minimum=1)
+    every: int = kit.option(10, "Steps between evaluations of early stopping.", minimum=1)
+    batch_size: int = kit.option(50, "Examples in a batch.", minimum=1)
+    rate: float = kit.option(0.05, "Learning rate, falling to 0 as a cosine.", above=0)
+
+    def check(self) -> None:
+        """A test set must be left, a batch must fit, and the evaluations divide the steps."""
+        if self.train + self.dev > 1796:
+            raise ValueError(f"train and dev must be at most 1796, got {self.train + self.dev}")
+        if self.batch_size > self.train:
+            raise ValueError(f"batch_size must be at most {self.train}, got {self.batch_size}")
+        if self.steps % self.every:
+            raise ValueError(f"every must divide the {self.steps} steps, got {self.every}")
 
 
 class Strength(NamedTuple):
-    """How strongly a network is regularised; all may be traced."""
+    """How strongly a network is regularized; all may be traced."""
 
     l2: Any = 0.0
     l1: Any = 0.0
-    keep_prob: Any = 1.0
+    dropout: Any = 0.0
     augmented: Any = False
 
 
@@ -97,7 +91,7 @@ VARIABLES = {
     "stopped_train": "train error of the parameters of the best dev error",
     "stopped_dev": "their dev error",
     "stopped_test": "their test error",
-    "stopped_step": "after how many steps it was found",
+    "stopped_step": "number of steps after which they were reached",
     "squares": "sum of squared weights",
     "small": f"share of weights below {SMALL_WEIGHT:g}",
     "near": f"share of hidden units whose argument is below {NEAR_LINEAR:g} in size",
@@ -108,171 +102,108 @@ VARIABLES = {
 }
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    for name, limit in (("l2", np.inf), ("l1", np.inf), ("keep_prob", 1.0)):
-        values = getattr(config, name)
-        inside = bool(values) and all(0 < value < limit for value in values)
-        if not inside or len(set(values)) < len(values):
-            raise ValueError(
-                f"{name} must be different numbers above 0 and below {limit:g}, got {values}; the "
-                "network without any is always there, too"
-            )
-    images = len(digits()[0])
-    for name, least, most in (
-        ("train", 1, images - 2),
-        ("dev", 1, images - 1 - config.train),
-        ("batch_size", 1, config.train),
-        *((name, 1, 10**6) for name in ("width", "steps", "every", "copies")),
-        *((name, 0, 10**6) for name in ("first_seed", "shift", "degrees", "noise")),
-        ("seeds", 2, 10**6),
-        ("rate", 1e-6, 10**6),
-        ("mislabelled", 0, 1),
-    ):
-        value = getattr(config, name)
-        if not least <= value <= most:
-            raise ValueError(f"{name} must be from {least} to {most}, got {value}; correct it")
-    if config.steps % config.every:
-        raise ValueError(
-            f"every must divide the {config.steps} steps, got {config.every}; change one of them"
-        )
-    frontend.writable("output", config.output)
-
-
-@functools.cache
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images `[1797, 8, 8, 1]` with pixels between 0 and 1, and labels."""
-    from sklearn import datasets
-
-    bunch: Any = datasets.load_digits()
-    return bunch.images[..., None].astype(np.float32) / 16, bunch.target.astype(np.int32)
-
-
-def network(width: int, keep_prob: Any) -> tuple[layers.Layer, ...]:
+def network(width: int, dropout: Any) -> tuple[layers.Layer, ...]:
     """Two hidden layers of tanh, each followed by dropout, and the layer of logits."""
-    # An array, since the Python number 0 would mean that there are no biases.
-    dense = functools.partial(layers.dense, b_variance=jnp.zeros(()))
-    hidden = (dense(width), layers.activation("tanh"), layers.dropout(keep_prob))
-    return (*hidden, *hidden, dense(CLASSES))
+    tanh, drop = layers.activation("tanh"), layers.dropout(dropout)
+    hidden = (layers.dense(width, bias=True), tanh, drop)
+    return (*hidden, *hidden, layers.dense(10, bias=True))
 
 
-class Split(NamedTuple):
-    """The data of one seed: images and labels, and the inputs that networks take."""
+def flat(standardizer: normalization.Standardizer, images: jax.Array) -> jax.Array:
+    """Inputs of the network, `[examples, 64]`, all pixels standardized alike.
 
-    images: jax.Array
-    labels: jax.Array
-    standardizer: normalization.Standardizer
-
-    def inputs(self, images: jax.Array) -> jax.Array:
-        """Flat and standardized, all pixels alike.
-
-        Each by itself would blow up the pixels that hardly vary, as soon as an image is shifted.
-        """
-        pixels = normalization.apply(self.standardizer, images.reshape(-1, 1))
-        return pixels.reshape(len(images), -1)
+    Each by itself would enlarge the pixels that hardly vary, as soon as an image is shifted.
+    """
+    return normalization.apply(standardizer, images.reshape(-1, 1)).reshape(len(images), -1)
 
 
-def split(key: jax.Array, images: jax.Array, labels: jax.Array, config: Config) -> list[Split]:
-    """Training, dev and test set, drawn anew; some training labels are wrong."""
+def draw_data(
+    key: jax.Array, images: jax.Array, labels: jax.Array, options: Options
+) -> tuple[list[kit.Examples], normalization.Standardizer]:
+    """Images and labels of a training, dev and test set; some training labels are wrong."""
     key_order, key_chosen, key_label = jax.random.split(key, 3)
     order = jax.random.permutation(key_order, len(images))
     images, labels = images[order], labels[order]
-    ends = (0, config.train, config.train + config.dev, len(images))
-    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
-    wrong = jax.random.uniform(key_chosen, (config.train,), jnp.float32) < config.mislabelled
-    drawn = jax.random.randint(key_label, (config.train,), 0, CLASSES, labels.dtype)
-    labels = labels.at[parts[0]].set(jnp.where(wrong, drawn, labels[parts[0]]))
-    standardizer = normalization.fit(images[parts[0]].reshape(-1, 1))
-    return [Split(images[part], labels[part], standardizer) for part in parts]
+    count = options.train
+    wrong = jax.random.uniform(key_chosen, (count,), jnp.float32) < options.mislabelled
+    drawn = jax.random.randint(key_label, (count,), 0, 10, labels.dtype)
+    labels = labels.at[:count].set(jnp.where(wrong, drawn, labels[:count]))
+    ends = (0, count, count + options.dev, len(images))
+    parts = [kit.Examples(images[i:j], labels[i:j]) for i, j in itertools.pairwise(ends)]
+    return parts, normalization.fit(parts[0].x.reshape(-1, 1))
 
 
-def cost(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def draw_versions(
+    key: jax.Array, images: jax.Array, standardizer: Any, options: Options
+) -> jax.Array:
+    """Training inputs as they are, at index 0, and changed copies, `[copies + 1, examples, 64]`.
 
-
-def wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Share of examples whose largest logit is another class's."""
-    return jnp.mean(jnp.argmax(logits, axis=-1) != labels)
-
-
-def augmented(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
-    """Images shifted, rotated and with noise."""
-    key_shift, key_rotate, key_noise = jax.random.split(key, 3)
-    images = augmentation.shift(images, config.shift, key=key_shift)
-    images = augmentation.rotate(images, config.degrees, key=key_rotate)
-    return augmentation.noise(images, config.noise, key=key_noise)
-
-
-def versions(key: jax.Array, part: Split, config: Config) -> jax.Array:
-    """Inputs as they are, at index 0, and of every changed copy, `[copies + 1, examples, 64]`.
-
-    Drawn ahead of training, so that networks with and without augmentation are one program.
+    Drawn before training, so that networks with and without augmentation are one program.
     """
-    keys = jax.random.split(key, config.copies)
-    changed = jax.lax.map(lambda k: part.inputs(augmented(k, part.images, config)), keys)
-    return jnp.concatenate([part.inputs(part.images)[None], changed])
+
+    def changed(key):
+        key_shift, key_rotate, key_noise = jax.random.split(key, 3)
+        copy = augmentation.shift(images, options.shift, key=key_shift)
+        copy = augmentation.rotate(copy, options.degrees, key=key_rotate)
+        return flat(standardizer, augmentation.noise(copy, options.noise, key=key_noise))
+
+    copies = jax.lax.map(changed, jax.random.split(key, options.copies))
+    return jnp.concatenate([flat(standardizer, images)[None], copies])
 
 
 def train(
-    key: jax.Array, sets: list[Split], seen: jax.Array, strength: Strength, config: Config
+    key: jax.Array, sets: list[kit.Examples], versions: Any, strength: Strength, options: Options
 ) -> dict[str, jax.Array]:
-    """Train one network on the `versions` of its training set and measure `VARIABLES`."""
+    """Train one network on the versions of its training set and measure `VARIABLES`."""
     key_init, key_fit, key_masks = jax.random.split(key, 3)
-    parts = network(config.width, strength.keep_prob)
-    net = layers.sequential(*parts)
-    training_set, dev, _ = sets
-    inputs = [part.inputs(part.images) for part in sets]
-    params, _ = net.init(key_init, inputs[0].shape[1:], jnp.float32)
+    parts = network(options.width, strength.dropout)
+    layer = layers.sequential(*parts)
+    params, _ = layer.draw((64,), key=key_init, dtype=jnp.float32)
 
-    def loss(params, state, batch, key):
-        examples, labels = batch
-        key_version, key_dropout = jax.random.split(key)
-        changed = jax.random.randint(key_version, examples.shape, 1, len(seen))
-        version = jnp.where(strength.augmented, changed, 0)
-        logits = net.apply(params, seen[version, examples], key_dropout)
-        penalty = regularization.l2(params, strength.l2, examples=config.train)
-        penalty += regularization.l1(params, strength.l1, examples=config.train)
-        return cost(logits, labels) + penalty, state
+    def inputs(rows, key):
+        changed = jax.random.randint(key, rows.shape, 1, len(versions))
+        return versions[jnp.where(strength.augmented, changed, 0), rows]
 
-    def evaluate(params, state):
-        return wrong(net.apply(params, inputs[1], None), dev.labels), ()
+    def penalty(params):  # lambda / (2 m) times the sum of w^2 or |w|
+        strengths = ((regularization.l2, strength.l2), (regularization.l1, strength.l1))
+        return sum(function(params, value, examples=options.train) for function, value in strengths)
 
-    schedule = optax.cosine_decay_schedule(config.rate, config.steps)
-    fitted = training.fit(
-        loss,
+    def errors(params, state):
+        return [error_rate(logits(layer, params, state, x), y) for x, y in sets]
+
+    dev, schedule = sets[1], optax.cosine_decay_schedule(options.rate, options.steps)
+    fitted = kit.classifier.train(
+        layer,
         params,
         optax.sgd(schedule, momentum=0.9),
-        (jnp.arange(config.train), training_set.labels),
+        kit.Examples(jnp.arange(options.train), sets[0].labels),
         key=key_fit,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        evaluate=evaluate,
-        every=config.every,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        inputs=inputs,
+        penalty=penalty,
+        evaluate=lambda params, state: (errors(params, state)[1], ()),
+        every=options.every,
     )
-    best, _ = fitted.best.params
-
-    def errors(params):
-        logits = [net.apply(params, x, None) for x in inputs]
-        return [wrong(z, part.labels) for z, part in zip(logits, sets, strict=True)]
-
     names = ("train", "dev", "test")
-    found = dict(zip(names, errors(fitted.params), strict=True))
-    found |= {f"stopped_{name}": v for name, v in zip(names, errors(best), strict=True)}
-    found["stopped_step"] = fitted.best.best * config.every
-    masks = jax.vmap(lambda key: net.apply(fitted.params, inputs[1], key))(
+    results = dict(zip(names, errors(fitted.params, fitted.state), strict=True))
+    stopped = zip(names, errors(*fitted.best.params), strict=True)
+    results |= {f"stopped_{name}": error for name, error in stopped}
+    results["stopped_step"] = fitted.best.best * options.every
+    # Dropout stays on, to compare masked networks with the scaled one.
+    masked = jax.vmap(lambda key: layer.apply(fitted.params, None, dev.x, key=key)[0])(
         jax.random.split(key_masks, MASKS)
     )
-    found["masked"] = jnp.mean(jax.vmap(wrong, (0, None))(masks, dev.labels))
-    found["averaged"] = wrong(jnp.mean(jax.nn.softmax(masks), axis=0), dev.labels)
-    return found | weights(fitted.params) | linearity(parts, fitted.params, inputs)
+    results["masked"] = jnp.mean(jax.vmap(error_rate, (0, None))(masked, dev.labels))
+    results["averaged"] = error_rate(jnp.mean(jax.nn.softmax(masked), axis=0), dev.labels)
+    return results | weights(fitted.params) | linearity(parts, fitted.params, sets)
 
 
 def weights(params: Any) -> dict[str, jax.Array]:
     """How large weights are, how many are small and how evenly they are spread."""
     chosen = jax.tree.leaves(regularization.select(params))
-    kernels = [w for w, taken in zip(jax.tree.leaves(params), chosen, strict=True) if taken]
-    flat = jnp.concatenate([w.ravel() for w in kernels])
+    kernels = list(itertools.compress(jax.tree.leaves(params), chosen))
+    values = jnp.concatenate([kernel.ravel() for kernel in kernels])
 
     def spread(kernel):
         # Relative to the largest of each unit, so that no power underflows.
@@ -281,262 +212,274 @@ def weights(params: Any) -> dict[str, jax.Array]:
         return jnp.mean(squares, axis=0) ** 2 / jnp.mean(squares**2, axis=0)
 
     return {
-        "squares": jnp.sum(flat**2),
-        "small": jnp.mean(jnp.abs(flat) < SMALL_WEIGHT),
+        "squares": jnp.sum(values**2),
+        "small": jnp.mean(jnp.abs(values) < SMALL_WEIGHT),
         "spread": jnp.mean(jnp.concatenate([spread(kernel) for kernel in kernels[1:]])),
     }
 
 
-def linearity(
-    parts: tuple[layers.Layer, ...], params: Any, inputs: list[jax.Array]
-) -> dict[str, jax.Array]:
+def linearity(parts: Any, params: Any, sets: list[kit.Examples]) -> dict[str, jax.Array]:
     """How near hidden units, on the training set, and logits, on the test set, are to linear."""
 
     def after(count, x):
-        return layers.sequential(*parts[:count]).apply(params[:count], x, None)
+        return logits(layers.sequential(*parts[:count]), params[:count], None, x)
 
-    arguments = jnp.concatenate([after(1, inputs[0]), after(4, inputs[0])], axis=1)
-    outputs = after(len(parts), inputs[2])
-    logits = outputs - jnp.mean(outputs, axis=0, keepdims=True)
-    x = inputs[2] - jnp.mean(inputs[2], axis=0, keepdims=True)
-    rest = logits - x @ jnp.linalg.lstsq(x, logits)[0]
-    varies = jnp.sum(logits**2)
-    # Penalties can leave nothing but rounding, and what is constant is linear.
-    some = varies > 1e-10 * jnp.sum(outputs**2)
-    return {
-        "near": jnp.mean(jnp.abs(arguments) < NEAR_LINEAR),
-        "linear": jnp.where(some, 1 - jnp.sum(rest**2) / jnp.where(some, varies, 1.0), 1.0),
-    }
+    x, test = sets[0].x, sets[2].x
+    arguments = jnp.concatenate([after(1, x), after(4, x)], axis=1)  # of both layers of tanh
+    outputs = after(len(parts), test)
+    centred, x = (a - jnp.mean(a, axis=0, keepdims=True) for a in (outputs, test))
+    rest = centred - x @ jnp.linalg.lstsq(x, centred)[0]
+    total = jnp.sum(centred**2)
+    # Penalties can leave nothing but rounding, and a constant is linear.
+    varies = total > 1e-10 * jnp.sum(outputs**2)
+    share = 1 - jnp.sum(rest**2) / jnp.where(varies, total, 1.0)
+    near = jnp.mean(jnp.abs(arguments) < NEAR_LINEAR)
+    return {"near": near, "linear": jnp.where(varies, share, 1.0)}
 
 
-def rises(key: jax.Array, training_set: Split, keep_prob: Any, config: Config) -> jax.Array:
-    """In which share of the steps of full-batch gradient descent the cost J goes up."""
+def rises(key: jax.Array, examples: kit.Examples, dropout: Any, options: Options) -> jax.Array:
+    """In which share of the steps of full-batch gradient descent the cost J rises."""
     key_init, key_fit = jax.random.split(key)
-    net = layers.sequential(*network(config.width, keep_prob))
-    x = training_set.inputs(training_set.images)
-    params, _ = net.init(key_init, x.shape[1:], jnp.float32)
-
-    def loss(params, state, batch, key):
-        return cost(net.apply(params, batch[0], key), batch[1]), state
-
-    costs = training.fit(
-        loss,
-        params,
-        optax.sgd(DESCENT_RATE),
-        (x, training_set.labels),
-        key=key_fit,
-        steps=DESCENT_STEPS,
-        batch_size=len(x),
-    ).loss
-    # Another order of the examples rounds the mean otherwise.
-    rounding = 10 * jnp.finfo(costs.dtype).eps * costs[:-1]
-    return jnp.mean(costs[1:] > costs[:-1] + rounding)
+    layer = layers.sequential(*network(options.width, dropout))
+    params, _ = layer.draw((64,), key=key_init, dtype=jnp.float32)
+    size = {"steps": DESCENT_STEPS, "batch_size": options.train}
+    optimizer = optax.sgd(DESCENT_RATE)
+    cost = kit.classifier.train(layer, params, optimizer, examples, key=key_fit, **size).loss
+    # The order of the examples changes the rounding of their mean.
+    return jnp.mean(cost[1:] > cost[:-1] * (1 + 10 * jnp.finfo(cost.dtype).eps))
 
 
-def settings(config: Config) -> dict[tuple[str, float], Strength]:
+def settings(options: Options) -> dict[tuple[str, float], Strength]:
     """Every network of a seed, by kind and strength."""
     return {
         ("none", 0.0): Strength(),
-        **{("l2", value): Strength(l2=value) for value in config.l2},
-        **{("l1", value): Strength(l1=value) for value in config.l1},
-        **{("keep_prob", value): Strength(keep_prob=value) for value in config.keep_prob},
+        **{("l2", value): Strength(l2=value) for value in options.l2},
+        **{("l1", value): Strength(l1=value) for value in options.l1},
+        **{("dropout", value): Strength(dropout=value) for value in options.dropout},
         ("augmentation", 0.0): Strength(augmented=True),
     }
 
 
-def measure(config: Config, progress: Any = None) -> xarray.Dataset:
+def measure(options: Options, progress: Callable[[int, int], None] | None = None) -> xarray.Dataset:
     """`VARIABLES` over (seed, setting), with coordinates `kind` and `strength`; and `rises`.
 
     A cell is a seed, whose networks share data, first weights and order of examples.
     """
-    table = settings(config)
+    table, digits = settings(options), kit.load("digits")
     strengths = Strength(*map(jnp.asarray, zip(*table.values(), strict=True)))
 
-    def cell(key, point, images, labels, strengths, keep_prob):
-        key_split, key_versions, key_train = jax.random.split(key, 3)
-        sets = split(key_split, images, labels, config)
-        seen = versions(key_versions, sets[0], config)
-        found = jax.vmap(lambda s: train(key_train, sets, seen, s, config))(strengths)
-        descent = jax.vmap(lambda k: rises(key_train, sets[0], k, config))
-        return found | {"rises": descent(keep_prob)}
+    def cell(key, point, images, labels, strengths, dropout):
+        key_data, key_versions, key_train = jax.random.split(key, 3)
+        parts, standardizer = draw_data(key_data, images, labels, options)
+        versions = draw_versions(key_versions, parts[0].x, standardizer, options)
+        sets = [kit.Examples(flat(standardizer, x), y) for x, y in parts]
+        results = jax.vmap(lambda s: train(key_train, sets, versions, s, options))(strengths)
+        descent = jax.vmap(lambda rate: rises(key_train, sets[0], rate, options))
+        return results | {"rises": descent(dropout)}
 
-    variables = {
-        name: sweeps.Variable(("setting",), "1", text) for name, text in VARIABLES.items()
-    } | {"rises": sweeps.Variable(("descent_keep_prob",), "1", "share of steps in which J goes up")}
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    found = sweeps.run(
+    variables = {name: sweeps.Variable(("setting",), "1", s) for name, s in VARIABLES.items()}
+    words = "share of steps in which the cost rises"
+    variables["rises"] = sweeps.Variable(("descent_dropout",), "1", words)
+    images = jnp.asarray(digits.x.reshape(-1, 8, 8, 1) / 16, jnp.float32)
+    rates = jnp.asarray(DESCENT_DROPOUT, jnp.float32)
+    dataset = sweeps.run(
         cell,
-        {"seed": tuple(seeds)},
+        {"seed": options.seed_values},
         variables,
         key=jax.random.key(0),
-        args=(
-            *map(jnp.asarray, digits()),
-            strengths,
-            jnp.asarray(DESCENT_KEEP_PROB, jnp.float32),
-        ),
-        coords={"descent_keep_prob": DESCENT_KEEP_PROB},
+        args=(images, jnp.asarray(digits.labels), strengths, rates),
+        coords={"descent_dropout": DESCENT_DROPOUT},
         progress=progress,
     )
     kinds, values = zip(*table, strict=True)
-    return found.assign_coords(kind=("setting", list(kinds)), strength=("setting", list(values)))
+    return dataset.assign_coords(kind=("setting", list(kinds)), strength=("setting", list(values)))
 
 
-KINDS = {"l2": "L2, lambda", "l1": "L1, lambda", "keep_prob": "dropout, keep_prob"}
+KINDS = {"l2": "L2, lambda", "l1": "L1, lambda", "dropout": "dropout, rate"}
 
 
-def best(found: xarray.Dataset, kind: str) -> int:
+def best(dataset: xarray.Dataset, kind: str) -> int:
     """The setting of a kind with the smallest dev error, mean over seeds."""
-    dev = found["dev"].mean("seed").where(found["kind"] == kind, np.inf)
+    dev = dataset["dev"].mean("seed").where(dataset["kind"] == kind, np.inf)
     return int(dev.argmin("setting"))
 
 
-def searched(found: xarray.Dataset, kind: str, name: str) -> np.ndarray:
+def select_by_dev(dataset: xarray.Dataset, kind: str, name: str) -> np.ndarray:
     """An error where, in each seed by itself, the strength is that of the smallest dev error."""
-    tried = found.isel(setting=np.flatnonzero(np.isin(found["kind"], ("none", kind))))
+    tried = dataset.isel(setting=np.flatnonzero(np.isin(dataset["kind"], ("none", kind))))
     return tried[name].isel(setting=tried["dev"].argmin("setting")).values
 
 
-def with_error(values: np.ndarray, scale: float = 100.0) -> str:
-    """Mean over seeds and standard error, shares in percent."""
-    mean, error = (float(part) * scale for part in regimes.mean_and_error(values))
-    return f"{mean:.1f} ± {error:.1f}"
+def label(dataset: xarray.Dataset, index: int) -> str:
+    """Kind and strength of a setting in words."""
+    kind = str(dataset["kind"].values[index])
+    return f"{KINDS[kind]} {float(dataset['strength'][index]):g}" if kind in KINDS else kind
 
 
-def direction(change: np.ndarray) -> int:
-    """The sign of a change that lies more than two standard errors from none, else 0."""
-    mean, error = (float(part) for part in regimes.mean_and_error(change))
-    return int(np.sign(mean)) if abs(mean) > 2 * error else 0
+def ways(dataset: xarray.Dataset, name: str) -> dict[str, np.ndarray]:
+    """An error `[seeds]` of each way to regularize, at its best strength by dev error."""
+    values = dataset[name].values
+    columns = {label(dataset, i): values[:, i] for i in (best(dataset, kind) for kind in KINDS)}
+    columns["early stopping"] = dataset[f"stopped_{name}"].values[:, 0]
+    return columns | {"augmentation": values[:, -1]}
 
 
-def against(values: np.ndarray, other: np.ndarray) -> str:
-    """How one error differs from another of the same seeds, in words."""
-    words = {-1: "lower by", 0: "not measurably different:", 1: "higher by"}
-    change = values - other
-    sign = direction(change)
-    return f"{words[sign]} {with_error(change * (sign or 1))} points"
+def claims(dataset: xarray.Dataset) -> list[Claim]:
+    """What each way to regularize is said to do, compared in the same seeds."""
+    test = dataset["test"].values
+    results = [
+        Claim(f"{name}: lower test error than without", change, "less", form="+.1%")
+        for name, values in ways(dataset, "test").items()
+        for change in [Estimate.paired(values, test[:, 0])]
+    ]
+    stopped = dataset["stopped_test"].values[:, 0]
+    change = Estimate.paired(stopped, select_by_dev(dataset, "l2", "test"))
+    text = "early stopping, one run, costs less than 2 % of test error against a search of lambda"
+    results.append(Claim(text, change, "less", 0.02, form="+.1%"))
+    strongest = {
+        kind: int(dataset["strength"].where(dataset["kind"] == kind).argmax("setting"))
+        for kind in ("l2", "l1")
+    }
+    weakest = int(dataset["strength"].where(dataset["kind"] == "dropout").argmin("setting"))
+    dropout = best(dataset, "dropout")
+    for text, name, relation, index in (
+        ("strongest L2: smaller weights, sum of w²", "squares", "less", strongest["l2"]),
+        ("strongest L2: more units near-linear, |z| small", "near", "greater", strongest["l2"]),
+        ("strongest L2: nearer to a linear function", "linear", "greater", strongest["l2"]),
+        ("strongest L1: more weights near 0", "small", "greater", strongest["l1"]),
+        ("best dropout: smaller weights, sum of w²", "squares", "less", dropout),
+        ("weakest dropout: smaller weights, sum of w²", "squares", "less", weakest),
+        ("best dropout: weights spread over more units", "spread", "greater", dropout),
+    ):
+        values = dataset[name].values
+        form = "+.1f" if name == "squares" else "+.1%"
+        change = Estimate.paired(values[:, index], values[:, 0])
+        results.append(Claim(text, change, relation, form=form))
+    # Dropout as bagging: the scaled network stands for the mean of all masked ones.
+    masked, averaged, scaled = (
+        dataset[n].values[:, dropout] for n in ("masked", "averaged", "dev")
+    )
+    text = f"the mean of {MASKS} masked networks has a lower dev error than one of them"
+    results.append(Claim(text, Estimate.paired(averaged, masked), "less", form="+.1%"))
+    text = "the one scaled network has the dev error of that mean, within 2 %"
+    change = Estimate.paired(scaled, averaged)
+    results.append(Claim(text, change, "equal", tolerance=0.02, form="+.1%"))
+    for i, rate in enumerate(dataset["descent_dropout"].values):
+        share, text = Estimate.of(dataset["rises"].values[:, i]), "of full-batch gradient descent"
+        relation = "greater" if rate else "less"
+        text = f"dropout {rate:g}: the cost rises in {relation} than 1 % of the steps {text}"
+        results.append(Claim(text, share, relation, 0.01, form=".1%"))
+    return results
 
 
-def errors_table(found: xarray.Dataset) -> str:
-    """Errors and weights of every setting."""
+def report(dataset: xarray.Dataset, options: Options) -> kit.Report:
+    """Errors and weights of every setting, what early stopping costs, and the claims."""
+
+    def row(name, index, prefix=""):
+        errors = (dataset[prefix + part].values[:, index] for part in ("train", "dev", "test"))
+        return (name, *(f"{Estimate.of(values) * 100:.1f}" for values in errors))
+
     rows = []
-    for i, kind in enumerate(found["kind"].values):
-        one = {name: found[name].values[:, i] for name in VARIABLES}
-        strength = float(found["strength"][i])
-        rows.append(
-            (
-                f"{KINDS[kind]} {strength:g}" if kind in KINDS else str(kind),
-                *(with_error(one[name]) for name in ("train", "dev", "test")),
-                f"{one['squares'].mean():.1f}",
-                *(f"{one[name].mean():.1%}" for name in ("small", "near", "linear", "spread")),
-            )
-        )
-        if kind == "none":
-            stopped = (with_error(one[f"stopped_{name}"]) for name in ("train", "dev", "test"))
-            rows.append(("early stopping", *stopped, *[""] * 5))
+    for i in range(dataset.sizes["setting"]):
+        mean = {name: float(dataset[name][:, i].mean()) for name in VARIABLES}
+        shares = (f"{mean[name]:.1%}" for name in ("small", "near", "linear", "spread"))
+        rows.append((*row(label(dataset, i), i), f"{mean['squares']:.1f}", *shares))
+        if i == 0:
+            rows.append((*row("early stopping", 0, "stopped_"), *[""] * 5))
     small, near = f"|w| < {SMALL_WEIGHT:g}", f"|z| < {NEAR_LINEAR:g}"
     headings = ("error in percent", "train", "dev", "test", "sum w²", small, near)
-    return frontend.table((*headings, "linear", "spread"), rows)
-
-
-def claims_table(found: xarray.Dataset) -> str:
-    """What is said of each way to regularise, beside what is measured."""
-    none, dropout = 0, best(found, "keep_prob")
-    l2, l1, weakest = (
-        int(found["strength"].where(found["kind"] == kind).argmax("setting"))
-        for kind in ("l2", "l1", "keep_prob")
+    title = (
+        f"{options.train} digits to train on, {options.mislabelled:.0%} of their labels drawn at "
+        f"random, {options.dev} for dev; mean over {options.seeds} seeds ± standard error. z: "
+        "argument of a hidden unit; linear: share of the logits' variance that a linear function "
+        "of the inputs explains; spread: 100% if a unit weighs all hidden units alike. No weight "
+        f"is exactly 0, as steps of gradient descent jump over it: {SMALL_WEIGHT:g} counts as near."
     )
-    rows = []
-    for claim, name, sign, before, after in (
-        ("strongest L2: smaller weights, sum w²", "squares", -1, none, l2),
-        ("strongest L2: units near-linear, |z| small", "near", 1, none, l2),
-        ("strongest L2: nearer to a linear function", "linear", 1, none, l2),
-        ("strongest L1: more weights near 0", "small", 1, none, l1),
-        ("best dropout: smaller weights, sum w²", "squares", -1, none, dropout),
-        ("weakest dropout: smaller weights, sum w²", "squares", -1, none, weakest),
-        ("best dropout: weights spread over units", "spread", 1, none, dropout),
-    ):
-        values = found[name].values
-        scale = 1.0 if name == "squares" else 100.0
-        pair = [with_error(values[:, at], scale) for at in (before, after)]
-        verdict = {sign: "holds", 0: "not seen", -sign: "the opposite"}
-        rows.append((claim, *pair, verdict[direction(values[:, after] - values[:, before])]))
-    return frontend.table(("claim", "without", "with", "measured"), rows)
-
-
-def report(found: xarray.Dataset, config: Config) -> str:
-    """Tables, then in words what lowers the test error, at what cost, and what dropout does."""
-    at = {kind: best(found, kind) for kind in KINDS}
-    test = found["test"].values
-    stopped = found["stopped_test"].values[:, 0]
-    ways = {f"{KINDS[k]} {float(found['strength'][i]):g}": test[:, i] for k, i in at.items()}
-    ways |= {"early stopping": stopped, "augmentation": test[:, -1]}
-    lambdas = searched(found, "l2", "test")
-    masked, averaged, scaled = (
-        found[name].values[:, at["keep_prob"]] for name in ("masked", "averaged", "dev")
+    stopped = dataset["stopped_test"].values[:, 0]
+    steps = Estimate.of(dataset["stopped_step"].values[:, 0])
+    searched = Estimate.of(select_by_dev(dataset, "l2", "test"))
+    words = kit.paragraph(
+        f"Early stopping reached its parameters in one run after {steps:.1f} of {options.steps} "
+        f"steps: test error {Estimate.of(stopped):.1%}. The best lambda of L2 in each seed took "
+        f"{len(options.l2) + 1} runs to find: {searched:.1%}."
     )
-    descent = [
-        f"keep_prob {keep:g}: {with_error(found['rises'].values[:, i])} %"
-        for i, keep in enumerate(found["descent_keep_prob"].values)
-    ]
-    lines = [
-        f"\n{config.train} digits to train on, {config.mislabelled:.0%} of their labels drawn at "
-        f"random, {config.dev} for dev; mean over {config.seeds} seeds ± standard error.",
-        "z: argument of a hidden unit; linear: share of the logits' variance that a linear "
-        "function of the inputs explains;",
-        "spread: 100% if a unit weighs all hidden units alike.",
-        errors_table(found),
-        "\nTest error at the best dev error, against no regularisation in the same seeds:",
-        *(f"- {name}: {against(values, test[:, 0])}" for name, values in ways.items()),
-        f"\nEarly stopping found its parameters in one run after "
-        f"{with_error(found['stopped_step'].values[:, 0], 1.0)} of {config.steps} steps: test "
-        f"error {with_error(stopped)} %.",
-        f"The best lambda of L2 in each seed took {len(config.l2) + 1} runs to find: "
-        f"{with_error(lambdas)} %. Early stopping's is {against(stopped, lambdas)}.\n",
-        claims_table(found),
-        f"No weight need be 0 itself: steps of gradient descent jump over it, so {SMALL_WEIGHT:g} "
-        "counts as near.",
-        f"\nDropout as bagging, dev error: the mean of {MASKS} masked networks is "
-        f"{against(averaged, masked)}, against one of them;",
-        f"the one scaled network is {against(scaled, averaged)}, against that mean.",
-        f"\nFull-batch gradient descent, steps in which J rises: {'; '.join(descent)}.",
-    ]
-    return "\n".join(lines)
+    count = options.seeds * (dataset.sizes["setting"] + dataset.sizes["descent_dropout"])
+    numbers = {
+        name: {label(dataset, i): Estimate.of(v) for i, v in enumerate(dataset[name].values.T)}
+        for name in VARIABLES
+    }
+    sections = [kit.table((*headings, "linear", "spread"), rows, title), words]
+    return kit.Report([*sections, f"{count} networks."], claims(dataset), numbers)
 
 
-def headline(found: xarray.Dataset, config: Config) -> str:
-    """What the figure shows, in two sentences."""
-    dev = found["dev"].values
-    ways = {words.split(",")[0]: dev[:, best(found, kind)] for kind, words in KINDS.items()}
-    ways |= {"early stopping": found["stopped_dev"].values[:, 0], "augmentation": dev[:, -1]}
-    lower = [
-        f"{values.mean():.0%} ({name})"
-        for name, values in sorted(ways.items(), key=lambda way: way[1].mean())
-        if direction(values - dev[:, 0]) < 0
-    ]
-    none = f"dev error of {dev[:, 0].mean():.0%}"
-    return (
-        (
-            f"Regularised, the {none} falls to {', '.join(lower)}"
-            if lower
-            else f"Nothing lowers the {none} measurably"
-        )
-        + f"\nWithout, train error is {found['train'].values[:, 0].mean():.0%}, though "
-        f"{config.mislabelled:.0%} of the training labels are drawn at random"
+PANELS = {
+    "l2": ("L2", "λ", "λ of the penalty λ / (2 m) · sum of w²\nstronger →"),
+    "l1": ("L1", "λ", "λ of the penalty λ / (2 m) · sum of |w|\nstronger →"),
+    "dropout": ("Dropout", "rate", "share of hidden units that are dropped\nstronger →"),
+}
+
+
+def figure(dataset: xarray.Dataset, options: Options) -> Any:
+    """Train and dev error against strength; horizontal lines are ways without a strength."""
+    result, axes = figures.panels(1, len(PANELS), (12.9, 5.6), sharey=True)
+    dev = dataset["dev"].values
+    none, reached = dev[:, 0].mean(), ways(dataset, "dev")
+    lines = (
+        ("no regularization", none, "black", "dotted"),
+        ("early stopping", reached["early stopping"].mean(), style.THEORY, "dashed"),
+        ("augmentation", reached["augmentation"].mean(), style.SHADES[1], "dashdot"),
     )
+    for ax, kind in zip(axes[0], PANELS, strict=True):
+        for name, height, color, line in lines:
+            look = {"color": color, "linestyle": line, "linewidth": 1.8}
+            ax.axhline(height, label=f"{name}: dev error", **look)
+        draw_curves(ax, dataset.isel(setting=np.flatnonzero(dataset["kind"] == kind)), kind)
+    axes[0, 0].set_ylabel("error, mean of seeds (bars: two standard errors)")
+    figures.percent(axes[0, 0].yaxis)
+    # Strengths that ruin the network would flatten everything else.
+    top = 1.7 * max(none, *(dev[:, best(dataset, kind)].mean() for kind in KINDS), 0.01)
+    axes[0, 0].set_ylim(-0.03 * top, top)
+    lower = sorted((v.mean(), name.split(",")[0]) for name, v in reached.items())
+    words = ", ".join(f"{mean:.0%} ({name})" for mean, name in lower if mean < none)
+    result.suptitle(
+        f"Regularized, the dev error of {none:.0%} falls to {words or 'no lower value'}\n"
+        f"Without, train error is {dataset['train'].values[:, 0].mean():.0%}, though "
+        f"{options.mislabelled:.0%} of the training labels are drawn at random",
+        fontsize=13,
+    )
+    figures.legend_below(result, axes[0, 0], 3)
+    return result
 
 
-def run(config: Config) -> None:
+def draw_curves(ax: Any, part: xarray.Dataset, kind: str) -> None:
+    """Both errors over strength, the gap between them and the best dev error."""
+    part = part.sortby("strength")
+    strength, mean = part["strength"].values, {}
+    for name, (color, marker) in (("dev", style.LINES[0]), ("train", style.LINES[4])):
+        estimate = Estimate.of(part[name].transpose("seed", "setting").values)
+        look = {"color": color, "marker": marker, "zorder": 4, "label": f"{name} error"}
+        figures.error_bars(ax, strength, estimate, **look)
+        mean[name] = estimate.mean
+    train, dev = mean["train"], mean["dev"]
+    gap = {"color": style.SHADES[4], "alpha": 0.35, "label": "gap: train error is lower"}
+    ax.fill_between(strength, train, dev, where=dev >= train, interpolate=True, lw=0, **gap)
+    index = int(dev.argmin())
+    ring = {"markersize": 17, "markerfacecolor": "none", "markeredgecolor": "black"}
+    ax.plot(strength[index], dev[index], "o", label="best dev error", zorder=5, **ring)
+    title, symbol, words = PANELS[kind]
+    ax.set_title(f"{title}: best at {symbol} = {strength[index]:g}")
+    ax.set_xlabel(words)
+    if symbol == "λ":
+        ax.set_xscale("log")
+        figures.ticks(ax.xaxis, strength)
+
+
+def run(options: Options) -> None:
     """Compare L2, L1, dropout, early stopping and augmentation on few digits."""
-    checked(config)
-    start = time.perf_counter()
-    found = measure(config, frontend.Bar("seeds"))
-    print(report(found, config))
-    plotting.regularization(found, headline(found, config)).savefig(config.output, dpi=110)
-    count = config.seeds * (found.sizes["setting"] + found.sizes["descent_keep_prob"])
-    print(f"\n{count} networks, {time.perf_counter() - start:.1f} s in all.")
-    print(f"Figure: {config.output}")
+    dataset = measure(options, kit.progress("seeds"))
+    kit.publish(report(dataset, options), options, figure(dataset, options))
 
 
 if __name__ == "__main__":
-    frontend.use_all_cores()
-    frontend.main(Config, run)
+    kit.use_all_cores()
+    kit.command(Options, run)
