@@ -5,10 +5,11 @@ Run `python -m experiments.norm_layers`, or `--help` for its options.
 
 from __future__ import annotations
 
+import itertools
 import os
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import frontend
-from jaxgrad import (
-    activations,
-    layers,
-    plotting,
-    propagation,
-    regimes,
-    theory,
-    training,
-)
+from experiments import _kit as kit
+from experiments._kit import Claim, Estimate, classifier, figures
+from jaxgrad import activations, layers, propagation, theory
 from jaxgrad.layers import Layer
-from jaxgrad.training import normalization
+from jaxgrad.plotting import style
 
 KINDS = {
     "plain": ("dense", "phi"),
@@ -36,75 +30,85 @@ KINDS = {
     "batch norm after": ("dense", "phi", "batch_norm"),
     "layer norm before": ("dense", "layer_norm", "phi"),
 }
-"""What a hidden layer is made of: where the norm stands, before or after the activation."""
+"""What a hidden layer is made of: the norm is before or after the activation."""
+GROWTH_TOLERANCE = 0.1
+"""Difference from theory that does not matter: 10 % of the squared gradient a layer."""
+LEARNS = 0.2
+"""Test accuracy of a network that learns at all, twice that of chance."""
+TRAINING = 1078
+"""Training examples, 60 % of the digits."""
+COMPILER = {"xla_backend_optimization_level": 1}
+"""The time is spent in products of matrices, which are compiled already."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(kit.SeededOptions):
     """Options of the comparison of norms, on scikit-learn's digits."""
 
-    activation: str = "relu"
-    """A name of jaxgrad.activations.TABLE."""
-    w_variances: tuple[float, ...] = (0.5, 2.0, 4.0)
-    """Weight variances, times fan-in; the one nearest to the critical one is taken for it."""
-    rates: tuple[float, ...] = (0.002, 0.02)
-    """Learning rates of gradient descent; each network reports the best one by dev accuracy."""
-    depths: tuple[int, ...] = (8, 20)
-    """Numbers of hidden layers of the networks that are trained."""
-    width: int = 40
-    """Units of every hidden layer of the networks that are trained."""
-    steps: int = 160
-    """Steps of training."""
-    every: int = 20
-    """Steps between looks at the gradients."""
-    batch_size: int = 64
-    """Examples of a batch."""
-    seeds: int = 3
-    """How many networks for each kind, depth, variance and rate, at least 2."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    start_depth: int = 40
-    """Number of layers of the networks that are not trained."""
-    start_width: int = 128
-    """Units of every layer of these."""
-    start_examples: int = 256
-    """Examples in the one batch that these see."""
-    start_seeds: int = 6
-    """How many of these for each kind, at least 2."""
-    output: Path = Path("results/norm_layers.png")
-    """Where to write the figure."""
+    seeds: int = kit.option(3, "Networks for each kind, depth, variance and rate.", minimum=2)
+    output: Path = kit.option(Path("results/norm_layers.png"), "Where to write the figure.")
+    activation: str = kit.option("relu", "A name of jaxgrad.activations.TABLE.")
+    w_variances: tuple[float, ...] = kit.option(
+        (0.5, 2.0, 4.0), "Weight variances, times fan-in.", above=0
+    )
+    rates: tuple[float, ...] = kit.option(
+        (0.002, 0.02), "Learning rates; the best one by dev accuracy is reported.", above=0
+    )
+    depths: tuple[int, ...] = kit.option((8, 20), "Hidden layers of trained networks.", minimum=3)
+    width: int = kit.option(40, "Units of their hidden layers.", minimum=1)
+    steps: int = kit.option(160, "Steps of training.", minimum=1)
+    every: int = kit.option(20, "Steps between measurements of the gradients.", minimum=1)
+    batch_size: int = kit.option(64, "Examples of a batch.", minimum=2, maximum=TRAINING)
+    start_depth: int = kit.option(40, "Layers of the untrained networks.", minimum=2)
+    start_width: int = kit.option(128, "Units of their layers.", minimum=1)
+    start_examples: int = kit.option(
+        256, "Examples in the one batch that they see.", minimum=4, maximum=TRAINING
+    )
+    start_seeds: int = kit.option(6, "Number of untrained networks of each kind.", minimum=2)
+
+    def check(self) -> None:
+        """The activation must exist, and evaluations divide the steps."""
+        activations.get(self.activation)
+        if self.steps % self.every:
+            raise ValueError(
+                f"steps must be a multiple of every, got {self.steps} and {self.every}"
+            )
+
+    @property
+    def critical(self) -> int:
+        """Index of the weight variance that is nearest to the critical one."""
+        critical = float(theory.critical(self.activation).w_variance)
+        return int(np.argmin(np.abs(np.log(np.array(self.w_variances) / critical))))
 
 
 class Start(NamedTuple):
-    """Squared gradients before training, natural logs, of one kind.
+    """Log squared gradients before training, by depth, relative to depth 0, of one kind.
 
     Attributes:
-      measured: by depth, relative to depth 0, `[seeds, variances, depth]`.
+      measured: `[seeds, variances, depth]`.
       predicted: at infinite width and for a large batch, `[variances, depth]`.
     """
 
     measured: np.ndarray
     predicted: np.ndarray
 
-    def growth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per layer in the deeper half: mean, standard error, prediction, `[variances]` each."""
-        half = self.measured.shape[-1] // 2
-        layers_between = self.measured.shape[-1] - half
-        slope = (self.measured[..., -1] - self.measured[..., half - 1]) / layers_between
-        mean, error = (np.asarray(part) for part in regimes.mean_and_error(slope))
-        expected = (self.predicted[..., -1] - self.predicted[..., half - 1]) / layers_between
-        return mean, error, expected
+    def growth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per layer in the deeper half: `[seeds, variances]`, and predicted `[variances]`."""
+        depth = self.measured.shape[-1]
+        half = depth // 2
+        slopes = ((a[..., -1] - a[..., half - 1]) / (depth - half) for a in self)
+        measured, predicted = slopes
+        return measured, predicted
 
 
 class Trained(NamedTuple):
-    """Training of one kind at one depth, `[seeds, variances, rates, ...]` before the best is taken.
+    """Training of one kind at one depth, `[seeds, variances, rates, ...]` or the best rate only.
 
     Attributes:
-      gradient: log10 of the norm of the loss's gradient with respect to what enters each layer but
-        the first, `[..., looks, layers]`, for a batch of the training set.
-      dev: accuracy on the dev set with running statistics, `[..., looks]`.
-      train_loss, train: loss and accuracy on the training set after the last step, with running
-        statistics.
+      gradient: log10 of the norm of the loss's gradient with respect to the input of each layer but
+        the first, `[..., evaluations, layers]`, for a batch of the training set.
+      dev: accuracy on the dev set with running statistics, `[..., evaluations]`.
+      train_loss, train: loss and accuracy on the training set after the last step.
       test_loss, test: the same on the test set.
       test_batch: accuracy with statistics of the test set itself.
     """
@@ -120,19 +124,32 @@ class Trained(NamedTuple):
     def best(self) -> tuple[Trained, np.ndarray]:
         """Those with the rate of best mean dev accuracy, and its index, `[variances]`."""
         rate = np.argmax(self.dev[..., -1].mean(axis=0), axis=-1)
-        at = np.arange(len(rate))
-        return Trained(*(part[:, at, rate] for part in self)), rate
+        variance = np.arange(len(rate))
+        return Trained(*(part[:, variance, rate] for part in self)), rate
 
     def ratio(self) -> np.ndarray:
-        """Log10 of the first layer's gradient over the last's, NaN where lost, `[..., looks]`."""
+        """Log10 of the first layer's gradient over the last's, NaN where lost, `[..., evals]`."""
         with np.errstate(invalid="ignore"):
             return self.gradient[..., 0] - self.gradient[..., -1]
+
+
+@layers.layer
+class Tap(Layer):
+    """Adds its parameters, zeros: the gradient with respect to them is that of what passes."""
+
+    def draw(self, shape, *, key, dtype):
+        """Zeros for one example; `gradients` passes them for a batch."""
+        return jnp.zeros(shape, dtype), shape
+
+    def apply(self, params, state, h, *, key=None):
+        """The sum of signal and parameters."""
+        return h + params, state
 
 
 def block(kind: str, width: int, activation: str, w_variance: Any = 1.0) -> Layer:
     """A hidden layer; biases start at 0."""
     parts = {
-        "dense": layers.dense(width, w_variance, jnp.zeros(())),
+        "dense": layers.dense(width, w_variance=w_variance, bias=True),
         "phi": layers.activation(activation),
         "batch_norm": layers.batch_norm(1e-5),
         "layer_norm": layers.layer_norm(1e-5),
@@ -143,437 +160,381 @@ def block(kind: str, width: int, activation: str, w_variance: Any = 1.0) -> Laye
 def network(kind: str, activation: str, width: int, depth: int, *, tapped: bool = False) -> Layer:
     """A classifier with `depth` hidden layers, the first of which is linear."""
     hidden = block(kind, width, activation)
-    return layers.sequential(
-        layers.dense(width, 1.0, jnp.zeros(())),
-        layers.repeat(layers.sequential(_TAP, hidden) if tapped else hidden, depth - 1),
-        layers.dense(10, 1.0, jnp.zeros(())),
-    )
+    hidden = layers.sequential(Tap(), hidden) if tapped else hidden
+    first, last = layers.dense(width, bias=True), layers.dense(10, bias=True)
+    return layers.sequential(first, layers.repeat(hidden, depth - 1), last)
 
 
 def draw(activation: str, width: int, depth: int, seeds: Any) -> Any:
     """Plain networks of weight variance 1, one for each seed, that all comparisons start from."""
-    net = network("plain", activation, width, depth)
+    layer = network("plain", activation, width, depth)
 
     def one(seed):
-        return net.init(jax.random.fold_in(jax.random.key(2), seed), (64,), jnp.float32)[0]
+        key = jax.random.fold_in(jax.random.key(2), seed)
+        return layer.draw((64,), key=key, dtype=jnp.float32)[0]
 
     return jax.jit(jax.vmap(one))(seeds)
 
 
-def prepared(drawn: Any, kind: str, depth: int, w_variance: Any) -> Any:
+def prepare(drawn: Any, kind: str, depth: int, w_variance: Any) -> Any:
     """One of the networks, cut to `depth`, with another weight variance, and with norms."""
     first, (dense, phi), last = drawn
     width = last["kernel"].shape[0]
     norm = {"scale": jnp.ones((depth - 1, width)), "shift": jnp.zeros((depth - 1, width))}
     dense, phi = jax.tree.map(lambda a: a[: depth - 1], (dense, phi))
-    scaled = [{**part, "kernel": part["kernel"] * jnp.sqrt(w_variance)} for part in (first, dense)]
-    parts = {"dense": scaled[1], "phi": phi, "batch_norm": norm, "layer_norm": norm}
-    return scaled[0], tuple(parts[name] for name in KINDS[kind]), last
+    first, dense = (p | {"kernel": p["kernel"] * jnp.sqrt(w_variance)} for p in (first, dense))
+    parts = {"dense": dense, "phi": phi, "batch_norm": norm, "layer_norm": norm}
+    return first, tuple(parts[name] for name in KINDS[kind]), last
 
 
-_TAP = Layer(
-    init=lambda key, shape, dtype: (jnp.zeros(shape, dtype), shape),
-    apply=lambda params, h, key: h + params,
-    predict=lambda moments: moments,
-    homogeneous=False,
-)
-"""Adds zeros, so that the gradient with respect to them is that with respect to what passes."""
-
-
-def gradients(kind: str, activation: str, params: Any, x: Any, y: Any) -> jax.Array:
+def gradients(kind: str, activation: str, params: Any, examples: kit.Examples) -> jax.Array:
     """Log10 of the norm of the loss's gradient with respect to each repeated layer's inputs.
 
-    Not with respect to weights: of these all layers have alike ones even where gradients vanish,
-    since what the gradient loses on its way back the signal has still to lose.
+    Those with respect to weights are alike in all layers even where gradients vanish: the gradient
+    has become small on its way back where the signal is still large.
     """
     first, hidden, last = params
     copies, width, _ = hidden[0]["kernel"].shape
-    net = network(kind, activation, width, copies + 1, tapped=True)
+    layer = network(kind, activation, width, copies + 1, tapped=True)
 
     def loss(taps):
-        # Statistics of the batch, as in training.
-        return _cross_entropy(net.apply((first, (taps, hidden), last), x, None), y)
+        # Without a state, norms take the statistics of the batch, as in training.
+        outputs, _ = layer.apply((first, (taps, hidden), last), None, examples.x)
+        return classifier.cross_entropy(outputs, examples.labels)
 
-    slopes = jax.grad(loss)(jnp.zeros((copies, len(x), width)))
-    return jnp.log10(jnp.sum(jnp.square(slopes), axis=(1, 2))) / 2
-
-
-def _cross_entropy(logits, y):
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+    gradient = jax.grad(loss)(jnp.zeros((copies, len(examples.x), width)))
+    return jnp.log10(jnp.sum(jnp.square(gradient), axis=(1, 2))) / 2
 
 
-def _accuracy(logits, y):
-    return jnp.mean(jnp.argmax(logits, axis=1) == y)
-
-
-def digits(config: Config) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Train, dev and test set, 60/20/20, standardized alike, and a `few` of the training set."""
-    from sklearn import datasets
-
-    table = datasets.load_digits(return_X_y=True)
-    x, y = np.asarray(table[0], np.float32), np.asarray(table[1])
-    key = jax.random.key(config.first_seed)
-    train, dev, test = training.splits.split(y, (0.6, 0.2, 0.2), key=key)
-    standardizer = normalization.fit(x[train])
-    few = train[: config.batch_size]
-    rows = {"train": train, "dev": dev, "test": test, "few": few}
-    return {
-        name: (normalization.apply(standardizer, x[at]), jnp.asarray(y[at]))
-        for name, at in rows.items()
-    }
-
-
-def train(kind: str, depth: int, drawn: Any, sets: Any, config: Config) -> Trained:
+def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Trained:
     """One program for all variances, rates and seeds."""
-    net = network(kind, config.activation, config.width, depth)
+    layer = network(kind, options.activation, options.width, depth)
 
     def one(seed, drawn, w_variance, rate, sets):
-        x, y = sets["train"]
-        params = prepared(drawn, kind, depth, w_variance)
+        training, dev, test = sets
+        few = jax.tree.map(lambda a: a[: options.batch_size], training)
 
-        def loss(params, state, batch, key):
-            logits, state = layers.apply_state(net, params, state, batch[0], key)
-            return _cross_entropy(logits, batch[1]), state
+        def evaluate(params, state):
+            outputs = classifier.logits(layer, params, state, dev.x)
+            accuracy = classifier.accuracy(outputs, dev.labels)
+            return 1 - accuracy, (gradients(kind, options.activation, params, few), accuracy)
 
-        def look(params, state):
-            (x_few, y_few), (x_dev, y_dev) = (sets[name] for name in ("few", "dev"))
-            logits, _ = layers.apply_state(net, params, state, x_dev, None)
-            slopes = gradients(kind, config.activation, params, x_few, y_few)
-            dev = _accuracy(logits, y_dev)
-            return 1 - dev, (slopes, dev)
-
-        done = training.fit(
-            loss,
-            params,
+        fitted = classifier.train(
+            layer,
+            prepare(drawn, kind, depth, w_variance),
             optax.sgd(rate, momentum=0.9),
-            sets["train"],
+            training,
             key=jax.random.fold_in(jax.random.key(3), seed),
-            steps=config.steps,
-            batch_size=config.batch_size,
-            state=layers.init_state(net, params),
-            evaluate=look,
-            every=config.every,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            evaluate=evaluate,
+            every=options.every,
         )
-        (x_test, y_test), count = sets["test"], len(y)
-        together = jnp.concatenate([x, x_test])
-        logits, _ = layers.apply_state(net, done.params, done.state, together, None)
-        slopes, dev = done.record
-        return Trained(
-            gradient=slopes,
-            dev=dev,
-            train_loss=_cross_entropy(logits[:count], y),
-            train=_accuracy(logits[:count], y),
-            test_loss=_cross_entropy(logits[count:], y_test),
-            test=_accuracy(logits[count:], y_test),
-            test_batch=_accuracy(net.apply(done.params, x_test, None), y_test),
-        )
+        numbers = []
+        for x, labels in (training, test):
+            outputs = classifier.logits(layer, fitted.params, fitted.state, x)
+            measures = (classifier.cross_entropy, classifier.accuracy)
+            numbers += [measure(outputs, labels) for measure in measures]
+        outputs = classifier.logits(layer, fitted.params, None, test.x)
+        return Trained(*fitted.record, *numbers, classifier.accuracy(outputs, test.labels))
 
-    every = jax.vmap(one, (None, None, None, 0, None))
-    every = jax.vmap(every, (None, None, 0, None, None))
-    every = jax.vmap(every, (0, 0, None, None, None))
-    every = jax.jit(every, compiler_options=_QUICK)
-    variances, rates = (jnp.asarray(values) for values in (config.w_variances, config.rates))
-    return jax.device_get(every(_seeds(config, config.seeds), drawn, variances, rates, sets))
+    every = jax.vmap(one, (None, None, None, 0, None))  # rates
+    every = jax.vmap(every, (None, None, 0, None, None))  # variances
+    every = jax.vmap(every, (0, 0, None, None, None))  # seeds
+    every = jax.jit(every, compiler_options=COMPILER)
+    variances, rates = (jnp.asarray(values) for values in (options.w_variances, options.rates))
+    return jax.device_get(every(seed_array(options, options.seeds), drawn, variances, rates, sets))
 
 
-def _seeds(config: Config, count: int) -> jax.Array:
-    return jnp.arange(config.first_seed, config.first_seed + count)
+def seed_array(options: Options, count: int) -> jax.Array:
+    """The first `count` seeds."""
+    return jnp.arange(options.first_seed, options.first_seed + count)
 
 
-_QUICK = {"xla_backend_optimization_level": 1}
-"""The time is spent in products of matrices, which are compiled already."""
-
-
-def start(kind: str, drawn: Any, x: Any, config: Config) -> Start:
+def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
     """Gradients of networks that are not trained, measured and predicted."""
-    width, depth = config.start_width, config.start_depth
-    hidden = block(kind, width, config.activation)
+    width, depth = options.start_width, options.start_depth
+    repeated = layers.repeat(block(kind, width, options.activation), depth)
 
-    def one(seed, drawn, w_variance, x):
-        first, copies, _ = prepared(drawn, kind, depth + 1, w_variance)
-        h = layers.dense(width).apply(first, x, None)
+    def measured(seed, drawn, w_variance, x):
+        first, copies, _ = prepare(drawn, kind, depth + 1, w_variance)
+        h, _ = layers.dense(width, bias=True).apply(first, None, x)
         key = jax.random.fold_in(jax.random.key(4), seed)
-        return propagation.probe_blocks(copies, h, key, hidden).log_gradient
+        return propagation.probe(repeated, copies, h, key=key).log_gradient
 
-    def predicted(w_variance, moments):
-        moments = layers.dense(width, w_variance).predict(moments)
-        scaled = block(kind, width, config.activation, w_variance)
-        return theory.predict_blocks(scaled.predict, moments, depth).log_gradient
+    def predicted(w_variance):
+        first = layers.dense(width, w_variance=w_variance, bias=True).predict(moments)
+        # Gradients count from the input of the first repeated layer.
+        first = replace(first, log_gradient=jnp.zeros_like(first.log_q))
+        scaled = block(kind, width, options.activation, w_variance)
+        return propagation.predict(layers.repeat(scaled, depth), first).log_gradient
 
-    every = jax.vmap(jax.vmap(one, (None, None, 0, None)), (0, 0, None, None))
-    every = jax.jit(every, compiler_options=_QUICK)
-    variances = jnp.asarray(config.w_variances)
-    measured = every(_seeds(config, config.start_seeds), drawn, variances, x)
-    with jax.enable_x64(True):
-        moments = theory.moments_of(np.asarray(x, np.float64), gap=True)
-        moments = jax.tree.map(jnp.mean, moments)
-        expected = jax.jit(jax.vmap(predicted, (0, None)))(np.array(config.w_variances), moments)
-        expected = expected - jnp.log(np.array(config.w_variances))[:, None]
-        return Start(np.asarray(measured, np.float64), np.asarray(expected))
+    every = jax.vmap(jax.vmap(measured, (None, None, 0, None)), (0, 0, None, None))
+    every = jax.jit(every, compiler_options=COMPILER)
+    variances = jnp.asarray(options.w_variances)
+    values = every(seed_array(options, options.start_seeds), drawn, variances, x)
+    moments = theory.moments_of(np.asarray(x, np.float64), gap=True)
+    expected = np.stack([np.asarray(predicted(w_variance)) for w_variance in options.w_variances])
+    return Start(np.asarray(values, np.float64), expected)
 
 
 class Results(NamedTuple):
-    """By kind: `start`, a `Start`; `trained`, by depth too, a `Trained` of the best rates."""
+    """By kind: `start`; by kind and depth: `trained` at the best rates, and these rates."""
 
     start: dict[str, Start]
     trained: dict[tuple[str, int], Trained]
     rates: dict[tuple[str, int], np.ndarray]
 
 
-def compare(config: Config, progress: Any = None) -> Results:
+def load_digits(options: Options) -> list[kit.Examples]:
+    """Train, dev and test set, 60/20/20, standardized alike."""
+    digits, key = kit.load("digits"), jax.random.key(options.first_seed)
+    return kit.split(digits.x, digits.labels, (0.6, 0.2, 0.2), key=key)
+
+
+def measure(options: Options, progress: Callable[[int, int], None] | None = None) -> Results:
     """Measure every kind and depth; half of the time is spent compiling, one thread a program."""
-    sets = digits(config)
-    x = sets["train"][0][: config.start_examples]
-    drawn = draw(config.activation, config.width, max(config.depths), _seeds(config, config.seeds))
-    deep = draw(
-        config.activation,
-        config.start_width,
-        config.start_depth + 1,
-        _seeds(config, config.start_seeds),
-    )
+    sets, seeds = load_digits(options), seed_array(options, options.seeds)
+    drawn = draw(options.activation, options.width, max(options.depths), seeds)
+    seeds = seed_array(options, options.start_seeds)
+    deep = draw(options.activation, options.start_width, options.start_depth + 1, seeds)
+    x = sets[0].x[: options.start_examples]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs: dict[tuple[str, int], Any] = {
-            (kind, 0): pool.submit(start, kind, deep, x, config) for kind in KINDS
-        }
-        for depth in config.depths:
-            for kind in KINDS:
-                jobs[kind, depth] = pool.submit(train, kind, depth, drawn, sets, config)
-        found = {}
-        for done, (name, job) in enumerate(jobs.items()):
-            found[name] = job.result()
+        jobs: dict[Any, Any] = {kind: pool.submit(start, kind, deep, x, options) for kind in KINDS}
+        for depth, kind in itertools.product(options.depths, KINDS):
+            jobs[kind, depth] = pool.submit(train, kind, depth, drawn, sets, options)
+        finished = {}
+        for name, job in jobs.items():
+            finished[name] = job.result()
             if progress is not None:
-                progress(done + 1, len(jobs))
-    best = {name: found[name].best() for name in found if name[1]}
-    return Results(
-        {kind: found[kind, 0] for kind in KINDS},
-        {name: trained for name, (trained, _) in best.items()},
-        {name: np.asarray(config.rates)[rate] for name, (_, rate) in best.items()},
-    )
+                progress(len(finished), len(jobs))
+    best = {name: finished[name].best() for name in finished if name not in KINDS}
+    rates = {name: np.asarray(options.rates)[rate] for name, (_, rate) in best.items()}
+    trained = {name: result for name, (result, _) in best.items()}
+    return Results({kind: finished[kind] for kind in KINDS}, trained, rates)
 
 
-def _both(values: Any, form: str) -> str:
-    if not np.isfinite(values).all():
-        return "lost"
-    mean, error = regimes.mean_and_error(np.asarray(values, np.float64))
-    return f"{float(mean):{form}} ± {float(error):{form.replace('+', '')}}"
+def claims(results: Results, options: Options) -> list[Claim]:
+    """Gradients grow as theory says, norms learn at any variance, and what training changes."""
+    growth = {kind: one.growth() for kind, one in results.start.items()}
+    form, statements = {"form": "+.3f"}, []
+    for kind, (measured, predicted) in growth.items():
+        for i, w_variance in enumerate(options.w_variances):
+            if kind == "plain" or i == 0:  # norms make the variance indifferent
+                text = f"{kind}, weight variance {w_variance:g}: growth as in theory, within 10 %"
+                difference = Estimate.of(measured[:, i] - predicted[i])
+                tolerance = {"tolerance": GROWTH_TOLERANCE}
+                statements.append(Claim(text, difference, "equal", **tolerance, **form))
+        if "batch" in kind:
+            text = f"{kind}: gradients explode at every variance (smallest growth)"
+            statements.append(Claim(text, Estimate.of(measured.min(axis=1)), "greater", **form))
+    critical, share = options.critical, {"form": ".1%"}
+    for (kind, depth), one in results.trained.items():
+        text = f"{kind}, depth {depth}: test accuracy above 20 % at every weight variance"
+        worst = Estimate.of(one.test.min(axis=1))
+        statements.append(Claim(text, worst, "greater", LEARNS, **share))
+    for depth in options.depths:
+        plain = results.trained["plain", depth]
+        ratio = plain.ratio()[:, critical]
+        text = f"plain, depth {depth}, critical: log10 of first over last gradient stays within 1"
+        drift = Estimate.of(ratio[:, -1] - ratio[:, 0])
+        statements.append(Claim(text, drift, "equal", tolerance=1.0, form="+.2f"))
+        for kind in KINDS:
+            one = results.trained[kind, depth]
+            fitted = min(float(t.train[:, critical].mean()) for t in (one, plain))
+            # A loss gap says something about overfitting only where both networks have fitted.
+            if kind != "plain" and fitted >= 0.95:
+                gaps = ((t.test_loss - t.train_loss)[:, critical] for t in (one, plain))
+                text = f"{kind}, depth {depth}: smaller gap of test and train loss than plain"
+                statements.append(Claim(text, Estimate.paired(*gaps), "less", **form))
+    text = "running statistics change the accuracy of batch norm by less than 2 %"
+    change = Estimate.of(statistics_change(results))
+    return [*statements, Claim(text, change, "equal", tolerance=0.02, form="+.1%")]
 
 
-def nearest_to_critical(config: Config) -> int:
-    """Which of the weight variances is nearest to the critical one."""
-    critical = float(theory.critical(config.activation).w_variance)
-    return int(np.argmin(np.abs(np.log(np.array(config.w_variances) / critical))))
-
-
-def failed(one: Trained) -> np.ndarray:
-    """At which variances test accuracy stays below twice that of chance, `[variances]`."""
-    return one.test.mean(axis=0) < 0.2
-
-
-def report(results: Results, config: Config) -> str:
-    """Tables and, in words, what they say of each claim."""
-    return "\n".join(
-        [*_at_start(results, config), *_in_training(results, config), *_claims(results, config)]
-    )
-
-
-def _at_start(results: Results, config: Config) -> list[str]:
-    rows, said = [], []
-    for kind, one in results.start.items():
-        mean, error, expected = one.growth()
-        for i, w_variance in enumerate(config.w_variances):
-            rows.append(
-                (
-                    kind if i == 0 else "",
-                    f"{w_variance:g}",
-                    f"{mean[i]:+.3f} ± {error[i]:.3f}",
-                    f"{expected[i]:+.3f}",
-                )
-            )
-        low, high = np.exp(mean.min()), np.exp(mean.max())
-        span = f"{low:.3f}" if high - low < 0.01 else f"{low:.3g} to {high:.3g}"
-        grows = (mean > 3 * error).all() and (expected > 0.01).all()
-        said.append(
-            f"- {kind}: the squared gradient is multiplied by {span} a layer, theory "
-            f"{np.exp(expected.min()):.4g}"
-            + (f" to {np.exp(expected.max()):.4g}" if np.ptp(expected) > 0.01 else "")
-            + (": it explodes at every variance." if grows else ".")
-        )
-    return [
-        f"{config.activation}, before training: growth per layer of the log squared gradient, "
-        "layers",
-        f"{config.start_depth // 2} to {config.start_depth}, width {config.start_width}, one batch "
-        f"of {config.start_examples} digits; mean over {config.start_seeds} seeds ± standard "
-        "error;",
-        "theory: of infinite width and a large batch. At a finite width the growth of a plain "
-        "network's",
-        f"typical gradient is lower, for relu by 2.5 / width = {2.5 / config.start_width:.3f}.",
-        frontend.table(("kind", "w var", "measured", "theory"), rows),
-        *said,
+def statistics_change(results: Results) -> np.ndarray:
+    """Test accuracy with running statistics less that with those of the test set, by network."""
+    changes = [
+        one.test - one.test_batch for (kind, _), one in results.trained.items() if "batch" in kind
     ]
+    return np.concatenate([change.ravel() for change in changes])
 
 
-def _in_training(results: Results, config: Config) -> list[str]:
+def report(results: Results, options: Options) -> kit.Report:
+    """Gradients at the start, accuracies and gradients after training, and the claims."""
+    rows = []
+    for kind, one in results.start.items():
+        measured, predicted = one.growth()
+        for i, w_variance in enumerate(options.w_variances):
+            estimate, factor = Estimate.of(measured[:, i]), np.exp(measured[:, i].mean())
+            row = (kind if i == 0 else "", f"{w_variance:g}", f"{estimate:+.3f}")
+            rows.append(
+                (*row, f"{predicted[i]:+.3f}", f"{factor:.3g}", f"{np.exp(predicted[i]):.4g}")
+            )
+    title = (
+        f"{options.activation}, before training: growth per layer of the log squared gradient, "
+        f"layers {options.start_depth // 2} to {options.start_depth}, width {options.start_width}, "
+        f"one batch of {options.start_examples} digits; mean over {options.start_seeds} seeds ± "
+        "standard error; theory: of infinite width and a large batch. At a finite width the growth "
+        "of a plain network's typical gradient is lower, for relu by 2.5 / width = "
+        f"{2.5 / options.start_width:.3f}."
+    )
+    headings = ("kind", "w var", "measured", "theory", "factor", "theory")
+    first = kit.table(headings, rows, title)
+
+    def show(values, form):
+        return f"{Estimate.of(values):{form}}" if np.isfinite(values).all() else "lost"
+
     rows = []
     for (kind, depth), one in results.trained.items():
-        ratio = one.ratio()
-        for i, w_variance in enumerate(config.w_variances):
-            rows.append(
-                (
-                    f"{kind}, {depth}" if i == 0 else "",
-                    f"{w_variance:g}",
-                    f"{results.rates[kind, depth][i]:g}",
-                    _both(one.train[:, i], ".1%"),
-                    _both(one.test[:, i], ".1%"),
-                    _both(one.test_batch[:, i], ".1%"),
-                    _both(ratio[:, i, 0], "+.2f"),
-                    _both(ratio[:, i, -1], "+.2f"),
-                )
-            )
-    headings = (
-        "kind, depth",
-        "w var",
-        "rate",
-        "train accuracy",
-        "test accuracy",
-        "by batch statistics",
-        "first/last, start",
-        "end",
+        ratio, rates = one.ratio(), results.rates[kind, depth]
+        for i, w_variance in enumerate(options.w_variances):
+            row = (f"{kind}, {depth}" if i == 0 else "", f"{w_variance:g}", f"{rates[i]:g}")
+            accuracies = (show(v[:, i], ".1%") for v in (one.train, one.test, one.test_batch))
+            rows.append((*row, *accuracies, *(show(ratio[:, i, j], "+.2f") for j in (0, -1))))
+    title = (
+        f"After {options.steps} steps of gradient descent with momentum 0.9 (width "
+        f"{options.width}, batches of {options.batch_size}), each at the rate of best dev "
+        "accuracy; first/last: log10 of the norm of the gradient with respect to the input of the "
+        f"first repeated layer over that of the last; mean over {options.seeds} seeds ± standard "
+        "error; lost: 0 or no longer finite."
     )
-    return [
-        f"\nAfter {config.steps} steps of gradient descent with momentum 0.9 (width "
-        f"{config.width}, batches of {config.batch_size}), each at the",
-        "rate of best dev accuracy; first/last: log10 of the gradient's norm with respect to what "
-        "enters the",
-        f"first repeated layer over the last one; mean over {config.seeds} seeds ± standard error, "
-        "lost: 0 or no longer finite.",
-        frontend.table(headings, rows),
-    ]
+    accuracies = ("train accuracy", "test accuracy", "by batch statistics")
+    headings = ("kind, depth", "w var", "rate", *accuracies, "first/last, start", "end")
+    second = kit.table(headings, rows, title)
+    numbers = {
+        f"{kind}, depth {depth}": {"test": Estimate.of(one.test), "train": Estimate.of(one.train)}
+        for (kind, depth), one in results.trained.items()
+    }
+    sections = [first, second, in_words(results, options)]
+    return kit.Report(sections, claims(results, options), numbers)
 
 
-def _claims(results: Results, config: Config) -> list[str]:
-    lines = ["\nWhere does training fail (test accuracy below 20 %, twice that of chance)?"]
-    for depth in config.depths:
-        for kind in KINDS:
-            lost = failed(results.trained[kind, depth])
-            at = ", ".join(f"{w:g}" for w, f in zip(config.w_variances, lost, strict=True) if f)
-            lines.append(
-                f"- {kind}, depth {depth}: {f'weight variance {at}' if at else 'nowhere'}."
-            )
-    critical = nearest_to_critical(config)
+def in_words(results: Results, options: Options) -> str:
+    """Where training fails, how far gradients drift, and where overfitting can be compared."""
+    critical, lines = options.critical, ["Mean test accuracy below 20 %, twice that of chance:"]
+    for depth, kind in itertools.product(options.depths, KINDS):
+        lost = results.trained[kind, depth].test.mean(axis=0) < LEARNS
+        places = ", ".join(f"{w:g}" for w in itertools.compress(options.w_variances, lost))
+        words = f"weight variance {places}" if places else "nowhere"
+        lines.append(f"- {kind}, depth {depth}: {words}.")
     lines.append(
-        "Do gradients become unstable again? First over last in the plain network at weight "
-        f"variance {config.w_variances[critical]:g}:"
+        f"Weight variance {options.w_variances[critical]:g}, the nearest to the critical one:"
     )
-    for depth in config.depths:
+    for depth in options.depths:
         ratio = results.trained["plain", depth].ratio()[:, critical]
-        drift = ratio - ratio[:, :1]
-        if not np.isfinite(drift).all():
-            lines.append(f"- depth {depth}: it is lost, 0 or no longer finite.")
-            continue
-        mean, error = (float(part) for part in regimes.mean_and_error(drift[:, -1]))
-        moved = "drifts" if abs(mean) > 3 * error else "does not drift beyond three standard errors"
-        lines.append(
-            f"- depth {depth}: it {moved}, by a factor 10^({mean:+.2f} ± {error:.2f}) over "
-            f"training; at most {10 ** np.max(np.abs(drift)):.3g}-fold in any network at any look."
-        )
-    lines.append(
-        "Do norms regularise? Test minus train loss there, less that of the plain network, where "
-        "both have fitted:"
-    )
-    for depth in config.depths:
-        plain = results.trained["plain", depth]
-        for kind in [name for name in KINDS if name != "plain"]:
-            lines.append(
-                f"- {kind}, depth {depth}: "
-                + _overfitting(results.trained[kind, depth], plain, critical)
+        drift = np.max(np.abs(ratio - ratio[:, :1]))
+        words = "is lost, 0 or no longer finite"
+        if np.isfinite(drift):
+            words = f"drifts at most {10**drift:.3g}-fold in any network at any time"
+        lines.append(f"- plain, depth {depth}: first over last gradient {words}.")
+        for kind in KINDS:
+            one, plain = (results.trained[k, depth] for k in (kind, "plain"))
+            train, gap = (
+                one.train[:, critical].mean(),
+                (one.test_loss - one.train_loss)[:, critical],
             )
-    off = np.concatenate(
-        [
-            (one.test - one.test_batch).ravel()
-            for (kind, _), one in results.trained.items()
-            if "batch" in kind
-        ]
-    )
-    mean, error = (float(part) for part in regimes.mean_and_error(off))
-    lines.append(
-        "Running statistics instead of the test set's own change the accuracy of batch norm by "
-        f"{mean:+.1%} ± {error:.1%}, in one network by at most {np.abs(off).max():.1%}."
-    )
-    return lines
+            words = f"train accuracy {train:.1%}, test minus train loss {gap.mean():+.3f}"
+            small = min(train, plain.train[:, critical].mean()) < 0.95
+            lines.append(f"- {kind}, depth {depth}: {words}{', not to be compared' * small}.")
+    largest = np.abs(statistics_change(results)).max()
+    lines.append(f"Running statistics change one batch norm network by at most {largest:.1%}.")
+    return "\n".join(lines)
 
 
-def _overfitting(one: Trained, plain: Trained, at: int) -> str:
-    fitted = [float(part.train[:, at].mean()) for part in (one, plain)]
-    if min(fitted) < 0.95:
-        return (
-            f"not to be compared, train accuracy {fitted[0]:.1%} with it, {fitted[1]:.1%} without."
-        )
-    gap, plain_gap = ((part.test_loss - part.train_loss)[:, at] for part in (one, plain))
-    mean, error = (float(part) for part in regimes.mean_and_error(gap - plain_gap))
-    verdict = "no difference beyond three standard errors"
-    if abs(mean) > 3 * error:
-        verdict = "less overfitting" if mean < 0 else "more overfitting"
-    return f"{mean:+.3f} ± {error:.3f} (plain {plain_gap.mean():+.3f}): {verdict}."
+LOOKS = (
+    {"color": "#000000", "marker": "o", "linestyle": "solid"},
+    {"color": "#b35a12", "marker": "^", "linestyle": "dashed"},
+    {"color": "#d99a2b", "marker": "D", "linestyle": "dashdot"},
+    {"color": "#2f5fa8", "marker": "s", "linestyle": "dotted"},
+)
+"""Colour, marker and line of each kind, plain first."""
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    activations.get(config.activation)
-    for name in ("w_variances", "rates", "depths"):
-        values = getattr(config, name)
-        if not values or len(set(values)) != len(values) or not min(values) > 0:
-            raise ValueError(
-                f"{name} must be different numbers above 0, at least one, got {values}; correct it"
-            )
-    if min(config.depths) < 3:
-        raise ValueError(
-            f"depths must be at least 3, to have a first and a last gradient, got {config.depths}"
-        )
-    for name, least in (
-        ("width", 1),
-        ("steps", 1),
-        ("every", 1),
-        ("batch_size", 2),
-        ("seeds", 2),
-        ("first_seed", 0),
-        ("start_depth", 2),
-        ("start_width", 1),
-        ("start_examples", 4),
-        ("start_seeds", 2),
-    ):
-        if getattr(config, name) < least:
-            raise ValueError(
-                f"{name} must be at least {least}, got {getattr(config, name)}; raise it"
-            )
-    if config.steps % config.every:
-        raise ValueError(
-            f"steps must be a multiple of every, got {config.steps} and {config.every}; change one"
-        )
-    for name in ("batch_size", "start_examples"):
-        if getattr(config, name) > _TRAINING:
-            raise ValueError(
-                f"{name} must be at most the {_TRAINING} training examples, got "
-                f"{getattr(config, name)}; lower it"
-            )
-    frontend.writable("output", config.output)
+def figure(results: Results, options: Options) -> Any:
+    """Gradients of plain and normalized networks at the start and in training, and accuracy."""
+    result, axes = figures.panels(2, 2, (14, 9.5))
+    depth, variances = max(options.depths), np.asarray(options.w_variances)
+    trained = {kind: results.trained[kind, depth] for kind in KINDS}
+    draw_start(axes[0, 0], results.start, options)
+    draw_accuracy(axes[0, 1], trained, options)
+    ends = ((int(variances.argmin()), "small"), (int(variances.argmax()), "large"))
+    for ax, (i, words) in zip(axes[1], ends, strict=True):
+        draw_training(ax, trained, i, options.every)
+        title = f"In training, weight variance {variances[i]:g} ({words}), {depth} layers"
+        ax.set_title(title)
+    figures.legend_below(result, axes[0, 1], 4)
+    counts = (f"{k}: {(t.test.mean(axis=0) > LEARNS).sum()}" for k, t in trained.items())
+    question = f"At how many of {len(variances)} weight variances do {depth} layers learn at all?"
+    result.suptitle(f"{question}\n{', '.join(counts)}", fontsize=15)
+    return result
 
 
-_TRAINING = 1078
-"""60 % of the digits."""
+def draw_start(ax: Any, start: dict[str, Start], options: Options) -> None:
+    """Gradients across depth before training, with theory."""
+    depth = np.arange(1, options.start_depth + 1)
+    for (kind, one), look in zip(start.items(), LOOKS, strict=True):
+        # Norms make the variance indifferent, so that one line stands for all.
+        for i in range(len(options.w_variances) if kind == "plain" else 1):
+            estimate = Estimate.of(one.measured[:, i] / np.log(10))
+            every = max(len(depth) // 8, 1)
+            solid = look | {"linestyle": "solid", "markersize": 5, "markevery": every, "lw": 1}
+            figures.error_band(ax, depth, estimate, **solid)
+            label = "theory" if kind == "plain" and i == 0 else None
+            theory = {"color": style.THEORY, "linestyle": "dashed", "label": label}
+            ax.plot(depth, one.predicted[i] / np.log(10), **theory)
+            if kind == "plain":
+                words, place = (
+                    f"plain, variance {options.w_variances[i]:g}",
+                    (depth[-1] + 0.5, estimate.mean[-1]),
+                )
+                ax.annotate(words, place, va="center")
+    ax.axhline(0, color="0.6", linewidth=0.8)
+    ax.set(xlabel="depth, layers", ylabel="log10 of the squared gradient across so many layers")
+    ax.set_title("Before training: plain at each variance, norms at any")
+    ax.set_xlim(0, 1.33 * options.start_depth)
+    ax.legend(frameon=False, loc="lower left")
 
 
-def run(config: Config) -> None:
+def draw_accuracy(ax: Any, trained: dict[str, Trained], options: Options) -> None:
+    """Test accuracy of the deepest networks by weight variance."""
+    order = np.argsort(options.w_variances)
+    values = np.asarray(options.w_variances)[order]
+    for (kind, one), look in zip(trained.items(), LOOKS, strict=True):
+        estimate = Estimate.of(one.test[:, order])
+        figures.error_bars(ax, values, estimate, markersize=8, label=kind, **look)
+    ax.axhline(0.1, color="0.6", linewidth=0.8)
+    ax.text(np.sqrt(values[0] * values[-1]), 0.11, "chance")
+    ax.set_xscale("log")
+    critical = options.w_variances[options.critical]
+    labels = [f"{value:g}" + "\n(critical)" * (value == critical) for value in values]
+    figures.ticks(ax.xaxis, values, labels)
+    figures.percent(ax.yaxis)
+    ax.set(ylim=(0, 1.03), xlabel="weight variance × fan-in", ylabel="test accuracy")
+    ax.set_title(f"After training, {max(options.depths)} layers")
+
+
+def draw_training(ax: Any, trained: dict[str, Trained], i: int, every: int) -> None:
+    """First over last gradient in training, up to where it is lost."""
+    for (kind, one), look in zip(trained.items(), LOOKS, strict=True):
+        logs = one.ratio()[:, i]
+        finite = np.isfinite(logs).all(axis=0)
+        count = len(finite) if finite.all() else int(finite.argmin())
+        steps, estimate = every * np.arange(count), Estimate.of(logs[:, :count])
+        figures.error_band(ax, steps, estimate, markersize=6, **look)
+        if 0 < count < len(finite):
+            place = {"xytext": (10, 0), "textcoords": "offset points", "va": "center"}
+            words = f"{kind}: 0 or not finite after this"
+            ax.annotate(words, (steps[-1], estimate.mean[-1]), **place)
+    ax.axhline(0, color="0.6", linewidth=0.8)
+    ax.set(xlabel="step", ylabel="log10 of gradient norm, first over last layer")
+
+
+def run(options: Options) -> None:
     """Compare plain networks with batch and layer norm: gradients at the start and in training."""
-    checked(config)
-    begin = time.perf_counter()
-    results = compare(config, frontend.Bar("networks"))
-    print(report(results, config))
-    figure = plotting.norm_layers(
-        results, config.w_variances, config.every, nearest_to_critical(config)
-    )
-    figure.savefig(config.output, dpi=110)
-    print(f"\n{time.perf_counter() - begin:.1f} s in all.\nFigure: {config.output}")
+    results = measure(options, kit.progress("networks"))
+    kit.publish(report(results, options), options, figure(results, options))
 
 
 if __name__ == "__main__":
-    frontend.main(Config, run)
+    kit.command(Options, run)

@@ -366,8 +366,8 @@ def claims(dataset: xarray.Dataset) -> list[Claim]:
     results.append(Claim(text, change, "equal", tolerance=0.02, form="+.1%"))
     for i, rate in enumerate(dataset["descent_dropout"].values):
         share, text = Estimate.of(dataset["rises"].values[:, i]), "of full-batch gradient descent"
-        relation = "greater" if rate else "less"
-        text = f"dropout {rate:g}: the cost rises in {relation} than 1 % of the steps {text}"
+        relation, more = ("greater", "more") if rate else ("less", "less")
+        text = f"dropout {rate:g}: the cost rises in {more} than 1 % of the steps {text}"
         results.append(Claim(text, share, relation, 0.01, form=".1%"))
     return results
 

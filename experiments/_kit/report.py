@@ -51,21 +51,21 @@ def table(
     """Columns of text with a title above; the first `left` columns are aligned to the left.
 
     Headings and cells of more than one word are broken into lines where that is needed to stay
-    within 100 columns. A heading is never a reason for a column to be wide.
+    within 100 columns.
     """
     columns = list(zip(headings, *rows, strict=True))
-    words = [[word for cell in column for word in cell.split()] for column in columns]
-    narrowest = [max(map(len, column), default=0) for column in words]
-    widths = [
-        max(least, *map(len, column[1:] or column[:1]))
-        for least, column in zip(narrowest, columns, strict=True)
-    ]
+    narrowest = [max((len(w) for cell in c for w in cell.split()), default=0) for c in columns]
+    widths = [max(map(len, column)) for column in columns]
     while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
-        # The column that can still be made narrower, and is the widest of these.
-        index = max(range(len(widths)), key=lambda i: (widths[i] > narrowest[i], widths[i]))
-        if widths[index] == narrowest[index]:
+        # Take a column where few cells have to be broken, and of these the widest one.
+        costs = [
+            (sum(len(cell) >= width for cell in column), -width, i)
+            for i, (column, width) in enumerate(zip(columns, widths, strict=True))
+            if width > narrowest[i]
+        ]
+        if not costs:
             break
-        widths[index] -= 1
+        widths[min(costs)[2]] -= 1
 
     def line(row: Sequence[str]) -> list[str]:
         cells = [
