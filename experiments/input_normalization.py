@@ -6,7 +6,6 @@ Run `python -m experiments.input_normalization`, or `--help` for its options.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,55 +16,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import frontend
-from jaxgrad import plotting, regimes
+from experiments import _kit as kit
+from experiments._kit import Claim, Estimate, figures
+from jaxgrad.plotting import style
 from jaxgrad.training import normalization
 
 DATA = ("wine", "breast_cancer", "digits", "gaussian")
 TREATMENTS = ("raw", "centred", "standardized", "divided by variance")
+RAW, CENTRED, STANDARDIZED, BY_VARIANCE = range(4)
+NEGLIGIBLE = 0.05
+"""Change of a log10 that does not matter: 12 %."""
+AROUND = np.array([0.99, 1.01])
+"""Times the largest stable rate."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(kit.SeededOptions):
     """Options of the comparison of inputs, raw and normalized."""
 
-    data: tuple[str, ...] = DATA
-    """Of wine, breast_cancer, digits, and gaussian, whose features are alike to begin with."""
-    seeds: int = 8
-    """How many training sets, 70 % of the rows each, with a start each; at least 2."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    shrink: float = 1e-3
-    """Descent ends when the loss's excess over its minimum has shrunk by this factor."""
-    cap: int = 10_000
-    """Descent that needs more steps is not followed further."""
-    starts: int = 5
-    """From how many starts the largest stable rate is tried, for each seed."""
-    dev_sizes: tuple[int, ...] = (2, 5, 10, 20, 50)
-    """How many examples a dev set has that is standardized by statistics of its own."""
-    dev_draws: int = 50
-    """How many dev sets of each size are drawn, for each seed."""
-    pair: tuple[str, str] = ("ash", "total_phenols")
-    """The two features of wine whose bowl the figure shows."""
-    output: Path = Path("results/input_normalization.png")
-    """Where to write the figure."""
+    seeds: int = kit.option(8, "Number of training sets, 70 % of the rows each.", minimum=2)
+    output: Path = kit.option(Path("results/input_normalization.png"), "Where to write the figure.")
+    data: tuple[str, ...] = kit.option(
+        DATA, "Data sets; the features of gaussian are alike to begin with.", choices=DATA
+    )
+    shrink: float = kit.option(
+        1e-3, "Descent ends when the excess of the loss has shrunk so much.", above=0, below=1
+    )
+    cap: int = kit.option(10_000, "Largest number of steps.", minimum=1)
+    starts: int = kit.option(5, "Starts to try the largest stable rate from.", minimum=1)
+    dev_sizes: tuple[int, ...] = kit.option(
+        (2, 5, 10, 20, 50), "Sizes of dev sets with statistics of their own.", minimum=2
+    )
+    dev_draws: int = kit.option(50, "Dev sets of each size, for each seed.", minimum=1)
+    pair: tuple[str, str] = kit.option(
+        ("ash", "total_phenols"),
+        "The two features of wine whose bowl the figure shows.",
+        choices=kit.load("wine").features,
+    )
 
 
-class Found(NamedTuple):
-    """What one data set shows; the treatments are those of `TREATMENTS`.
+class Measurement(NamedTuple):
+    """What one data set shows; the axis `treatments` is that of `TREATMENTS`.
 
     Attributes:
       condition: largest over smallest curvature of the loss, `[seeds, treatments]`.
       flat: directions without any curvature, which are left out, `[seeds, treatments]`.
-      bound: steps that the condition number alone promises, `[seeds, treatments]`.
-      exact: steps that all curvatures and the start give, `[seeds, treatments]`.
+      bound: number of steps by the condition number alone, `[seeds, treatments]`.
+      exact: number of steps by all curvatures and the start, `[seeds, treatments]`.
       steps: steps taken, at most the cap, `[seeds, treatments]`.
       reached: whether the excess had shrunk by then, `[seeds, treatments]`.
       rate: the largest stable rate, 2 over the largest curvature, `[seeds, treatments]`.
       below: whether the excess falls at 0.99 times this rate, `[seeds, treatments, starts]`.
       above: whether it grows at 1.01 times this rate, `[seeds, treatments, starts]`.
-      dev_error: share of dev examples put into a wrong class, `[seeds, sizes, 2]`: standardized by
-        the training set's statistics, and by the dev set's own.
+      dev_error: error on dev sets, `[seeds, sizes, 2]`: standardized by the training set's
+        statistics, and by their own.
     """
 
     condition: Any
@@ -79,9 +83,14 @@ class Found(NamedTuple):
     above: Any
     dev_error: Any
 
+    def change(self, treatment: int, before: int) -> Estimate:
+        """Of log10 of the condition number, by another treatment."""
+        logs = np.log10(self.condition)
+        return Estimate.paired(logs[:, treatment], logs[:, before])
+
 
 class Bowl(NamedTuple):
-    """The loss over two weights, the bias being held at its best.
+    """The loss over two weights, at the best bias.
 
     Attributes:
       hessian: `[2, 2]`.
@@ -100,11 +109,11 @@ class Quadratic(NamedTuple):
     """The least-squares loss of a linear model around its minimum.
 
     Attributes:
-      hessian: `[inputs, inputs]`, of the weights of one output; all outputs share it.
+      hessian: of the weights of one output, the same for all outputs, `[inputs, inputs]`.
       moment: of inputs with targets, `[inputs, outputs]`; the gradient is
         `hessian @ weights - moment`.
       best: the smallest weights where the gradient is zero, `[inputs, outputs]`.
-      curvatures: eigenvalues of `hessian`, falling, zero where there is no curvature, `[inputs]`.
+      curvatures: eigenvalues of `hessian`, descending, zero where it is flat, `[inputs]`.
       directions: their eigenvectors, one a row, `[inputs, inputs]`.
     """
 
@@ -113,21 +122,6 @@ class Quadratic(NamedTuple):
     best: jax.Array
     curvatures: jax.Array
     directions: jax.Array
-
-
-def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Inputs as they are, `[examples, features]`, classes, one-hot, and names of the features."""
-    if name == "gaussian":
-        generator = np.random.default_rng(0)
-        x = generator.standard_normal((1500, 30))
-        classes = np.argmax(x @ generator.standard_normal((30, 3)), axis=1)
-        names = [f"feature {i}" for i in range(30)]
-    else:
-        from sklearn import datasets
-
-        found = getattr(datasets, f"load_{name}")()
-        x, classes, names = found.data.astype(np.float64), found.target, list(found.feature_names)
-    return x, np.eye(classes.max() + 1)[classes], names
 
 
 def treated(x: jax.Array) -> jax.Array:
@@ -145,12 +139,11 @@ def with_bias(x: jax.Array) -> jax.Array:
 
 def quadratic(x: jax.Array, y: jax.Array) -> Quadratic:
     """The loss `mean |x w - y|^2 / 2`; directions that only rounding bends count as flat."""
-    scaled = x / jnp.sqrt(len(x))
+    scaled, targets = (a / jnp.sqrt(len(x)) for a in (x, y))
     left, singular, right = jnp.linalg.svd(scaled, full_matrices=False)
     noise = jnp.finfo(x.dtype).eps * max(x.shape) * singular[0]
     curved = singular > noise
     inverse = jnp.where(curved, 1 / jnp.where(curved, singular, 1.0), 0.0)
-    targets = y / jnp.sqrt(len(x))
     best = right.T @ (inverse[:, None] * (left.T @ targets))
     curvatures = jnp.where(curved, jnp.square(singular), 0.0)
     return Quadratic(scaled.T @ scaled, scaled.T @ targets, best, curvatures, right)
@@ -161,7 +154,7 @@ def extremes(curvatures: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.min(jnp.where(curvatures > 0, curvatures, jnp.inf)), jnp.max(curvatures)
 
 
-def promised(curvatures: jax.Array, shrink: Any) -> jax.Array:
+def step_bound(curvatures: jax.Array, shrink: Any) -> jax.Array:
     """Steps that suffice at the best constant rate from any start, by the condition number.
 
     Each step multiplies the distance in every direction by at most `(k - 1) / (k + 1)`, and the
@@ -171,7 +164,7 @@ def promised(curvatures: jax.Array, shrink: Any) -> jax.Array:
     return jnp.ceil(jnp.log(shrink) / (2 * jnp.log1p(-2 * low / (low + high))))
 
 
-def counted(problem: Quadratic, start: jax.Array, shrink: Any) -> jax.Array:
+def step_count(problem: Quadratic, start: jax.Array, shrink: Any) -> jax.Array:
     """Steps after which the excess has shrunk, from the curvatures, without taking any."""
     low, high = extremes(problem.curvatures)
     # |1 - rate * curvature| = 1 - 2 near / (low + high), whose log keeps its digits.
@@ -180,23 +173,19 @@ def counted(problem: Quadratic, start: jax.Array, shrink: Any) -> jax.Array:
     offsets = problem.directions @ (start - problem.best)
     excess = problem.curvatures * jnp.sum(jnp.square(offsets), axis=1)
 
-    def halve(_, bounds):
+    def halve(_, bounds):  # bisection over whole numbers of steps
         below, enough = bounds
         middle = jnp.floor((below + enough) / 2)
         left = jnp.sum(jnp.where(excess > 0, excess * jnp.exp(2 * middle * log_factor), 0.0))
         done = (left <= shrink * jnp.sum(excess)) & (middle > below)
         return jnp.where(done, below, middle), jnp.where(done, middle, enough)
 
-    bounds = (jnp.zeros(()), promised(problem.curvatures, shrink))
+    bounds = (jnp.zeros(()), step_bound(problem.curvatures, shrink))
     return jax.lax.fori_loop(0, 64, halve, bounds)[1]
 
 
 def descend(
-    problem: Quadratic,
-    start: jax.Array,
-    rate: Any,
-    stop: Callable[[jax.Array], jax.Array],
-    cap: Any,
+    problem: Quadratic, start: jax.Array, rate: Any, stop: Callable[[Any], Any], cap: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradient descent until `stop(excess)`, at most `cap` steps.
 
@@ -209,10 +198,6 @@ def descend(
         # Of a quadratic the excess is half of distance times gradient.
         return gradient, jnp.sum((w - problem.best) * gradient) / 2
 
-    def more(carry):
-        taken, _, _, excess = carry
-        return (taken < cap) & ~stop(excess)
-
     def step(carry):
         taken, w, gradient, _ = carry
         w = w - rate * gradient
@@ -220,45 +205,46 @@ def descend(
 
     gradient, first = slope(start)
     carry = (jnp.zeros((), jnp.int32), start, gradient, first)
-    taken, _, _, excess = jax.lax.while_loop(more, step, carry)
+    taken, _, _, excess = jax.lax.while_loop(lambda c: (c[0] < cap) & ~stop(c[3]), step, carry)
     return taken, first, excess
 
 
-def measure(name: str, config: Config) -> Found:
+def measure(name: str, options: Options) -> Measurement:
     """Every treatment of one data set, every seed with a training set and a start of its own."""
+    data = kit.load(name)
     with jax.enable_x64(True):
-        x, y = (jnp.asarray(part) for part in load(name)[:2])
-        sizes = tuple(size for size in config.dev_sizes if size <= len(x) - _training(len(x)))
+        x, y = jnp.asarray(data.x), jnp.asarray(np.eye(len(data.classes))[data.labels])
 
         @jax.jit
         def every(seeds, x, y, shrink, cap):
-            return jax.lax.map(lambda seed: _seed(seed, x, y, sizes, config, shrink, cap), seeds)
+            return jax.lax.map(lambda s: measure_seed(s, x, y, options, shrink, cap), seeds)
 
-        seeds = jnp.arange(config.first_seed, config.first_seed + config.seeds)
-        return jax.device_get(every(seeds, x, y, config.shrink, config.cap))
+        seeds = jnp.array(options.seed_values)
+        return jax.device_get(every(seeds, x, y, options.shrink, options.cap))
 
 
-def compare(config: Config, progress: Any = None) -> dict[str, Found]:
+def measure_all(
+    options: Options, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Measurement]:
     """Measure every data set; much of the time is spent compiling, one thread a program."""
-    found = {}
+    results = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = {name: pool.submit(measure, name, config) for name in config.data}
-        for done, (name, job) in enumerate(jobs.items()):
-            found[name] = job.result()
+        jobs = {name: pool.submit(measure, name, options) for name in options.data}
+        for name, job in jobs.items():
+            results[name] = job.result()
             if progress is not None:
-                progress(done + 1, len(jobs))
-    return found
+                progress(len(results), len(jobs))
+    return results
 
 
-def _training(examples: int) -> int:
-    return round(0.7 * examples)
-
-
-def _seed(seed, x, y, sizes, config, shrink, cap) -> Found:
+def measure_seed(
+    seed: Any, x: jax.Array, y: jax.Array, options: Options, shrink: Any, cap: Any
+) -> Measurement:
+    """All treatments of one training set."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 4)
-    rows = jax.random.permutation(keys[0], len(x))
-    train, dev = rows[: _training(len(x))], rows[_training(len(x)) :]
-    shape = (1 + config.starts, x.shape[1] + 1, y.shape[1])
+    rows, count = jax.random.permutation(keys[0], len(x)), round(0.7 * len(x))
+    train, dev = rows[:count], rows[count:]
+    shape = (1 + options.starts, x.shape[1] + 1, y.shape[1])
     starts = jax.random.normal(keys[1], shape, x.dtype)
 
     def treatment(inputs):
@@ -266,46 +252,45 @@ def _seed(seed, x, y, sizes, config, shrink, cap) -> Found:
         low, high = extremes(problem.curvatures)
         best_rate, stable = 2 / (low + high), 2 / high
         _, first, _ = descend(problem, starts[0], best_rate, lambda excess: excess <= 0, 0)
-        taken, _, last = descend(
-            problem, starts[0], best_rate, lambda excess: excess <= shrink * first, cap
-        )
+        enough = shrink * first
+        taken, _, last = descend(problem, starts[0], best_rate, lambda e: e <= enough, cap)
 
-        def tried(start, factor):
-            _, before, after = descend(
-                problem, start, factor * stable, lambda excess: ~jnp.isfinite(excess), 300
-            )
+        def growth(start, factor):
+            rate = factor * stable
+            _, before, after = descend(problem, start, rate, lambda e: ~jnp.isfinite(e), 300)
             return after / before
 
-        ratios = jax.vmap(jax.vmap(tried, (0, None)), (None, 0))(starts[1:], _AROUND)
+        ratios = jax.vmap(jax.vmap(growth, (0, None)), (None, 0))(starts[1:], AROUND)
         return {
             "condition": high / low,
             "flat": jnp.sum(problem.curvatures == 0),
-            "bound": promised(problem.curvatures, shrink),
-            "exact": counted(problem, starts[0], shrink),
+            "bound": step_bound(problem.curvatures, shrink),
+            "exact": step_count(problem, starts[0], shrink),
             "steps": taken,
-            "reached": last <= shrink * first,
+            "reached": last <= enough,
             "rate": stable,
             "below": ratios[0] < 1,
             "above": ratios[1] > 1,
         }
 
     inputs = with_bias(treated(x[train]))
-    found = jax.lax.map(treatment, inputs)
-    model = quadratic(inputs[2], y[train]).best
-    standardizer = normalization.fit(x[train])
+    numbers = jax.lax.map(treatment, inputs)
+    model, standardizer = (
+        quadratic(inputs[STANDARDIZED], y[train]).best,
+        normalization.fit(x[train]),
+    )
     errors = [
-        _dev_errors(keys[2], model, standardizer, x[dev], y[dev], size, config.dev_draws)
-        for size in sizes
+        dev_errors(keys[2], model, standardizer, x[dev], y[dev], size, options.dev_draws)
+        for size in options.dev_sizes
+        if size <= len(dev)
     ]
-    return Found(**found, dev_error=jnp.stack(errors) if errors else jnp.zeros((0, 2)))
+    return Measurement(**numbers, dev_error=jnp.stack(errors) if errors else jnp.zeros((0, 2)))
 
 
-_AROUND = np.array([0.99, 1.01])
-"""Times the largest stable rate."""
+def dev_errors(key, model, standardizer, x, y, size, draws) -> jax.Array:
+    """Mean error on dev sets, standardized by the training set's statistics and by their own."""
 
-
-def _dev_errors(key, model, standardizer, x, y, size, draws):
-    def drawn(key):
+    def one(key):
         rows = jax.random.permutation(key, len(x))[:size]
 
         def wrong(standardizer):
@@ -314,240 +299,221 @@ def _dev_errors(key, model, standardizer, x, y, size, draws):
 
         return jnp.stack([wrong(standardizer), wrong(normalization.fit(x[rows]))])
 
-    return jnp.mean(jax.lax.map(drawn, jax.random.split(key, draws), batch_size=draws), axis=0)
+    return jnp.mean(jax.lax.map(one, jax.random.split(key, draws), batch_size=draws), axis=0)
 
 
-def bowls(config: Config) -> tuple[Bowl, Bowl]:
+def bowls(options: Options) -> tuple[Bowl, Bowl]:
     """Two features of wine, raw and standardized: is it the first cultivar?
 
     Both descents start with the same excess, half of it in each direction of curvature, and take
     the best constant rate, which shrinks both halves alike.
     """
-    x, y, names = load("wine")
-    columns = [names.index(name) for name in config.pair]
+    wine = kit.load("wine")
+    columns = [wine.features.index(name) for name in options.pair]
+    y = (wine.labels == 0)[:, None].astype(np.float64)
     with jax.enable_x64(True):
-        kinds = treated(jnp.asarray(x[:, columns]))
-        raw, standardized = (_bowl(kinds[i], y[:, :1], config) for i in (0, 2))
+        inputs = treated(jnp.asarray(wine.x[:, columns]))
+        raw, standardized = (bowl(inputs[i], y, options) for i in (RAW, STANDARDIZED))
     return raw, standardized
 
 
-def _bowl(x: jax.Array, y: np.ndarray, config: Config) -> Bowl:
-    *best, bias = quadratic(with_bias(x), jnp.asarray(y)).best
+def bowl(x: jax.Array, y: np.ndarray, options: Options) -> Bowl:
+    """The loss over the weights of two inputs, and the path of descent."""
+    *_, bias = quadratic(with_bias(x), jnp.asarray(y)).best
     problem = quadratic(x, jnp.asarray(y) - bias[None])
     low, high = extremes(problem.curvatures)
+    # An excess of 1/2 in each direction: curvature * offset^2 = 1.
     start = problem.best[:, 0] + problem.directions.T @ (1 / jnp.sqrt(problem.curvatures))
-    taken, _, _ = descend(
-        problem,
-        start[:, None],
-        2 / (low + high),
-        lambda excess: excess <= config.shrink,
-        config.cap,
-    )
+    rate, shrink = 2 / (low + high), options.shrink
+    taken, _, _ = descend(problem, start[:, None], rate, lambda e: e <= shrink, options.cap)
     hessian, best = np.asarray(problem.hessian), np.asarray(problem.best[:, 0])
     path = [np.asarray(start)]
     for _ in range(int(taken)):
-        path.append(path[-1] - 2 / float(low + high) * hessian @ (path[-1] - best))
+        path.append(path[-1] - float(rate) * hessian @ (path[-1] - best))
     return Bowl(hessian, best, np.array(path), float(high / low))
 
 
-def _both(values: Any, form: str) -> str:
-    mean, error = regimes.mean_and_error(np.asarray(values, np.float64))
-    return f"{float(mean):{form}} ± {float(error):{form}}"
+def claims(results: dict[str, Measurement], options: Options) -> list[Claim]:
+    """Round bowls, larger rates, the wrong divisor, harmlessness, exactness, and dev sets."""
+    log = {"form": "+.2f"}
+    texts = {name: f"{name}: log10 of the {{}}, standardized less raw" for name in results}
+    statements = []
+    for name, one in results.items():
+        text = texts[name].format("condition number")
+        statements.append(
+            Claim(f"{text}, is below 0", one.change(STANDARDIZED, RAW), "less", **log)
+        )
+        rates = np.log10(one.rate)
+        change = Estimate.paired(rates[:, STANDARDIZED], rates[:, RAW])
+        text = texts[name].format("largest stable rate")
+        statements.append(Claim(f"{text}, is above 0", change, "greater", **log))
+        text = f"{name}: dividing by the variance instead makes log10 of the condition number"
+        change, alike = one.change(BY_VARIANCE, STANDARDIZED), name == "gaussian"
+        if alike:
+            bounds = {"expected": 0.0, "tolerance": NEGLIGIBLE}
+            statements.append(
+                Claim(f"{text} the same, within 0.05", change, "equal", **bounds, **log)
+            )
+        else:
+            text = f"{text} larger by more than 0.05"
+            statements.append(Claim(text, change, "greater", NEGLIGIBLE, **log))
+        if name in ("gaussian", "digits"):
+            text = (
+                f"{name}: dividing centred inputs by the deviation is harmless, raises it by less"
+            )
+            change = one.change(STANDARDIZED, CENTRED)
+            statements.append(Claim(f"{text} than 0.05", change, "less", NEGLIGIBLE, **log))
+    for factor, name, words in ((0.99, "below", "falls"), (1.01, "above", "grows")):
+        tries = np.concatenate([getattr(one, name).ravel() for one in results.values()])
+        share = Estimate.share(tries.sum(), tries.size)
+        text = (
+            f"at {factor} of the largest stable rate the loss {words} in more than 95 % of descents"
+        )
+        statements.append(Claim(text, share, "greater", 0.95, form=".1%"))
+    ends = [np.abs(one.steps - one.exact)[one.reached] for one in results.values()]
+    if sum(map(len, ends)):
+        largest = Estimate.exact(np.concatenate(ends).max())
+        text = f"steps taken are the exact number in all {sum(map(len, ends))} descents that end"
+        statements.append(Claim(text, largest, "less", 0.5, form=".0f"))
+    for name, one in results.items():
+        for i, size in enumerate(options.dev_sizes[: one.dev_error.shape[1]]):
+            change = Estimate.paired(one.dev_error[:, i, 1], one.dev_error[:, i, 0])
+            text = f"{name}: statistics of its own harm a dev set of {size}"
+            statements.append(Claim(text, change, "greater", form="+.1%"))
+    return statements
 
 
-def report(found: dict[str, Found], config: Config) -> str:
-    """Tables and, in words, what they say of each claim."""
+def report(results: dict[str, Measurement], options: Options) -> kit.Report:
+    """Condition numbers and steps, errors on dev sets, and the claims."""
     rows = []
-    for name, one in found.items():
+    for name, one in results.items():
         for i, treatment in enumerate(TREATMENTS):
-            reached = one.reached[:, i].all()
-            rows.append(
-                (
-                    name if i == 0 else "",
-                    treatment,
-                    _both(np.log10(one.condition[:, i]), ".2f"),
-                    str(int(one.flat[:, i].max())),
-                    f"{one.bound[:, i].mean():,.3g}",
-                    f"{one.exact[:, i].mean():,.3g}",
-                    _both(one.steps[:, i], ",.1f") if reached else f"> {config.cap:,}",
-                    f"{one.rate[:, i].mean():.2g}",
-                )
+            steps = f"{Estimate.of(one.steps[:, i]):,.1f}"
+            numbers = (f"{values[:, i].mean():,.3g}" for values in (one.bound, one.exact))
+            row = (
+                name if i == 0 else "",
+                treatment,
+                f"{Estimate.of(np.log10(one.condition[:, i])):.2f}",
             )
-    headings = (
-        "data",
-        "inputs",
-        "log10 condition",
-        "flat",
-        "bound",
-        "exact",
-        "steps taken",
-        "largest rate",
-    )
-    lines = [
-        "Least squares of a linear model with bias: condition number of the Hessian, over its "
-        "curved",
+            row += (str(int(one.flat[:, i].max())), *numbers)
+            row += (steps if one.reached[:, i].all() else f"> {options.cap:,}",)
+            rows.append((*row, f"{one.rate[:, i].mean():.2g}"))
+    headings = ("data", "inputs", "log10 condition", "flat", "bound", "exact", "steps taken")
+    title = (
+        "Least squares of a linear model with bias: condition number of the Hessian, over its curved "
         "directions; directions without curvature, such as constant features, left out ('flat', "
-        "most of",
-        f"all seeds); steps of gradient descent at its best constant rate to {config.shrink:g} of "
-        "the loss's excess:",
-        "bound by the condition number, exact from all curvatures, and taken; largest stable rate. "
-        "Mean over",
-        f"{config.seeds} training sets and random starts ± standard error.",
-        frontend.table(headings, rows),
-        "",
+        "most of all seeds); steps of gradient descent at its best constant rate to "
+        f"{options.shrink:g} of the loss's excess: bound by the condition number, exact from all "
+        "curvatures, and taken; largest stable rate. Mean over "
+        f"{options.seeds} training sets and random starts ± standard error."
+    )
+    first = kit.table((*headings, "largest rate"), rows, title, left=2)
+    pairs = (
+        (STANDARDIZED, RAW),
+        (CENTRED, RAW),
+        (BY_VARIANCE, STANDARDIZED),
+        (BY_VARIANCE, CENTRED),
+    )
+    rows = [
+        (name, *(f"{one.change(*pair):+.2f}" for pair in pairs)) for name, one in results.items()
     ]
-    for words in (_rounder, _rates, _variance, _alike, _exactness):
-        lines += words(found)
-    return "\n".join([*lines, *_dev(found, config)])
-
-
-def _change(one: Found, treatment: int, before: int = 0) -> tuple[float, float]:
-    """Of the log10 condition number: mean over seeds and standard error."""
-    logs = np.log10(one.condition[:, treatment]) - np.log10(one.condition[:, before])
-    mean, error = regimes.mean_and_error(logs)
-    return float(mean), float(error)
-
-
-def _rounder(found: dict[str, Found]) -> list[str]:
-    lines = ["Is the bowl rounder once inputs are standardized?"]
-    for name, one in found.items():
-        centred, _ = _change(one, 1)
-        mean, error = _change(one, 2)
-        fall = "falls" if mean < -2 * error else "rises" if mean > 2 * error else "does not change"
-        lines.append(
-            f"- {name}: the condition number {fall}, by 10^({mean:+.2f} ± {error:.2f}), of which "
-            f"centring alone brings 10^({centred:+.2f})."
-        )
-    return lines
-
-
-def _rates(found: dict[str, Found]) -> list[str]:
-    lines = ["Do larger rates work, from any start?"]
-    for name, one in found.items():
-        ratio = np.log10(one.rate[:, 2] / one.rate[:, 0])
-        lines.append(
-            f"- {name}: standardized, the largest stable rate is 10^({_both(ratio, '.2f')}) times "
-            f"that of raw inputs; at 0.99 of it the loss falls in {one.below.mean():.0%} of "
-            f"{one.below.size} descents (4 treatments), at 1.01 it grows in {one.above.mean():.0%}."
-        )
-    return lines
-
-
-def _variance(found: dict[str, Found]) -> list[str]:
-    lines = ["Divided by the variance, as one text has it, instead of the standard deviation:"]
-    for name, one in found.items():
-        mean, error = _change(one, 3, 2)
-        verdict = "no different" if abs(mean) < _HARDLY else "worse" if mean > 0 else "better"
-        if abs(mean) < 2 * error:
-            verdict = "no different within two standard errors"
-        against, _ = _change(one, 3, 1)
-        lines.append(
-            f"- {name}: {verdict}, the condition number is 10^({mean:+.2f} ± {error:.2f}) times "
-            f"that of standardized inputs, 10^({against:+.2f}) times that of centred ones."
-        )
-    return lines
-
-
-def _alike(found: dict[str, Found]) -> list[str]:
-    lines = ["Harmless where scales are alike already?"]
-    for name in ("gaussian", "digits"):
-        if name in found:
-            mean, error = _change(found[name], 2, 1)
-            verdict = "harmless" if mean < _HARDLY + 2 * error else "harmful"
-            small = "hardly a change" if abs(mean) < _HARDLY else "scales were not alike"
-            lines.append(
-                f"- {name}: dividing by the standard deviation changes the condition number of "
-                f"centred inputs by 10^({mean:+.2f} ± {error:.2f}): {small}, {verdict}."
-            )
-    return lines
-
-
-_HARDLY = 0.05
-"""Of a log10: 12 %."""
-
-
-def _exactness(found: dict[str, Found]) -> list[str]:
-    off = [np.abs(one.steps - one.exact)[one.reached] for one in found.values()]
-    off = np.concatenate(off)
-    unreached = sum(int((~one.reached).sum()) for one in found.values())
-    if not off.size:
-        return ["No descent ended before its cap."]
-    return [
-        f"Steps taken differ from the exact count by at most {off.max():.0f} in {off.size} "
-        f"descents; {unreached} did not end before the cap."
-    ]
-
-
-def _dev(found: dict[str, Found], config: Config) -> list[str]:
-    rows, harmed, tried = [], 0, 0
-    for name, one in found.items():
-        for i in range(one.dev_error.shape[1]):
-            trained, own = one.dev_error[:, i].T
-            mean, error = (float(part) for part in regimes.mean_and_error(own - trained))
-            harmed += mean > 2 * error
-            tried += 1
+    headings = [f"{TREATMENTS[after]} / {TREATMENTS[before]}" for after, before in pairs]
+    second = kit.table(("data", *headings), rows, "Changes of log10 of the condition number.")
+    rows = []
+    for name, one in results.items():
+        for i, size in enumerate(options.dev_sizes[: one.dev_error.shape[1]]):
+            trained, other = one.dev_error[:, i].T
+            row = (name if i == 0 else "", str(size), f"{Estimate.of(trained):.1%}")
             rows.append(
-                (
-                    name if i == 0 else "",
-                    str(config.dev_sizes[i]),
-                    _both(trained, ".1%"),
-                    _both(own, ".1%"),
-                    f"{mean:+.1%} ± {error:.1%}",
-                )
+                (*row, f"{Estimate.of(other):.1%}", f"{Estimate.paired(other, trained):+.1%}")
             )
+    title = (
+        "Dev error of a model of standardized inputs, mean over "
+        f"{options.seeds} training sets with {options.dev_draws} dev sets each ± standard error; "
+        "dev inputs standardized by the statistics of the training set or by their own."
+    )
     headings = ("data", "dev set", "training statistics", "its own", "difference")
-    return [
-        f"\nDev error of a model of standardized inputs, mean over {config.seeds} training sets "
-        f"with {config.dev_draws} dev sets",
-        "each ± standard error, dev inputs standardized by the training set's statistics or by "
-        "their own:",
-        frontend.table(headings, rows),
-        f"Own statistics are worse by more than 2 standard errors in {harmed} of {tried} cases.",
-    ]
+    third = kit.table(headings, rows, title)
+    unfinished = sum(int((~one.reached).sum()) for one in results.values())
+    third += f"\n{unfinished} descents did not end before the cap."
+    numbers = {name: one._asdict() for name, one in results.items()}
+    return kit.Report([first, second, third], claims(results, options), numbers)
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    if not config.data or len(set(config.data)) != len(config.data) or set(config.data) - {*DATA}:
-        raise ValueError(
-            f"data must be different names of {', '.join(DATA)}, got {config.data}; correct them"
-        )
-    for name, least in (
-        ("seeds", 2),
-        ("first_seed", 0),
-        ("cap", 1),
-        ("starts", 1),
-        ("dev_draws", 1),
-    ):
-        if getattr(config, name) < least:
-            raise ValueError(
-                f"{name} must be at least {least}, got {getattr(config, name)}; raise it"
-            )
-    if not 0 < config.shrink < 1:
-        raise ValueError(f"shrink must be between 0 and 1, got {config.shrink:g}; try 1e-3")
-    if min(config.dev_sizes, default=2) < 2:
-        raise ValueError(
-            f"dev_sizes must be at least 2, got {config.dev_sizes}; one example has no deviation"
-        )
-    names = load("wine")[2]
-    if len(set(config.pair)) != 2 or set(config.pair) - set(names):
-        raise ValueError(
-            f"pair must be two different features of {', '.join(names)}; got {config.pair}"
-        )
-    frontend.writable("output", config.output)
+BARS = (("#0b1f4b", ""), ("#5f9ed1", ".."), ("#f7c27a", ""), ("#b35a12", "//"))
+"""Colour and hatch of each treatment."""
+HEIGHTS = ("#fbe6c8", "#dfe9f4", "#bdd3ea", "#94b7db", "#6f9bcb")
 
 
-def run(config: Config) -> None:
+def figure(pair: tuple[Bowl, Bowl], results: dict[str, Measurement], options: Options) -> Any:
+    """Two bowls with their descents, and how round the bowls of whole data sets are."""
+    result, axes = figures.panels(1, 3, (16, 6.2), width_ratios=(1, 1, 1.5))
+    names = [name.replace("_", " ") for name in options.pair]
+    for ax, shape, words in zip(axes[0], pair, ("raw", "standardized"), strict=False):
+        draw_bowl(ax, shape, names, words)
+    draw_bars(axes[0, 2], results, options.cap)
+    raw, standardized = (len(shape.path) - 1 for shape in pair)
+    result.suptitle(
+        f"Standardized inputs make the bowl round: {standardized} steps of gradient descent "
+        f"instead of {raw} (wine, two features)",
+        fontsize=15,
+    )
+    return result
+
+
+def draw_bowl(ax: Any, shape: Bowl, names: list[str], words: str) -> None:
+    """Level lines of the loss, and the path of descent."""
+
+    def excess(weights):
+        offset = weights - shape.best
+        return np.einsum("...i,ij,...j->...", offset, shape.hessian, offset) / 2
+
+    first = excess(shape.path[0])
+    reach = 1.15 * np.sqrt(2 * first * np.linalg.inv(shape.hessian).diagonal().max())
+    steps = np.linspace(-reach, reach, 301)
+    grid = shape.best + np.stack(np.meshgrid(steps, steps), axis=-1)
+    levels = first * np.array([0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
+    x, y = np.moveaxis(grid, -1, 0)
+    ax.contourf(x, y, excess(grid), levels, colors=HEIGHTS)
+    ax.contour(x, y, excess(grid), levels[1:], colors="#0b1f4b", linewidths=0.6)
+    ax.plot(*shape.path.T, color=style.THEORY, marker="o", markersize=3.5, linewidth=1.2, zorder=3)
+    for point, name, marker in ((shape.path[0], "start", "s"), (shape.best, "minimum", "*")):
+        ax.plot(*point, marker=marker, markersize=11, color="black", markeredgecolor="white")
+        place = {"xytext": (9, 7), "textcoords": "offset points", "fontsize": 11}
+        ax.annotate(name, point, path_effects=style.halo(3), **place)
+    unit = "one unit" if words == "raw" else "one standard deviation"
+    ax.set(aspect="equal", xlabel=f"weight of {names[0]}, per {unit}")
+    ax.set_ylabel(f"weight of {names[1]}, per {unit}")
+    count = len(shape.path) - 1
+    ax.set_title(f"{words}: {count} steps, condition number {shape.condition:.3g}")
+
+
+def draw_bars(ax: Any, results: dict[str, Measurement], cap: int) -> None:
+    """Condition numbers as bars, steps as markers, for every data set and treatment."""
+    width, sets = 0.8 / len(TREATMENTS), np.arange(len(results))
+    for i, (treatment, (color, hatch)) in enumerate(zip(TREATMENTS, BARS, strict=True)):
+        places = sets + (i - (len(TREATMENTS) - 1) / 2) * width
+        heights = [10 ** np.log10(one.condition[:, i]).mean() for one in results.values()]
+        look = {"color": color, "hatch": hatch, "edgecolor": "white"}
+        ax.bar(places, heights, width, label=f"condition number, {treatment}", **look)
+        for place, one in zip(places, results.values(), strict=True):
+            done = one.reached[:, i].all()
+            look = {"color": style.THEORY, "markeredgecolor": "white", "markersize": 7}
+            ax.plot(place, one.steps[:, i].mean() if done else cap, "o" if done else "^", **look)
+    for marker, words in (("o", "steps taken, mean"), ("^", f"not done after {cap:,} steps")):
+        ax.plot([], [], marker, color=style.THEORY, markersize=7, label=words)
+    ax.set_xticks(sets, [name.replace("_", " ") for name in results])
+    ax.set(yscale="log", ylabel="condition number (bars) and steps (markers)")
+    ax.set_title("All features, several data sets")
+    ax.set_ylim(0.8, ax.get_ylim()[1])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+
+
+def run(options: Options) -> None:
     """Compare inputs, raw and normalized: the loss's condition number and the steps of descent."""
-    checked(config)
-    start = time.perf_counter()
-    found = compare(config, frontend.Bar("data sets"))
-    print(report(found, config))
-    pair = bowls(config)
-    figure = plotting.input_normalization(pair, config.pair, found, TREATMENTS, config.cap)
-    figure.savefig(config.output, dpi=110)
-    print(f"\n{time.perf_counter() - start:.1f} s in all.\nFigure: {config.output}")
+    results = measure_all(options, kit.progress("data sets"))
+    kit.publish(report(results, options), options, figure(bowls(options), results, options))
 
 
 if __name__ == "__main__":
-    frontend.main(Config, run)
+    kit.command(Options, run)
