@@ -32,7 +32,7 @@ from jaxgrad import (
 )
 from jaxgrad.checking import check_grads
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "activations",

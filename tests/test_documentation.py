@@ -88,7 +88,7 @@ def parameters():
 
 
 @pytest.mark.parametrize("example", parameters())
-def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch, optimized):
+def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     printed = io.StringIO()
@@ -177,6 +177,13 @@ def test_constraints_are_versions_alone_and_cover_what_is_asked_for():
     asked = project["dependencies"] + extras["experiments"] + extras["test"]
     names = {re.split(r"[\[><=]", requirement)[0].lower() for requirement in asked}
     assert names - {"jaxgrad"} <= pinned
+
+
+def test_the_linter_of_the_hooks_is_the_pinned_one():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    version = re.search(r"ruff-pre-commit\n    rev: v(\S+)", hooks)
+    assert version
+    assert f"ruff=={version[1]}\n" in (ROOT / "constraints.txt").read_text()
 
 
 def test_the_version_is_the_changelog_s_and_the_citation_s():
