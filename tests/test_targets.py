@@ -5,7 +5,6 @@ import pytest
 
 from benchmarks import targets
 
-
 # Their paths are covered by quicker tests of each function.
 SLOW = (targets.architectures, targets.deep_networks, targets.finite_width, targets.phases)
 
