@@ -6,9 +6,11 @@ typical network. The log of the mean is larger at finite width, and is what clos
 expectation refer to.
 
 The growth per layer is the total divided by the number of layers between. If each layer multiplies
-the gradient independently, this is the estimate of least variance.
+the gradient independently, this is the estimate of least variance. A `ValueError` or a `TypeError`
+names an argument that is not as described.
 """
 
+import functools
 import math
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -100,10 +102,6 @@ def classify(
       `Classification` with fields `[..., depths]`. A ratio of 0 (log -inf) vanishes, an infinite
       one explodes, and NaN is undefined.
 
-    Raises:
-      ValueError, TypeError: if there are fewer than two seeds, the depths do not fit, or a
-        threshold is out of range.
-
     >>> import jax.numpy as jnp
     >>> log_ratio = jnp.asarray([[0.0, -9.0], [0.1, -9.2], [-0.1, -9.1]])
     >>> classify(log_ratio, jnp.asarray([1, 10])).regime.tolist()
@@ -123,6 +121,11 @@ def classify(
             f"depths must have shape {log_ratio.shape[-1:]} as the last axis of log_ratio, got "
             f"{depths.shape}; pass the depth of each entry"
         )
+    return _classify(log_ratio, depths, thresholds)
+
+
+@jax.jit
+def _classify(log_ratio, depths, thresholds):
     mean, error = mean_and_error(log_ratio)
     # The ratio is of squares, so its log is twice that of the norm.
     limit = 2 * jnp.log(thresholds.ratio)
@@ -170,15 +173,17 @@ def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array,
       Values of `Storage`: `UNDERFLOW` where the root mean square is below the smallest normal
       number (accelerators replace smaller ones by zero), `OVERFLOW` where it is above the largest.
 
-    Raises:
-      TypeError: if the dtype is not floating.
-
     >>> import jax.numpy as jnp
     >>> storage(jnp.asarray([-300.0, 0.0, 300.0])).tolist()
     [-1, 0, 1]
     """
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
+    return _storage(log_mean_square, jnp.dtype(dtype))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _storage(log_mean_square, dtype):
     info = jnp.finfo(dtype)
     log_size = 0.5 * jnp.asarray(log_mean_square)
     low, high = (float(np.log(np.float64(edge))) for edge in (info.tiny, info.max))
@@ -213,9 +218,6 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     Returns:
       `Level` with fields `[...]`.
 
-    Raises:
-      ValueError: if the variances do not increase, are not positive, or do not fit.
-
     >>> import jax.numpy as jnp
     >>> log_ratio = jnp.asarray([[-1.0, 1.0], [-1.0, 1.0]])
     >>> bool(jnp.isclose(level(log_ratio, jnp.asarray([1.0, 4.0])).variance, 2.0))
@@ -232,6 +234,11 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
             f"log_ratio must have shape [seeds, {len(values)}, ...] to fit the variances, got "
             f"{log_ratio.shape}; put seeds first and variances second"
         )
+    return _level(log_ratio, jnp.log(jnp.asarray(values, log_ratio.dtype)))
+
+
+@jax.jit
+def _level(log_ratio, log_values):
     # NaN stays NaN, which is on neither side of zero.
     finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=_INFINITE, neginf=-_INFINITE)
     low, high = finite[:, :-1], finite[:, 1:]
@@ -240,7 +247,6 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     index = jnp.argmax(crosses, axis=1)[:, None]
     low, high = (jnp.take_along_axis(a, index, axis=1)[:, 0] for a in (low, high))
     share = jnp.where(crossed, -low / jnp.where(crossed, high - low, 1.0), 0.0)
-    log_values = jnp.log(jnp.asarray(values, log_ratio.dtype))
     start, end = log_values[index[:, 0]], log_values[index[:, 0] + 1]
     root = start + share * (end - start)
     count = crossed.sum(axis=0)

@@ -5,14 +5,14 @@ import pytest
 
 from benchmarks import targets
 
-# Their paths are covered by quicker tests of each function.
-SLOW = (targets.architectures, targets.deep_networks, targets.finite_width, targets.phases)
+# The paths of the others are covered by quicker tests of each function.
+QUICK = (targets.seed_texts, targets.spectra, targets.weights)
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(part, marks=pytest.mark.slow if part in SLOW else (), id=part.__name__)
+        pytest.param(part, marks=() if part in QUICK else pytest.mark.slow, id=part.__name__)
         for part in targets.PARTS
     ],
 )

@@ -61,8 +61,7 @@ def critical(
       `Critical`, with NaN if the variances are traced and there is no critical point.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described, both variances are given, or there
-        is no critical point.
+      ValueError: if there is no critical point, or both variances are passed.
 
     Source: Poole et al. (2016); Schoenholz et al. (2017); `jaxgrad.theory` for the numbers.
 

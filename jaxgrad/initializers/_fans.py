@@ -42,10 +42,6 @@ def fans(
       `fan_out = k out / (groups s)`. If transposed, each output sums only every s-th position:
       `fan_in = k in / s` and `fan_out = k out / groups`.
 
-    Raises:
-      ValueError, TypeError: if the shape has fewer than two dimensions, the groups do not divide
-        the output channels, or a stride is not a positive whole number.
-
     Source: He et al. (2015), sec. 2.2, for convolutions; strides and groups by counting terms.
 
     >>> fans((3, 3, 16, 32))

@@ -77,8 +77,7 @@ def delta_orthogonal(gain: Any = 1.0) -> Initializer:
         that are not square.
 
     Raises:
-      ValueError, TypeError: if the gain is not as described; when drawn, if the shape has fewer
-        than two dimensions or a window of even size, which has no centre.
+      ValueError: when drawn, if a window has an even size and so no centre.
 
     Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington (2018), sec. 3.
 

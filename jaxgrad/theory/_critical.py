@@ -129,22 +129,14 @@ def _on_grid(phi: Activation):
     return grid, relative, square[:, 1] * np.exp(log_ratio)
 
 
-class _SmallSignals(NamedTuple):
+@functools.lru_cache(maxsize=64)
+def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
     """Critical points without biases.
 
-    Attributes:
-      every: whether every `q` is critical, as for homogeneous activations.
-      only_limit: whether there is a critical point in the limit `q -> 0`.
-      w_variance: `1 / D` in this limit.
+    Returns:
+      Whether every `q` is critical, as for homogeneous activations; whether there is a critical
+      point in the limit `q -> 0`; and `1 / D` in this limit.
     """
-
-    every: bool
-    only_limit: bool
-    w_variance: float
-
-
-@functools.lru_cache(maxsize=64)
-def _small_signals(phi: Activation) -> _SmallSignals:
     grid, relative, _ = _on_grid(phi)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         # Half of a small signal is on either side of zero, where the slopes may differ.
@@ -161,7 +153,7 @@ def _small_signals(phi: Activation) -> _SmallSignals:
     change = square + math.log(w_variance) - grid
     shrinks = change[np.argmax(np.abs(change) > 1e-9)] < 0
     linear = abs(relative[0]) < _NEAR_ZERO and abs(elasticity[0] - 1) < _NEAR_ZERO
-    return _SmallSignals(every, bool(linear and shrinks), w_variance)
+    return every, bool(linear and shrinks), w_variance
 
 
 @in_float64
@@ -211,8 +203,8 @@ def _root(phi: Activation, b_variance):
 
 
 def _smallest(phi: Activation) -> Critical:
-    small = _small_signals(phi)
-    if small.every or small.only_limit:
+    every, only_limit, _ = _small_signals(phi)
+    if every or only_limit:
         return _critical(phi, 0.0)
     grid, relative, chi_par = _on_grid(phi)
     allowed = (chi_par <= _STABLE) & (relative > _ROUNDING)

@@ -148,9 +148,9 @@ def reduced(activation, w_variance, b_variance, width, draws, input_square):
     ("activation", "w_variance", "b_variance", "input_square", "width", "draws"),
     [
         ("tanh", 1.3, 0.05, 3.0, 64, 10_000),
-        ("tanh", 1.5, 0.0, 0.1, 128, 15_000),
+        pytest.param("tanh", 1.5, 0.0, 0.1, 128, 15_000, marks=pytest.mark.slow),
         # Second-order terms are larger where the length is nearly unstable.
-        ("gelu", 1.5, 0.3, 1.0, 400, 2000),
+        pytest.param("gelu", 1.5, 0.3, 1.0, 400, 2000, marks=pytest.mark.slow),
     ],
 )
 def test_gradient_law_has_every_term_of_first_order(
