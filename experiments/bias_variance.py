@@ -193,22 +193,14 @@ def measure(options: Options, progress: Callable[[int, int], None] | None = None
 
 
 class Step(NamedTuple):
-    """From one point to another one with a larger network or more data.
-
-    Attributes:
-      before, after: the points.
-      remedy: which of both.
-      advised: whether the diagnosis before the step names this remedy.
-      kind: the error that it should lower; for a larger network that on the training set.
-      change: of the errors `train` and `dev`, seed by seed.
-    """
+    """From one point to another one with a larger network or more data."""
 
     before: Point
     after: Point
-    remedy: str
-    advised: bool
-    kind: str
-    change: dict[str, Estimate]
+    remedy: str  # which of both
+    advised: bool  # whether the diagnosis before the step names this remedy
+    kind: str  # the error that it should lower; for a larger network that on the training set
+    change: dict[str, Estimate]  # of the errors train and dev, seed by seed
 
     @property
     def name(self) -> str:

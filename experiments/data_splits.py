@@ -75,19 +75,12 @@ def deviation(values: np.ndarray) -> Estimate:
 
 
 class Spread(NamedTuple):
-    """Noise of the dev error over random splits, by size of the dev set.
+    """Noise of the dev error over random splits, by size of the dev set."""
 
-    Attributes:
-      sizes: of the dev set, `[sizes]`.
-      error: mean error over all splits, one number.
-      measured: standard deviations over splits, `[sizes]`.
-      binomial: those of shares of independent examples, `[sizes]`.
-    """
-
-    sizes: np.ndarray
-    error: float
-    measured: Estimate
-    binomial: np.ndarray
+    sizes: np.ndarray  # of the dev set
+    error: float  # mean over all splits
+    measured: Estimate  # standard deviations over splits, [sizes]
+    binomial: np.ndarray  # those of shares of independent examples, [sizes]
 
 
 def spread(options: Options) -> Spread:
@@ -116,22 +109,14 @@ def spread(options: Options) -> Spread:
 
 
 class Shares(NamedTuple):
-    """The share of one class in the dev set, drawn in two ways.
+    """The share of one class in the dev set, drawn in two ways."""
 
-    Attributes:
-      name: of the class.
-      size: of the dev set.
-      whole: the share in all data.
-      plain, stratified: shares in dev sets, `[splits]`.
-      expected: standard deviation of a plain draw without replacement.
-    """
-
-    name: str
-    size: int
-    whole: float
-    plain: np.ndarray
-    stratified: np.ndarray
-    expected: float
+    name: str  # of the class
+    size: int  # of the dev set
+    whole: float  # the share in all data
+    plain: np.ndarray  # in dev sets, [splits]
+    stratified: np.ndarray  # in dev sets, [splits]
+    expected: float  # standard deviation of a plain draw without replacement
 
 
 def shares(options: Options) -> Shares:
@@ -154,20 +139,13 @@ def shares(options: Options) -> Shares:
 
 
 class Detection(NamedTuple):
-    """How often pairs of dev and test sets, split in one way, are called different.
+    """How often pairs of dev and test sets, split in one way, are called different."""
 
-    Attributes:
-      name: the way of splitting.
-      rate: share of pairs that are called different.
-      features, joint: share in which single features differ, or all jointly do.
-      largest: the feature that most often differs most, and the share of pairs where it does.
-    """
-
-    name: str
-    rate: Estimate
-    features: float
-    joint: float
-    largest: tuple[str, float]
+    name: str  # the way of splitting
+    rate: Estimate  # share of pairs that are called different
+    features: float  # share in which single features differ
+    joint: float  # share in which all features jointly differ
+    largest: tuple[str, float]  # the feature that most often differs most, and its share of pairs
 
 
 @functools.lru_cache(maxsize=1)

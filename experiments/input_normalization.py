@@ -56,32 +56,18 @@ class Options(kit.SeededOptions):
 
 
 class Measurement(NamedTuple):
-    """What one data set shows; the axis `treatments` is that of `TREATMENTS`.
+    """What one data set shows; the axis `treatments` is that of `TREATMENTS`."""
 
-    Attributes:
-      condition: largest over smallest curvature of the loss, `[seeds, treatments]`.
-      flat: directions without any curvature, which are left out, `[seeds, treatments]`.
-      bound: number of steps by the condition number alone, `[seeds, treatments]`.
-      exact: number of steps by all curvatures and the start, `[seeds, treatments]`.
-      steps: steps taken, at most the cap, `[seeds, treatments]`.
-      reached: whether the excess had shrunk by then, `[seeds, treatments]`.
-      rate: the largest stable rate, 2 over the largest curvature, `[seeds, treatments]`.
-      below: whether the excess falls at 0.99 times this rate, `[seeds, treatments, starts]`.
-      above: whether it grows at 1.01 times this rate, `[seeds, treatments, starts]`.
-      dev_error: error on dev sets, `[seeds, sizes, 2]`: standardized by the training set's
-        statistics, and by their own.
-    """
-
-    condition: Any
-    flat: Any
-    bound: Any
-    exact: Any
-    steps: Any
-    reached: Any
-    rate: Any
-    below: Any
-    above: Any
-    dev_error: Any
+    condition: Any  # largest over smallest curvature of the loss, [seeds, treatments]
+    flat: Any  # directions without any curvature, which are left out, [seeds, treatments]
+    bound: Any  # number of steps by the condition number alone, [seeds, treatments]
+    exact: Any  # number of steps by all curvatures and the start, [seeds, treatments]
+    steps: Any  # steps taken, at most the cap, [seeds, treatments]
+    reached: Any  # whether the excess had shrunk by then, [seeds, treatments]
+    rate: Any  # the largest stable rate, 2 over the largest curvature, [seeds, treatments]
+    below: Any  # whether the excess falls at 0.99 times it, [seeds, treatments, starts]
+    above: Any  # whether the excess grows at 1.01 times it, [seeds, treatments, starts]
+    dev_error: Any  # by statistics of the training set, and by its own, [seeds, sizes, 2]
 
     def change(self, treatment: int, before: int) -> Estimate:
         """Of log10 of the condition number, by another treatment."""
@@ -90,38 +76,22 @@ class Measurement(NamedTuple):
 
 
 class Bowl(NamedTuple):
-    """The loss over two weights, at the best bias.
+    """The loss over two weights, at the best bias."""
 
-    Attributes:
-      hessian: `[2, 2]`.
-      best: where the loss is smallest, `[2]`.
-      path: the weights before each step of descent and after the last, `[steps + 1, 2]`.
-      condition: the condition number of `hessian`.
-    """
-
-    hessian: np.ndarray
-    best: np.ndarray
-    path: np.ndarray
-    condition: float
+    hessian: np.ndarray  # [2, 2]
+    best: np.ndarray  # where the loss is smallest, [2]
+    path: np.ndarray  # weights before each step of descent and after the last, [steps + 1, 2]
+    condition: float  # the condition number of the Hessian
 
 
 class Quadratic(NamedTuple):
-    """The least-squares loss of a linear model around its minimum.
+    """The least-squares loss of a linear model around its minimum."""
 
-    Attributes:
-      hessian: of the weights of one output, the same for all outputs, `[inputs, inputs]`.
-      moment: of inputs with targets, `[inputs, outputs]`; the gradient is
-        `hessian @ weights - moment`.
-      best: the smallest weights where the gradient is zero, `[inputs, outputs]`.
-      curvatures: eigenvalues of `hessian`, descending, zero where it is flat, `[inputs]`.
-      directions: their eigenvectors, one a row, `[inputs, inputs]`.
-    """
-
-    hessian: jax.Array
-    moment: jax.Array
-    best: jax.Array
-    curvatures: jax.Array
-    directions: jax.Array
+    hessian: jax.Array  # of the weights of one output, the same for all, [inputs, inputs]
+    moment: jax.Array  # of inputs with targets; the gradient is hessian @ weights - moment
+    best: jax.Array  # the smallest weights where the gradient is zero, [inputs, outputs]
+    curvatures: jax.Array  # eigenvalues of the Hessian, descending, 0 where it is flat
+    directions: jax.Array  # their eigenvectors, one a row, [inputs, inputs]
 
 
 def treated(x: jax.Array) -> jax.Array:
@@ -400,9 +370,9 @@ def report(results: dict[str, Measurement], options: Options) -> kit.Report:
             rows.append((*row, f"{one.rate[:, i].mean():.2g}"))
     headings = ("data", "inputs", "log10 condition", "flat", "bound", "exact", "steps taken")
     title = (
-        "Least squares of a linear model with bias: condition number of the Hessian, over its curved "
-        "directions; directions without curvature, such as constant features, left out ('flat', "
-        "most of all seeds); steps of gradient descent at its best constant rate to "
+        "Least squares of a linear model with bias: condition number of the Hessian, over its "
+        "curved directions; directions without curvature, such as constant features, left out "
+        "('flat', most of all seeds); steps of gradient descent at its best constant rate to "
         f"{options.shrink:g} of the loss's excess: bound by the condition number, exact from all "
         "curvatures, and taken; largest stable rate. Mean over "
         f"{options.seeds} training sets and random starts ± standard error."

@@ -75,6 +75,11 @@ class Options(kit.SeededOptions):
             )
 
     @property
+    def start_seed_values(self) -> range:
+        """Seeds of the untrained networks."""
+        return range(self.first_seed, self.first_seed + self.start_seeds)
+
+    @property
     def critical(self) -> int:
         """Index of the weight variance that is nearest to the critical one."""
         critical = float(theory.critical(self.activation).w_variance)
@@ -82,15 +87,10 @@ class Options(kit.SeededOptions):
 
 
 class Start(NamedTuple):
-    """Log squared gradients before training, by depth, relative to depth 0, of one kind.
+    """Log squared gradients before training, relative to depth 0, of one kind."""
 
-    Attributes:
-      measured: `[seeds, variances, depth]`.
-      predicted: at infinite width and for a large batch, `[variances, depth]`.
-    """
-
-    measured: np.ndarray
-    predicted: np.ndarray
+    measured: np.ndarray  # [seeds, variances, depth]
+    predicted: np.ndarray  # at infinite width and for a large batch, [variances, depth]
 
     def growth(self) -> tuple[np.ndarray, np.ndarray]:
         """Per layer in the deeper half: `[seeds, variances]`, and predicted `[variances]`."""
@@ -102,24 +102,15 @@ class Start(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Training of one kind at one depth, `[seeds, variances, rates, ...]` or the best rate only.
+    """Training of one kind at one depth, `[seeds, variances, rates, ...]` or the best rate only."""
 
-    Attributes:
-      gradient: log10 of the norm of the loss's gradient with respect to the input of each layer but
-        the first, `[..., evaluations, layers]`, for a batch of the training set.
-      dev: accuracy on the dev set with running statistics, `[..., evaluations]`.
-      train_loss, train: loss and accuracy on the training set after the last step.
-      test_loss, test: the same on the test set.
-      test_batch: accuracy with statistics of the test set itself.
-    """
-
-    gradient: Any
-    dev: Any
-    train_loss: Any
-    train: Any
+    gradient: Any  # log10 of its norm at the input of each layer, [..., evaluations, layers]
+    dev: Any  # accuracy on the dev set with running statistics, [..., evaluations]
+    train_loss: Any  # after the last step, with running statistics
+    train: Any  # accuracy
     test_loss: Any
     test: Any
-    test_batch: Any
+    test_batch: Any  # accuracy with statistics of the test set itself
 
     def best(self) -> tuple[Trained, np.ndarray]:
         """Those with the rate of best mean dev accuracy, and its index, `[variances]`."""
@@ -243,12 +234,7 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Tra
     every = jax.vmap(every, (0, 0, None, None, None))  # seeds
     every = jax.jit(every, compiler_options=COMPILER)
     variances, rates = (jnp.asarray(values) for values in (options.w_variances, options.rates))
-    return jax.device_get(every(seed_array(options, options.seeds), drawn, variances, rates, sets))
-
-
-def seed_array(options: Options, count: int) -> jax.Array:
-    """The first `count` seeds."""
-    return jnp.arange(options.first_seed, options.first_seed + count)
+    return jax.device_get(every(jnp.array(options.seed_values), drawn, variances, rates, sets))
 
 
 def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
@@ -272,7 +258,7 @@ def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
     every = jax.vmap(jax.vmap(measured, (None, None, 0, None)), (0, 0, None, None))
     every = jax.jit(every, compiler_options=COMPILER)
     variances = jnp.asarray(options.w_variances)
-    values = every(seed_array(options, options.start_seeds), drawn, variances, x)
+    values = every(jnp.array(options.start_seed_values), drawn, variances, x)
     moments = theory.moments_of(np.asarray(x, np.float64), gap=True)
     expected = np.stack([np.asarray(predicted(w_variance)) for w_variance in options.w_variances])
     return Start(np.asarray(values, np.float64), expected)
@@ -294,9 +280,9 @@ def load_digits(options: Options) -> list[kit.Examples]:
 
 def measure(options: Options, progress: Callable[[int, int], None] | None = None) -> Results:
     """Measure every kind and depth; half of the time is spent compiling, one thread a program."""
-    sets, seeds = load_digits(options), seed_array(options, options.seeds)
+    sets, seeds = load_digits(options), jnp.array(options.seed_values)
     drawn = draw(options.activation, options.width, max(options.depths), seeds)
-    seeds = seed_array(options, options.start_seeds)
+    seeds = jnp.array(options.start_seed_values)
     deep = draw(options.activation, options.start_width, options.start_depth + 1, seeds)
     x = sets[0].x[: options.start_examples]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -411,32 +397,21 @@ def report(results: Results, options: Options) -> kit.Report:
 
 
 def in_words(results: Results, options: Options) -> str:
-    """Where training fails, how far gradients drift, and where overfitting can be compared."""
-    critical, lines = options.critical, ["Mean test accuracy below 20 %, twice that of chance:"]
+    """Where training fails, how far gradients drift, and what running statistics change."""
+    lines = ["Mean test accuracy below 20 %, twice that of chance:"]
     for depth, kind in itertools.product(options.depths, KINDS):
         lost = results.trained[kind, depth].test.mean(axis=0) < LEARNS
         places = ", ".join(f"{w:g}" for w in itertools.compress(options.w_variances, lost))
         words = f"weight variance {places}" if places else "nowhere"
         lines.append(f"- {kind}, depth {depth}: {words}.")
-    lines.append(
-        f"Weight variance {options.w_variances[critical]:g}, the nearest to the critical one:"
-    )
     for depth in options.depths:
-        ratio = results.trained["plain", depth].ratio()[:, critical]
+        ratio = results.trained["plain", depth].ratio()[:, options.critical]
         drift = np.max(np.abs(ratio - ratio[:, :1]))
-        words = "is lost, 0 or no longer finite"
-        if np.isfinite(drift):
-            words = f"drifts at most {10**drift:.3g}-fold in any network at any time"
-        lines.append(f"- plain, depth {depth}: first over last gradient {words}.")
-        for kind in KINDS:
-            one, plain = (results.trained[k, depth] for k in (kind, "plain"))
-            train, gap = (
-                one.train[:, critical].mean(),
-                (one.test_loss - one.train_loss)[:, critical],
-            )
-            words = f"train accuracy {train:.1%}, test minus train loss {gap.mean():+.3f}"
-            small = min(train, plain.train[:, critical].mean()) < 0.95
-            lines.append(f"- {kind}, depth {depth}: {words}{', not to be compared' * small}.")
+        words = f"drifts at most {10**drift:.3g}-fold in any network at any time"
+        words = words if np.isfinite(drift) else "is lost, 0 or no longer finite"
+        near = f"weight variance {options.w_variances[options.critical]:g}"
+        lines.append(f"First over last gradient, plain, depth {depth}, {near}: it {words}.")
+    lines.append("Loss gaps are compared where both networks have a train accuracy of 95 %.")
     largest = np.abs(statistics_change(results)).max()
     lines.append(f"Running statistics change one batch norm network by at most {largest:.1%}.")
     return "\n".join(lines)
@@ -507,7 +482,7 @@ def draw_accuracy(ax: Any, trained: dict[str, Trained], options: Options) -> Non
     ax.text(np.sqrt(values[0] * values[-1]), 0.11, "chance")
     ax.set_xscale("log")
     critical = options.w_variances[options.critical]
-    labels = [f"{value:g}" + "\n(critical)" * (value == critical) for value in values]
+    labels = [f"{value:g}" + "\n(critical)" * bool(value == critical) for value in values]
     figures.ticks(ax.xaxis, values, labels)
     figures.percent(ax.yaxis)
     ax.set(ylim=(0, 1.03), xlabel="weight variance × fan-in", ylabel="test accuracy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -40,9 +41,14 @@ def progress(unit: str) -> Any:
     return show
 
 
-def paragraph(text: str, indent: str = "") -> str:
-    """Text in lines of at most 100 columns, the following ones indented."""
-    return textwrap.fill(text, COLUMNS, subsequent_indent=indent, break_long_words=False)
+def paragraph(text: str) -> str:
+    """Text in lines of at most 100 columns."""
+    return textwrap.fill(_joined(text), COLUMNS, break_long_words=False).replace("\xa0", " ")
+
+
+def _joined(text: str) -> str:
+    """Text whose estimates and errors are joined by spaces at which no line is broken."""
+    return text.replace(" ± ", "\xa0±\xa0")
 
 
 def table(
@@ -53,8 +59,9 @@ def table(
     Headings and cells of more than one word are broken into lines where that is needed to stay
     within 100 columns.
     """
-    columns = list(zip(headings, *rows, strict=True))
-    narrowest = [max((len(w) for cell in c for w in cell.split()), default=0) for c in columns]
+    grid = [list(map(_joined, row)) for row in (headings, *rows)]
+    columns = list(zip(*grid, strict=True))
+    narrowest = [max((len(w) for cell in c for w in cell.split(" ")), default=0) for c in columns]
     widths = [max(map(len, column)) for column in columns]
     while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
         # Take a column where few cells have to be broken, and of these the widest one.
@@ -80,9 +87,10 @@ def table(
         ]
         return ["  ".join(parts).rstrip() for parts in zip(*aligned, strict=True)]
 
-    lines = [*line(headings), "  ".join("-" * width for width in widths)]
-    lines += [part for row in rows for part in line(row)]
-    return "\n".join([*([paragraph(title)] if title else []), *lines])
+    first, *rest = map(line, grid)
+    lines = [*first, "  ".join("-" * width for width in widths), *itertools.chain(*rest)]
+    text = "\n".join([*([paragraph(title)] if title else []), *lines])
+    return text.replace("\xa0", " ")
 
 
 @dataclass(frozen=True)
