@@ -6,7 +6,6 @@ Run `python -m experiments.bias_variance`, or `--help` for its options.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,11 +111,9 @@ class UnitMask(layers.Layer):
     mask: Any
 
     def draw(self, shape, *, key, dtype):
-        """There are no parameters."""
         return {}, shape
 
     def apply(self, params, state, h, *, key=None):
-        """The mask is the same for every example."""
         return h * self.mask[None], state
 
 
@@ -159,7 +156,7 @@ def errors(seed: Any, size: Any, data: kit.Examples, options: Options) -> dict[s
     return {"train": jnp.sum(wrong(train) * used) / count, "dev": jnp.mean(wrong(dev))}
 
 
-def measure(options: Options, progress: Callable[[int, int], None] | None = None) -> Any:
+def measure(options: Options, progress: kit.Progress = None) -> Any:
     """Train a network of every size, once for each seed, and diagnose each: `{size: Point}`."""
     digits, sizes = kit.load("digits"), options.sizes()
 
@@ -272,7 +269,7 @@ def report(points: dict[Size, Point], options: Options) -> kit.Report:
 def averages(steps: list[Step]) -> str:
     """Average changes of both errors by each remedy, where it is advised and where not."""
     groups: dict[str, list[Step]] = {}
-    for s in sorted(steps, key=lambda s: s.name):  # without a star before with a star
+    for s in sorted(steps, key=lambda s: s.name):
         groups.setdefault(s.name, []).append(s)
     rows = [
         (name, str(len(group)))

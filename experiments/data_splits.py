@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +199,7 @@ def draw_classes(generator: Any, labels: np.ndarray, size: int, share: float) ->
     )
 
 
-def detect(options: Options, progress: Callable[[int, int], None] | None = None) -> list[Detection]:
+def detect(options: Options, progress: kit.Progress = None) -> list[Detection]:
     """Compare dev and test sets that were split in different ways."""
     names = kit.load("breast_cancer").features
 

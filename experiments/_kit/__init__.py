@@ -65,7 +65,7 @@ from experiments._kit.options import (
     option,
     use_all_cores,
 )
-from experiments._kit.report import Report, paragraph, progress, publish, table
+from experiments._kit.report import Progress, Report, paragraph, progress, publish, table
 
 __all__ = [
     "INPUT_HELP",
@@ -74,6 +74,7 @@ __all__ = [
     "Estimate",
     "Examples",
     "Options",
+    "Progress",
     "Report",
     "SeededOptions",
     "Verdict",

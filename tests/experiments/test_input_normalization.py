@@ -9,8 +9,10 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from experiments import _kit as kit
-from experiments import input_normalization as experiment
-from experiments.input_normalization import CENTRED, RAW
+from experiments.input_normalization import __main__ as command
+from experiments.input_normalization import figure as figure_module
+from experiments.input_normalization import measurement as experiment
+from experiments.input_normalization.measurement import CENTRED, RAW
 
 SMALL = experiment.Options(
     data=("wine",), seeds=2, cap=200, starts=2, dev_sizes=(2, 20, 1000), dev_draws=20
@@ -119,7 +121,7 @@ def test_bowls_shrink_as_their_condition_promises(bowls):
 
 
 def outcomes(results):
-    report = experiment.report(results, SMALL)
+    report = command.report(results, SMALL)
     return str(report), {v.claim.text: v.outcome for v in kit.verdicts(report.claims)}
 
 
@@ -158,7 +160,7 @@ def test_changes_are_paired_by_seed(results):
 
 
 def test_figure_counts_the_steps(results, bowls):
-    figure = experiment.figure(bowls, results, SMALL)
+    figure = figure_module.figure(bowls, results, SMALL)
     steps = [len(bowl.path) - 1 for bowl in bowls]
     assert f"{steps[1]} steps of gradient descent instead of {steps[0]}" in figure.get_suptitle()
     raw, standardized, bars = figure.axes

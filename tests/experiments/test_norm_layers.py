@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import _kit as kit
-from experiments import norm_layers as experiment
+from experiments.norm_layers import __main__ as command
+from experiments.norm_layers import figure as figure_module
+from experiments.norm_layers import measurement as experiment
 
 SMALL = experiment.Options(
     w_variances=(0.5, 2.0),
@@ -93,8 +95,8 @@ def test_all_kinds_start_from_the_same_weights(plain):
 
 def test_shallow_networks_learn_and_agree_in_use(sets, drawn):
     weights = jax.tree.map(lambda a: a[: SMALL.seeds], drawn)
-    one, rate = experiment.train("batch norm before", 3, weights, sets, SMALL).best()
-    assert rate.shape == (2,)
+    one = experiment.train("batch norm before", 3, weights, sets, SMALL).best()
+    assert one.rate.shape == (2,)
     assert one.gradient.shape == (2, 2, 3, 2)
     assert one.ratio().shape == (2, 2, 3)
     assert (one.test > 0.7).all()
@@ -108,8 +110,8 @@ def test_the_best_rate_is_that_of_best_mean_dev_accuracy():
     dev[:, 0, 1] = dev[:, 1, 0] = 0.5
     test = np.arange(8.0).reshape(2, 2, 2)
     gradient = np.zeros((2, 2, 2, 1, 3))
-    best, rate = experiment.Trained(gradient, dev, test, test, test, test, test).best()
-    assert rate.tolist() == [1, 0]
+    best = experiment.Trained(gradient, dev, test, test, test, test, test).best()
+    assert best.rate.tolist() == [1, 0]
     assert best.test.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     assert best.gradient.shape == (2, 2, 1, 3)
 
@@ -130,7 +132,8 @@ def known(kind):
         gradient[:, 0, 1:] = -np.inf
         test[:, 0] = 0.1
         loss = 4 * loss
-    return start, experiment.Trained(gradient, gradient[..., 0], 0 * loss, train, loss, test, test)
+    numbers = (gradient, gradient[..., 0], 0 * loss, train, loss, test, test)
+    return start, experiment.Trained(*numbers, rate=np.array([0, 1]))
 
 
 def test_report_and_figure_follow_the_numbers():
@@ -138,10 +141,9 @@ def test_report_and_figure_follow_the_numbers():
     results = experiment.Results(
         {kind: start for kind, (start, _) in every.items()},
         {(kind, 3): one for kind, (_, one) in every.items()},
-        {(kind, 3): np.array([0.002, 0.05]) for kind in experiment.KINDS},
     )
     assert SMALL.critical == 1
-    report = experiment.report(results, SMALL)
+    report = command.report(results, SMALL)
     text, verdicts = str(report), {v.claim.text: v for v in kit.verdicts(report.claims)}
     explode = "gradients explode at every variance (smallest growth)"
     assert verdicts[f"batch norm before: {explode}"].outcome == "HOLDS"
@@ -159,7 +161,7 @@ def test_report_and_figure_follow_the_numbers():
     assert verdicts[f"batch norm after, {gap}"].outcome == "HOLDS"
     assert verdicts[f"batch norm after, {gap}"].claim.estimate.mean == pytest.approx(-0.315)
     assert " lost\n" in text
-    figure = experiment.figure(results, dataclasses.replace(SMALL, start_depth=10))
+    figure = figure_module.figure(results, dataclasses.replace(SMALL, start_depth=10))
     assert "plain: 1, batch norm before: 2" in figure.get_suptitle()
     assert "0 or not finite" in figure.axes[2].texts[0].get_text()
     for ax in figure.axes:

@@ -9,7 +9,9 @@ import pytest
 import xarray
 
 from experiments import _kit as kit
-from experiments import regularization as experiment
+from experiments.regularization import __main__ as command
+from experiments.regularization import figure
+from experiments.regularization import measurement as experiment
 
 SMALL = experiment.Options(
     l2=(8.0,),
@@ -111,7 +113,7 @@ def test_weights_are_measured_as_named():
 
 
 def outcomes(dataset):
-    return {v.claim.text: v for v in kit.verdicts(experiment.report(dataset, SMALL).claims)}
+    return {v.claim.text: v for v in kit.verdicts(command.report(dataset, SMALL).claims)}
 
 
 def test_claims_follow_the_numbers():
@@ -124,7 +126,7 @@ def test_claims_follow_the_numbers():
     assert results["strongest L2: smaller weights, sum of w²"].outcome == "HOLDS"
     assert results["best dropout: smaller weights, sum of w²"].outcome == "DOES NOT HOLD"
     assert results["best dropout: weights spread over more units"].outcome == "UNDECIDED"
-    text = str(experiment.report(HELPED, SMALL))
+    text = str(command.report(HELPED, SMALL))
     assert "dropout 0.2: the cost rises in more than 1 %" in text
     assert "40.0% ± 0.0%" in text
     same = outcomes(known())
@@ -141,7 +143,7 @@ def test_a_search_chooses_in_each_seed_by_its_dev_error():
 
 
 def test_figure_marks_the_best_and_says_so():
-    drawn = experiment.figure(HELPED, SMALL)
+    drawn = figure.figure(HELPED, SMALL)
     assert [ax.get_title() for ax in drawn.axes] == [
         "L2: best at λ = 8",
         "L1: best at λ = 3",
@@ -152,7 +154,7 @@ def test_figure_marks_the_best_and_says_so():
     assert "train error is 0%, though 20%" in title
     assert all(ax.get_xlabel() for ax in drawn.axes)
     assert "error" in drawn.axes[0].get_ylabel()
-    assert "Nothing lowers the dev error of 20%" in experiment.headline(known(), SMALL)
+    assert "Nothing lowers the dev error of 20%" in figure.headline(known(), SMALL)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""Why inputs are standardized: how round is the bowl, and how many steps does descent need in it?
-
-Run `python -m experiments.input_normalization`, or `--help` for its options.
-"""
+"""Options, the least-squares loss of a linear model, and descent in it."""
 
 from __future__ import annotations
 
@@ -17,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _kit as kit
-from experiments._kit import Claim, Estimate, figures
-from jaxgrad.plotting import style
+from experiments._kit import Estimate
 from jaxgrad.training import normalization
 
 DATA = ("wine", "breast_cancer", "digits", "gaussian")
@@ -45,7 +41,7 @@ class Options(kit.SeededOptions):
     cap: int = kit.option(10_000, "Largest number of steps.", minimum=1)
     starts: int = kit.option(5, "Starts to try the largest stable rate from.", minimum=1)
     dev_sizes: tuple[int, ...] = kit.option(
-        (2, 5, 10, 20, 50), "Sizes of dev sets with statistics of their own.", minimum=2
+        (2, 5, 10, 20, 50), "Sizes of small dev sets.", minimum=2, ascending=True
     )
     dev_draws: int = kit.option(50, "Dev sets of each size, for each seed.", minimum=1)
     pair: tuple[str, str] = kit.option(
@@ -193,9 +189,7 @@ def measure(name: str, options: Options) -> Measurement:
         return jax.device_get(every(seeds, x, y, options.shrink, options.cap))
 
 
-def measure_all(
-    options: Options, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Measurement]:
+def measure_all(options: Options, progress: kit.Progress = None) -> dict[str, Measurement]:
     """Measure every data set; much of the time is spent compiling, one thread a program."""
     results = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -301,189 +295,3 @@ def bowl(x: jax.Array, y: np.ndarray, options: Options) -> Bowl:
     for _ in range(int(taken)):
         path.append(path[-1] - float(rate) * hessian @ (path[-1] - best))
     return Bowl(hessian, best, np.array(path), float(high / low))
-
-
-def claims(results: dict[str, Measurement], options: Options) -> list[Claim]:
-    """Round bowls, larger rates, the wrong divisor, harmlessness, exactness, and dev sets."""
-    log = {"form": "+.2f"}
-    texts = {name: f"{name}: log10 of the {{}}, standardized less raw" for name in results}
-    statements = []
-    for name, one in results.items():
-        text = texts[name].format("condition number")
-        statements.append(
-            Claim(f"{text}, is below 0", one.change(STANDARDIZED, RAW), "less", **log)
-        )
-        rates = np.log10(one.rate)
-        change = Estimate.paired(rates[:, STANDARDIZED], rates[:, RAW])
-        text = texts[name].format("largest stable rate")
-        statements.append(Claim(f"{text}, is above 0", change, "greater", **log))
-        text = f"{name}: dividing by the variance instead makes log10 of the condition number"
-        change, alike = one.change(BY_VARIANCE, STANDARDIZED), name == "gaussian"
-        if alike:
-            bounds = {"expected": 0.0, "tolerance": NEGLIGIBLE}
-            statements.append(
-                Claim(f"{text} the same, within 0.05", change, "equal", **bounds, **log)
-            )
-        else:
-            text = f"{text} larger by more than 0.05"
-            statements.append(Claim(text, change, "greater", NEGLIGIBLE, **log))
-        if name in ("gaussian", "digits"):
-            text = (
-                f"{name}: dividing centred inputs by the deviation is harmless, raises it by less"
-            )
-            change = one.change(STANDARDIZED, CENTRED)
-            statements.append(Claim(f"{text} than 0.05", change, "less", NEGLIGIBLE, **log))
-    for factor, name, words in ((0.99, "below", "falls"), (1.01, "above", "grows")):
-        tries = np.concatenate([getattr(one, name).ravel() for one in results.values()])
-        share = Estimate.share(tries.sum(), tries.size)
-        text = (
-            f"at {factor} of the largest stable rate the loss {words} in more than 95 % of descents"
-        )
-        statements.append(Claim(text, share, "greater", 0.95, form=".1%"))
-    ends = [np.abs(one.steps - one.exact)[one.reached] for one in results.values()]
-    if sum(map(len, ends)):
-        largest = Estimate.exact(np.concatenate(ends).max())
-        text = f"steps taken are the exact number in all {sum(map(len, ends))} descents that end"
-        statements.append(Claim(text, largest, "less", 0.5, form=".0f"))
-    for name, one in results.items():
-        for i, size in enumerate(options.dev_sizes[: one.dev_error.shape[1]]):
-            change = Estimate.paired(one.dev_error[:, i, 1], one.dev_error[:, i, 0])
-            text = f"{name}: statistics of its own harm a dev set of {size}"
-            statements.append(Claim(text, change, "greater", form="+.1%"))
-    return statements
-
-
-def report(results: dict[str, Measurement], options: Options) -> kit.Report:
-    """Condition numbers and steps, errors on dev sets, and the claims."""
-    rows = []
-    for name, one in results.items():
-        for i, treatment in enumerate(TREATMENTS):
-            steps = f"{Estimate.of(one.steps[:, i]):,.1f}"
-            numbers = (f"{values[:, i].mean():,.3g}" for values in (one.bound, one.exact))
-            row = (
-                name if i == 0 else "",
-                treatment,
-                f"{Estimate.of(np.log10(one.condition[:, i])):.2f}",
-            )
-            row += (str(int(one.flat[:, i].max())), *numbers)
-            row += (steps if one.reached[:, i].all() else f"> {options.cap:,}",)
-            rows.append((*row, f"{one.rate[:, i].mean():.2g}"))
-    headings = ("data", "inputs", "log10 condition", "flat", "bound", "exact", "steps taken")
-    title = (
-        "Least squares of a linear model with bias: condition number of the Hessian, over its "
-        "curved directions; directions without curvature, such as constant features, left out "
-        "('flat', most of all seeds); steps of gradient descent at its best constant rate to "
-        f"{options.shrink:g} of the loss's excess: bound by the condition number, exact from all "
-        "curvatures, and taken; largest stable rate. Mean over "
-        f"{options.seeds} training sets and random starts ± standard error."
-    )
-    first = kit.table((*headings, "largest rate"), rows, title, left=2)
-    pairs = (
-        (STANDARDIZED, RAW),
-        (CENTRED, RAW),
-        (BY_VARIANCE, STANDARDIZED),
-        (BY_VARIANCE, CENTRED),
-    )
-    rows = [
-        (name, *(f"{one.change(*pair):+.2f}" for pair in pairs)) for name, one in results.items()
-    ]
-    headings = [f"{TREATMENTS[after]} / {TREATMENTS[before]}" for after, before in pairs]
-    second = kit.table(("data", *headings), rows, "Changes of log10 of the condition number.")
-    rows = []
-    for name, one in results.items():
-        for i, size in enumerate(options.dev_sizes[: one.dev_error.shape[1]]):
-            trained, other = one.dev_error[:, i].T
-            row = (name if i == 0 else "", str(size), f"{Estimate.of(trained):.1%}")
-            rows.append(
-                (*row, f"{Estimate.of(other):.1%}", f"{Estimate.paired(other, trained):+.1%}")
-            )
-    title = (
-        "Dev error of a model of standardized inputs, mean over "
-        f"{options.seeds} training sets with {options.dev_draws} dev sets each ± standard error; "
-        "dev inputs standardized by the statistics of the training set or by their own."
-    )
-    headings = ("data", "dev set", "training statistics", "its own", "difference")
-    third = kit.table(headings, rows, title)
-    unfinished = sum(int((~one.reached).sum()) for one in results.values())
-    third += f"\n{unfinished} descents did not end before the cap."
-    numbers = {name: one._asdict() for name, one in results.items()}
-    return kit.Report([first, second, third], claims(results, options), numbers)
-
-
-BARS = (("#0b1f4b", ""), ("#5f9ed1", ".."), ("#f7c27a", ""), ("#b35a12", "//"))
-"""Colour and hatch of each treatment."""
-HEIGHTS = ("#fbe6c8", "#dfe9f4", "#bdd3ea", "#94b7db", "#6f9bcb")
-
-
-def figure(pair: tuple[Bowl, Bowl], results: dict[str, Measurement], options: Options) -> Any:
-    """Two bowls with their descents, and how round the bowls of whole data sets are."""
-    result, axes = figures.panels(1, 3, (16, 6.2), width_ratios=(1, 1, 1.5))
-    names = [name.replace("_", " ") for name in options.pair]
-    for ax, shape, words in zip(axes[0], pair, ("raw", "standardized"), strict=False):
-        draw_bowl(ax, shape, names, words)
-    draw_bars(axes[0, 2], results, options.cap)
-    raw, standardized = (len(shape.path) - 1 for shape in pair)
-    result.suptitle(
-        f"Standardized inputs make the bowl round: {standardized} steps of gradient descent "
-        f"instead of {raw} (wine, two features)",
-        fontsize=15,
-    )
-    return result
-
-
-def draw_bowl(ax: Any, shape: Bowl, names: list[str], words: str) -> None:
-    """Level lines of the loss, and the path of descent."""
-
-    def excess(weights):
-        offset = weights - shape.best
-        return np.einsum("...i,ij,...j->...", offset, shape.hessian, offset) / 2
-
-    first = excess(shape.path[0])
-    reach = 1.15 * np.sqrt(2 * first * np.linalg.inv(shape.hessian).diagonal().max())
-    steps = np.linspace(-reach, reach, 301)
-    grid = shape.best + np.stack(np.meshgrid(steps, steps), axis=-1)
-    levels = first * np.array([0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
-    x, y = np.moveaxis(grid, -1, 0)
-    ax.contourf(x, y, excess(grid), levels, colors=HEIGHTS)
-    ax.contour(x, y, excess(grid), levels[1:], colors="#0b1f4b", linewidths=0.6)
-    ax.plot(*shape.path.T, color=style.THEORY, marker="o", markersize=3.5, linewidth=1.2, zorder=3)
-    for point, name, marker in ((shape.path[0], "start", "s"), (shape.best, "minimum", "*")):
-        ax.plot(*point, marker=marker, markersize=11, color="black", markeredgecolor="white")
-        place = {"xytext": (9, 7), "textcoords": "offset points", "fontsize": 11}
-        ax.annotate(name, point, path_effects=style.halo(3), **place)
-    unit = "one unit" if words == "raw" else "one standard deviation"
-    ax.set(aspect="equal", xlabel=f"weight of {names[0]}, per {unit}")
-    ax.set_ylabel(f"weight of {names[1]}, per {unit}")
-    count = len(shape.path) - 1
-    ax.set_title(f"{words}: {count} steps, condition number {shape.condition:.3g}")
-
-
-def draw_bars(ax: Any, results: dict[str, Measurement], cap: int) -> None:
-    """Condition numbers as bars, steps as markers, for every data set and treatment."""
-    width, sets = 0.8 / len(TREATMENTS), np.arange(len(results))
-    for i, (treatment, (color, hatch)) in enumerate(zip(TREATMENTS, BARS, strict=True)):
-        places = sets + (i - (len(TREATMENTS) - 1) / 2) * width
-        heights = [10 ** np.log10(one.condition[:, i]).mean() for one in results.values()]
-        look = {"color": color, "hatch": hatch, "edgecolor": "white"}
-        ax.bar(places, heights, width, label=f"condition number, {treatment}", **look)
-        for place, one in zip(places, results.values(), strict=True):
-            done = one.reached[:, i].all()
-            look = {"color": style.THEORY, "markeredgecolor": "white", "markersize": 7}
-            ax.plot(place, one.steps[:, i].mean() if done else cap, "o" if done else "^", **look)
-    for marker, words in (("o", "steps taken, mean"), ("^", f"not done after {cap:,} steps")):
-        ax.plot([], [], marker, color=style.THEORY, markersize=7, label=words)
-    ax.set_xticks(sets, [name.replace("_", " ") for name in results])
-    ax.set(yscale="log", ylabel="condition number (bars) and steps (markers)")
-    ax.set_title("All features, several data sets")
-    ax.set_ylim(0.8, ax.get_ylim()[1])
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
-
-
-def run(options: Options) -> None:
-    """Compare inputs, raw and normalized: the loss's condition number and the steps of descent."""
-    results = measure_all(options, kit.progress("data sets"))
-    kit.publish(report(results, options), options, figure(bowls(options), results, options))
-
-
-if __name__ == "__main__":
-    kit.command(Options, run)

@@ -1,12 +1,8 @@
-"""What does each way to regularize do to dev error, how far from train error, and to weights?
-
-Run `python -m experiments.regularization`, or `--help` for its options.
-"""
+"""Options, and what is measured of each way to regularize."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +14,8 @@ import optax
 import xarray
 
 from experiments import _kit as kit
-from experiments._kit import Claim, Estimate, figures
 from experiments._kit.classifier import error_rate, logits
 from jaxgrad import layers, sweeps
-from jaxgrad.plotting import style
 from jaxgrad.training import augmentation, normalization, regularization
 
 SMALL_WEIGHT = 1e-3
@@ -78,9 +72,9 @@ class Options(kit.SeededOptions):
 class Strength(NamedTuple):
     """How strongly a network is regularized; all may be traced."""
 
-    l2: Any = 0.0
-    l1: Any = 0.0
-    dropout: Any = 0.0
+    l2: Any = 0.0  # lambda of lambda / (2 m) sum of w^2
+    l1: Any = 0.0  # lambda of lambda / (2 m) sum of |w|
+    dropout: Any = 0.0  # rate
     augmented: Any = False
 
 
@@ -122,6 +116,7 @@ def draw_data(
 ) -> tuple[list[kit.Examples], normalization.Standardizer]:
     """Images and labels of a training, dev and test set; some training labels are wrong."""
     key_order, key_chosen, key_label = jax.random.split(key, 3)
+    # Wrong labels in the training set only: the errors on the others are those of the truth.
     order = jax.random.permutation(key_order, len(images))
     images, labels = images[order], labels[order]
     count = options.train
@@ -228,6 +223,7 @@ def linearity(parts: Any, params: Any, sets: list[kit.Examples]) -> dict[str, ja
     arguments = jnp.concatenate([after(1, x), after(4, x)], axis=1)  # of both layers of tanh
     outputs = after(len(parts), test)
     centred, x = (a - jnp.mean(a, axis=0, keepdims=True) for a in (outputs, test))
+    # Residuals of the best linear function of the inputs.
     rest = centred - x @ jnp.linalg.lstsq(x, centred)[0]
     total = jnp.sum(centred**2)
     # Penalties can leave nothing but rounding, and a constant is linear.
@@ -266,6 +262,7 @@ def measure(options: Options, progress: Callable[[int, int], None] | None = None
     A cell is a seed, whose networks share data, first weights and order of examples.
     """
     table, digits = settings(options), kit.load("digits")
+    # One program for all settings of a seed: their strengths are data.
     strengths = Strength(*map(jnp.asarray, zip(*table.values(), strict=True)))
 
     def cell(key, point, images, labels, strengths, dropout):
@@ -306,6 +303,7 @@ def best(dataset: xarray.Dataset, kind: str) -> int:
 
 def select_by_dev(dataset: xarray.Dataset, kind: str, name: str) -> np.ndarray:
     """An error where, in each seed by itself, the strength is that of the smallest dev error."""
+    # Having no strength at all is one of the choices.
     tried = dataset.isel(setting=np.flatnonzero(np.isin(dataset["kind"], ("none", kind))))
     return tried[name].isel(setting=tried["dev"].argmin("setting")).values
 
@@ -322,172 +320,3 @@ def ways(dataset: xarray.Dataset, name: str) -> dict[str, np.ndarray]:
     columns = {label(dataset, i): values[:, i] for i in (best(dataset, kind) for kind in KINDS)}
     columns["early stopping"] = dataset[f"stopped_{name}"].values[:, 0]
     return columns | {"augmentation": values[:, -1]}
-
-
-def claims(dataset: xarray.Dataset) -> list[Claim]:
-    """What each way to regularize is said to do, compared in the same seeds."""
-    test = dataset["test"].values
-    results = [
-        Claim(f"{name}: lower test error than without", change, "less", form="+.1%")
-        for name, values in ways(dataset, "test").items()
-        for change in [Estimate.paired(values, test[:, 0])]
-    ]
-    stopped = dataset["stopped_test"].values[:, 0]
-    change = Estimate.paired(stopped, select_by_dev(dataset, "l2", "test"))
-    text = "early stopping, one run, costs less than 2 % of test error against a search of lambda"
-    results.append(Claim(text, change, "less", 0.02, form="+.1%"))
-    strongest = {
-        kind: int(dataset["strength"].where(dataset["kind"] == kind).argmax("setting"))
-        for kind in ("l2", "l1")
-    }
-    weakest = int(dataset["strength"].where(dataset["kind"] == "dropout").argmin("setting"))
-    dropout = best(dataset, "dropout")
-    for text, name, relation, index in (
-        ("strongest L2: smaller weights, sum of w²", "squares", "less", strongest["l2"]),
-        ("strongest L2: more units near-linear, |z| small", "near", "greater", strongest["l2"]),
-        ("strongest L2: nearer to a linear function", "linear", "greater", strongest["l2"]),
-        ("strongest L1: more weights near 0", "small", "greater", strongest["l1"]),
-        ("best dropout: smaller weights, sum of w²", "squares", "less", dropout),
-        ("weakest dropout: smaller weights, sum of w²", "squares", "less", weakest),
-        ("best dropout: weights spread over more units", "spread", "greater", dropout),
-    ):
-        values = dataset[name].values
-        form = "+.1f" if name == "squares" else "+.1%"
-        change = Estimate.paired(values[:, index], values[:, 0])
-        results.append(Claim(text, change, relation, form=form))
-    # Dropout as bagging: the scaled network stands for the mean of all masked ones.
-    masked, averaged, scaled = (
-        dataset[n].values[:, dropout] for n in ("masked", "averaged", "dev")
-    )
-    text = f"the mean of {MASKS} masked networks has a lower dev error than one of them"
-    results.append(Claim(text, Estimate.paired(averaged, masked), "less", form="+.1%"))
-    text = "the one scaled network has the dev error of that mean, within 2 %"
-    change = Estimate.paired(scaled, averaged)
-    results.append(Claim(text, change, "equal", tolerance=0.02, form="+.1%"))
-    for i, rate in enumerate(dataset["descent_dropout"].values):
-        share, text = Estimate.of(dataset["rises"].values[:, i]), "of full-batch gradient descent"
-        relation, more = ("greater", "more") if rate else ("less", "less")
-        text = f"dropout {rate:g}: the cost rises in {more} than 1 % of the steps {text}"
-        results.append(Claim(text, share, relation, 0.01, form=".1%"))
-    return results
-
-
-def report(dataset: xarray.Dataset, options: Options) -> kit.Report:
-    """Errors and weights of every setting, what early stopping costs, and the claims."""
-
-    def row(name, index, prefix=""):
-        errors = (dataset[prefix + part].values[:, index] for part in ("train", "dev", "test"))
-        return (name, *(f"{Estimate.of(values) * 100:.1f}" for values in errors))
-
-    rows = []
-    for i in range(dataset.sizes["setting"]):
-        mean = {name: float(dataset[name][:, i].mean()) for name in VARIABLES}
-        shares = (f"{mean[name]:.1%}" for name in ("small", "near", "linear", "spread"))
-        rows.append((*row(label(dataset, i), i), f"{mean['squares']:.1f}", *shares))
-        if i == 0:
-            rows.append((*row("early stopping", 0, "stopped_"), *[""] * 5))
-    small, near = f"|w| < {SMALL_WEIGHT:g}", f"|z| < {NEAR_LINEAR:g}"
-    headings = ("error in percent", "train", "dev", "test", "sum w²", small, near)
-    title = (
-        f"{options.train} digits to train on, {options.mislabelled:.0%} of their labels drawn at "
-        f"random, {options.dev} for dev; mean over {options.seeds} seeds ± standard error. z: "
-        "argument of a hidden unit; linear: share of the logits' variance that a linear function "
-        "of the inputs explains; spread: 100% if a unit weighs all hidden units alike. No weight "
-        f"is exactly 0, as steps of gradient descent jump over it: {SMALL_WEIGHT:g} counts as near."
-    )
-    stopped = dataset["stopped_test"].values[:, 0]
-    steps = Estimate.of(dataset["stopped_step"].values[:, 0])
-    searched = Estimate.of(select_by_dev(dataset, "l2", "test"))
-    words = kit.paragraph(
-        f"Early stopping reached its parameters in one run after {steps:.1f} of {options.steps} "
-        f"steps: test error {Estimate.of(stopped):.1%}. The best lambda of L2 in each seed took "
-        f"{len(options.l2) + 1} runs to find: {searched:.1%}."
-    )
-    count = options.seeds * (dataset.sizes["setting"] + dataset.sizes["descent_dropout"])
-    numbers = {
-        name: {label(dataset, i): Estimate.of(v) for i, v in enumerate(dataset[name].values.T)}
-        for name in VARIABLES
-    }
-    sections = [kit.table((*headings, "linear", "spread"), rows, title), words]
-    return kit.Report([*sections, f"{count} networks."], claims(dataset), numbers)
-
-
-PANELS = {
-    "l2": ("L2", "λ", "λ of the penalty λ / (2 m) · sum of w²\nstronger →"),
-    "l1": ("L1", "λ", "λ of the penalty λ / (2 m) · sum of |w|\nstronger →"),
-    "dropout": ("Dropout", "rate", "share of hidden units that are dropped\nstronger →"),
-}
-
-
-def figure(dataset: xarray.Dataset, options: Options) -> Any:
-    """Train and dev error against strength; horizontal lines are ways without a strength."""
-    result, axes = figures.panels(1, len(PANELS), (12.9, 5.6), sharey=True)
-    dev = dataset["dev"].values
-    none, reached = dev[:, 0].mean(), ways(dataset, "dev")
-    lines = (
-        ("no regularization", none, "black", "dotted"),
-        ("early stopping", reached["early stopping"].mean(), style.THEORY, "dashed"),
-        ("augmentation", reached["augmentation"].mean(), style.SHADES[1], "dashdot"),
-    )
-    for ax, kind in zip(axes[0], PANELS, strict=True):
-        for name, height, color, line in lines:
-            look = {"color": color, "linestyle": line, "linewidth": 1.8}
-            ax.axhline(height, label=f"{name}: dev error", **look)
-        draw_curves(ax, dataset.isel(setting=np.flatnonzero(dataset["kind"] == kind)), kind)
-    axes[0, 0].set_ylabel("error, mean of seeds (bars: two standard errors)")
-    figures.percent(axes[0, 0].yaxis)
-    # Strengths that ruin the network would flatten everything else.
-    top = 1.7 * max(none, *(dev[:, best(dataset, kind)].mean() for kind in KINDS), 0.01)
-    axes[0, 0].set_ylim(-0.03 * top, top)
-    result.suptitle(headline(dataset, options), fontsize=13)
-    figures.legend_below(result, axes[0, 0], 3)
-    return result
-
-
-def headline(dataset: xarray.Dataset, options: Options) -> str:
-    """The dev errors of all ways that lower it by the rule of evidence."""
-    dev, errors = dataset["dev"].values[:, 0], ways(dataset, "dev")
-    tests = [Claim(name, Estimate.paired(v, dev), "less") for name, v in errors.items()]
-    lower = [v.claim.text for v in kit.verdicts(tests) if v.outcome == "HOLDS"]
-    lower.sort(key=lambda name: errors[name].mean())
-    words = ", ".join(f"{errors[name].mean():.0%} ({name.split(',')[0]})" for name in lower)
-    none = f"dev error of {dev.mean():.0%}"
-    return (
-        (f"Regularized, the {none} falls to {words}" if lower else f"Nothing lowers the {none}")
-        + f"\nWithout, train error is {dataset['train'].values[:, 0].mean():.0%}, though "
-        f"{options.mislabelled:.0%} of the training labels are drawn at random"
-    )
-
-
-def draw_curves(ax: Any, part: xarray.Dataset, kind: str) -> None:
-    """Both errors over strength, the gap between them and the best dev error."""
-    part = part.sortby("strength")
-    strength, mean = part["strength"].values, {}
-    for name, (color, marker) in (("dev", style.LINES[0]), ("train", style.LINES[4])):
-        estimate = Estimate.of(part[name].transpose("seed", "setting").values)
-        look = {"color": color, "marker": marker, "zorder": 4, "label": f"{name} error"}
-        figures.error_bars(ax, strength, estimate, **look)
-        mean[name] = estimate.mean
-    train, dev = mean["train"], mean["dev"]
-    gap = {"color": style.SHADES[4], "alpha": 0.35, "label": "gap: train error is lower"}
-    ax.fill_between(strength, train, dev, where=dev >= train, interpolate=True, lw=0, **gap)
-    index = int(dev.argmin())
-    ring = {"markersize": 17, "markerfacecolor": "none", "markeredgecolor": "black"}
-    ax.plot(strength[index], dev[index], "o", label="best dev error", zorder=5, **ring)
-    title, symbol, words = PANELS[kind]
-    ax.set_title(f"{title}: best at {symbol} = {strength[index]:g}")
-    ax.set_xlabel(words)
-    if symbol == "λ":
-        ax.set_xscale("log")
-        figures.ticks(ax.xaxis, strength)
-
-
-def run(options: Options) -> None:
-    """Compare L2, L1, dropout, early stopping and augmentation on few digits."""
-    dataset = measure(options, kit.progress("seeds"))
-    kit.publish(report(dataset, options), options, figure(dataset, options))
-
-
-if __name__ == "__main__":
-    kit.use_all_cores()
-    kit.command(Options, run)

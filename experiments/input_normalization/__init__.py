@@ -1,0 +1,4 @@
+"""Why inputs are standardized: how round is the bowl, how many steps does descent need in it?
+
+Run `python -m experiments.input_normalization`, or `--help` for its options.
+"""

@@ -1,0 +1,4 @@
+"""What batch and layer norm do to gradients: at the start, and while a deep network trains.
+
+Run `python -m experiments.norm_layers`, or `--help` for its options.
+"""

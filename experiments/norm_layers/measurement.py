@@ -1,0 +1,289 @@
+"""Options, networks with and without norms, and what is measured of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import _kit as kit
+from experiments._kit import classifier
+from jaxgrad import activations, layers, propagation, theory
+from jaxgrad.layers import Layer
+
+KINDS = {
+    "plain": ("dense", "phi"),
+    "batch norm before": ("dense", "batch_norm", "phi"),
+    "batch norm after": ("dense", "phi", "batch_norm"),
+    "layer norm before": ("dense", "layer_norm", "phi"),
+}
+"""What a hidden layer is made of: the norm is before or after the activation."""
+GROWTH_TOLERANCE = 0.1
+"""Difference from theory that does not matter: 10 % of the squared gradient a layer."""
+LEARNS = 0.2
+"""Test accuracy of a network that learns at all, twice that of chance."""
+TRAINING = 1078
+"""Training examples, 60 % of the digits."""
+COMPILER = {"xla_backend_optimization_level": 1}
+"""The time is spent in products of matrices, which are compiled already."""
+
+
+@dataclass(frozen=True)
+class Options(kit.SeededOptions):
+    """Options of the comparison of norms, on scikit-learn's digits."""
+
+    seeds: int = kit.option(3, "Networks for each kind, depth, variance and rate.", minimum=2)
+    output: Path = kit.option(Path("results/norm_layers.png"), "Where to write the figure.")
+    activation: str = kit.option("relu", "A name of jaxgrad.activations.TABLE.")
+    w_variances: tuple[float, ...] = kit.option(
+        (0.5, 2.0, 4.0), "Weight variances, times fan-in.", above=0
+    )
+    rates: tuple[float, ...] = kit.option(
+        (0.002, 0.02), "Learning rates; the best one by dev accuracy is reported.", above=0
+    )
+    depths: tuple[int, ...] = kit.option((8, 20), "Hidden layers of trained networks.", minimum=3)
+    width: int = kit.option(40, "Units of their hidden layers.", minimum=1)
+    steps: int = kit.option(160, "Steps of training.", minimum=1)
+    every: int = kit.option(20, "Steps between measurements of the gradients.", minimum=1)
+    batch_size: int = kit.option(64, "Examples of a batch.", minimum=2, maximum=TRAINING)
+    start_depth: int = kit.option(40, "Layers of the untrained networks.", minimum=2)
+    start_width: int = kit.option(128, "Units of their layers.", minimum=1)
+    start_examples: int = kit.option(
+        256, "Examples in the one batch that they see.", minimum=4, maximum=TRAINING
+    )
+    start_seeds: int = kit.option(6, "Number of untrained networks of each kind.", minimum=2)
+
+    def check(self) -> None:
+        """The activation must exist, and evaluations divide the steps."""
+        activations.get(self.activation)
+        if self.steps % self.every:
+            raise ValueError(
+                f"steps must be a multiple of every, got {self.steps} and {self.every}"
+            )
+
+    @property
+    def critical(self) -> int:
+        """Index of the weight variance that is nearest to the critical one."""
+        critical = float(theory.critical(self.activation).w_variance)
+        return int(np.argmin(np.abs(np.log(np.array(self.w_variances) / critical))))
+
+
+class Start(NamedTuple):
+    """Log squared gradients before training, relative to depth 0, of one kind."""
+
+    measured: np.ndarray  # [seeds, variances, depth]
+    predicted: np.ndarray  # at infinite width and for a large batch, [variances, depth]
+
+    def growth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per layer in the deeper half: `[seeds, variances]`, and predicted `[variances]`."""
+        depth = self.measured.shape[-1]
+        half = depth // 2
+        slopes = ((a[..., -1] - a[..., half - 1]) / (depth - half) for a in self)
+        measured, predicted = slopes
+        return measured, predicted
+
+
+class Trained(NamedTuple):
+    """Training of one kind at one depth, `[seeds, variances, rates, ...]` or the best rate only."""
+
+    gradient: Any  # log10 of its norm at the input of each layer, [..., evaluations, layers]
+    dev: Any  # accuracy on the dev set with running statistics, [..., evaluations]
+    train_loss: Any  # after the last step, with running statistics
+    train: Any  # accuracy
+    test_loss: Any
+    test: Any
+    test_batch: Any  # accuracy with statistics of the test set itself
+    rate: Any = None  # index of the rate of best mean dev accuracy, [variances]
+
+    def best(self) -> Trained:
+        """Those with the rate of best mean dev accuracy."""
+        rate = np.argmax(self.dev[..., -1].mean(axis=0), axis=-1)
+        variance = np.arange(len(rate))
+        return Trained(*(part[:, variance, rate] for part in self[:-1]), rate=rate)
+
+    def ratio(self) -> np.ndarray:
+        """Log10 of the first layer's gradient over the last's, NaN where lost, `[..., evals]`."""
+        with np.errstate(invalid="ignore"):
+            return self.gradient[..., 0] - self.gradient[..., -1]
+
+
+@layers.layer
+class Tap(Layer):
+    """Adds its parameters, zeros: the gradient with respect to them is that of what passes."""
+
+    def draw(self, shape, *, key, dtype):
+        return jnp.zeros(shape, dtype), shape
+
+    def apply(self, params, state, h, *, key=None):
+        return h + params, state
+
+
+def block(kind: str, width: int, activation: str, w_variance: Any = 1.0) -> Layer:
+    """A hidden layer; biases start at 0."""
+    parts = {
+        "dense": layers.dense(width, w_variance=w_variance, bias=True),
+        "phi": layers.activation(activation),
+        "batch_norm": layers.batch_norm(1e-5),
+        "layer_norm": layers.layer_norm(1e-5),
+    }
+    return layers.sequential(*(parts[name] for name in KINDS[kind]))
+
+
+def network(kind: str, activation: str, width: int, depth: int, *, tapped: bool = False) -> Layer:
+    """A classifier with `depth` hidden layers, the first of which is linear."""
+    hidden = block(kind, width, activation)
+    hidden = layers.sequential(Tap(), hidden) if tapped else hidden
+    first, last = layers.dense(width, bias=True), layers.dense(10, bias=True)
+    return layers.sequential(first, layers.repeat(hidden, depth - 1), last)
+
+
+def draw(activation: str, width: int, depth: int, seeds: Any) -> Any:
+    """Plain networks of weight variance 1, one for each seed, that all comparisons start from."""
+    layer = network("plain", activation, width, depth)
+
+    def one(seed):
+        key = jax.random.fold_in(jax.random.key(2), seed)
+        return layer.draw((64,), key=key, dtype=jnp.float32)[0]
+
+    return jax.jit(jax.vmap(one))(seeds)
+
+
+def prepare(drawn: Any, kind: str, depth: int, w_variance: Any) -> Any:
+    """One of the networks, cut to `depth`, with another weight variance, and with norms."""
+    first, (dense, phi), last = drawn
+    width = last["kernel"].shape[0]
+    norm = {"scale": jnp.ones((depth - 1, width)), "shift": jnp.zeros((depth - 1, width))}
+    # All kinds and depths start from the same weights.
+    dense, phi = jax.tree.map(lambda a: a[: depth - 1], (dense, phi))
+    first, dense = (p | {"kernel": p["kernel"] * jnp.sqrt(w_variance)} for p in (first, dense))
+    parts = {"dense": dense, "phi": phi, "batch_norm": norm, "layer_norm": norm}
+    return first, tuple(parts[name] for name in KINDS[kind]), last
+
+
+def gradients(kind: str, activation: str, params: Any, examples: kit.Examples) -> jax.Array:
+    """Log10 of the norm of the loss's gradient with respect to each repeated layer's inputs.
+
+    Those with respect to weights are alike in all layers even where gradients vanish: the gradient
+    has become small on its way back where the signal is still large.
+    """
+    first, hidden, last = params
+    copies, width, _ = hidden[0]["kernel"].shape
+    layer = network(kind, activation, width, copies + 1, tapped=True)
+
+    def loss(taps):
+        # Without a state, norms take the statistics of the batch, as in training.
+        outputs, _ = layer.apply((first, (taps, hidden), last), None, examples.x)
+        return classifier.cross_entropy(outputs, examples.labels)
+
+    gradient = jax.grad(loss)(jnp.zeros((copies, len(examples.x), width)))
+    return jnp.log10(jnp.sum(jnp.square(gradient), axis=(1, 2))) / 2
+
+
+def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Trained:
+    """One program for all variances, rates and seeds."""
+    layer = network(kind, options.activation, options.width, depth)
+
+    def one(seed, drawn, w_variance, rate, sets):
+        training, dev, test = sets
+        # The gradients are measured on as many examples as a batch has.
+        few = jax.tree.map(lambda a: a[: options.batch_size], training)
+
+        def evaluate(params, state):
+            outputs = classifier.logits(layer, params, state, dev.x)
+            accuracy = classifier.accuracy(outputs, dev.labels)
+            return 1 - accuracy, (gradients(kind, options.activation, params, few), accuracy)
+
+        fitted = classifier.train(
+            layer,
+            prepare(drawn, kind, depth, w_variance),
+            optax.sgd(rate, momentum=0.9),
+            training,
+            key=jax.random.fold_in(jax.random.key(3), seed),
+            steps=options.steps,
+            batch_size=options.batch_size,
+            evaluate=evaluate,
+            every=options.every,
+        )
+        numbers = []
+        for x, labels in (training, test):
+            outputs = classifier.logits(layer, fitted.params, fitted.state, x)
+            measures = (classifier.cross_entropy, classifier.accuracy)
+            numbers += [measure(outputs, labels) for measure in measures]
+        outputs = classifier.logits(layer, fitted.params, None, test.x)
+        return Trained(*fitted.record, *numbers, classifier.accuracy(outputs, test.labels))
+
+    every = jax.vmap(one, (None, None, None, 0, None))  # rates
+    every = jax.vmap(every, (None, None, 0, None, None))  # variances
+    every = jax.vmap(every, (0, 0, None, None, None))  # seeds
+    every = jax.jit(every, compiler_options=COMPILER)
+    variances, rates = (jnp.asarray(values) for values in (options.w_variances, options.rates))
+    return jax.device_get(every(jnp.array(options.seed_values), drawn, variances, rates, sets))
+
+
+def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
+    """Gradients of networks that are not trained, measured and predicted."""
+    width, depth = options.start_width, options.start_depth
+    repeated = layers.repeat(block(kind, width, options.activation), depth)
+
+    def measured(seed, drawn, w_variance, x):
+        first, copies, _ = prepare(drawn, kind, depth + 1, w_variance)
+        h, _ = layers.dense(width, bias=True).apply(first, None, x)
+        key = jax.random.fold_in(jax.random.key(4), seed)
+        return propagation.probe(repeated, copies, h, key=key).log_gradient
+
+    def predicted(w_variance):
+        first = layers.dense(width, w_variance=w_variance, bias=True).predict(moments)
+        # Gradients count from the input of the first repeated layer.
+        first = replace(first, log_gradient=jnp.zeros_like(first.log_q))
+        scaled = block(kind, width, options.activation, w_variance)
+        return propagation.predict(layers.repeat(scaled, depth), first).log_gradient
+
+    every = jax.vmap(jax.vmap(measured, (None, None, 0, None)), (0, 0, None, None))
+    every = jax.jit(every, compiler_options=COMPILER)
+    variances = jnp.asarray(options.w_variances)
+    seeds = options.first_seed + jnp.arange(options.start_seeds)
+    values = every(seeds, drawn, variances, x)
+    moments = theory.moments_of(np.asarray(x, np.float64), gap=True)
+    expected = np.stack([np.asarray(predicted(w_variance)) for w_variance in options.w_variances])
+    return Start(np.asarray(values, np.float64), expected)
+
+
+class Results(NamedTuple):
+    """All measurements."""
+
+    start: dict[str, Start]  # by kind
+    trained: dict[tuple[str, int], Trained]  # by kind and depth, at the best rates
+
+
+def load_digits(options: Options) -> list[kit.Examples]:
+    """Train, dev and test set, 60/20/20, standardized alike."""
+    digits, key = kit.load("digits"), jax.random.key(options.first_seed)
+    return kit.split(digits.x, digits.labels, (0.6, 0.2, 0.2), key=key)
+
+
+def measure(options: Options, progress: kit.Progress = None) -> Results:
+    """Measure every kind and depth; half of the time is spent compiling, one thread a program."""
+    sets, seeds = load_digits(options), jnp.array(options.seed_values)
+    drawn = draw(options.activation, options.width, max(options.depths), seeds)
+    seeds = options.first_seed + jnp.arange(options.start_seeds)
+    deep = draw(options.activation, options.start_width, options.start_depth + 1, seeds)
+    x = sets[0].x[: options.start_examples]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        jobs: dict[Any, Any] = {kind: pool.submit(start, kind, deep, x, options) for kind in KINDS}
+        for depth, kind in itertools.product(options.depths, KINDS):
+            jobs[kind, depth] = pool.submit(train, kind, depth, drawn, sets, options)
+        finished = {}
+        for name, job in jobs.items():
+            finished[name] = job.result()
+            if progress is not None:
+                progress(len(finished), len(jobs))
+    best = {name: finished[name].best() for name in finished if name not in KINDS}
+    return Results({kind: finished[kind] for kind in KINDS}, best)
