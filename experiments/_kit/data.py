@@ -84,6 +84,7 @@ def inputs(name: str, examples: int, seed: int) -> np.ndarray:
     if isinstance(examples, bool) or examples < 1:
         raise ValueError(f"examples must be at least 1, got {examples}")
     generator = np.random.default_rng(seed)
+    # As many features as digits have, to be exchanged for them.
     if name == "gaussian":
         return generator.standard_normal((examples, 64), np.float32)
     table = load(name).x if name in NAMES else read_table(name)
@@ -112,6 +113,7 @@ def read_table(name: str) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"data must be a file that exists, got {name!r}")
     try:
+        # Pickled arrays could run code.
         if path.suffix == ".npy":
             table = np.load(path, allow_pickle=False)
         else:
@@ -141,6 +143,7 @@ def standardized(parts: Sequence[Examples], *, per_feature: bool = True) -> list
       per_feature: whether each feature has its own mean and deviation. One of all features is
         better where some hardly vary in a small training set, such as pixels at the border.
     """
+    # One column means one mean and deviation of all values.
     columns = parts[0].x.shape[-1] if per_feature else 1
     fitted = normalization.fit(jnp.reshape(parts[0].x, (-1, columns)))
     return [

@@ -42,6 +42,7 @@ class Estimate:
 
         An infinite or NaN value gives such a mean and a NaN standard error.
         """
+        # In float64: the spread of float32 values can be of the size of their rounding.
         values = np.asarray(values, np.float64)
         count = values.shape[axis]
         with np.errstate(invalid="ignore"):
@@ -106,6 +107,7 @@ class Estimate:
         """Difference from a constant, or from an independent estimate (Welch, 1947)."""
         if not isinstance(other, Estimate):
             return Estimate(self.mean - other, self.standard_error, self.degrees_of_freedom)
+        # Degrees of freedom by Welch and Satterthwaite.
         first, second = (np.square(e.standard_error) for e in (self, other))
         rest = first**2 / self.degrees_of_freedom + second**2 / other.degrees_of_freedom
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -154,6 +156,7 @@ class Claim:
             margin = mean if self.relation == "greater" else -mean
         if self.estimate.is_exact:
             return margin > 0 or (self.relation == "equal" and margin == 0), 0.0
+        # A lost measurement, or one on the border, speaks for neither side.
         if not np.isfinite(margin) or margin == 0:
             return False, 1.0
         if error == 0:
@@ -182,7 +185,7 @@ class Verdict:
         estimate, form = self.claim.estimate, self.claim.form
         if self.p_value is None:
             return self.outcome, self.claim.text, f"{estimate.mean:{form}}", "exact"
-        p_value = f"{self.p_value:.2g}" if self.p_value >= 1e-4 else "< 0.0001"
+        p_value = f"{self.p_value:.2g}" if self.p_value >= 1e-4 else "<0.0001"
         return self.outcome, self.claim.text, f"{estimate:{form}}", p_value
 
 

@@ -60,6 +60,7 @@ class Bounds:
         """Whether one value, not a tuple of values, is within the bounds."""
         if self.choices is not None:
             return value in self.choices
+        # Text, paths and switches have no limits.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return True
         return (
@@ -120,6 +121,7 @@ def check(options: Options) -> None:
         if bounds is not None:
             _check_value(field.name, getattr(options, field.name), bounds)
     options.check()
+    # The folder is made last, so that a wrong option leaves nothing behind.
     default = next(f.default for f in dataclasses.fields(options) if f.name == "output")
     if Path(str(default)).suffix and options.output.suffix not in FIGURE_FORMATS:
         raise ValueError(
@@ -151,6 +153,7 @@ def check_writable(name: str, path: Path) -> None:
     try:
         if path.is_dir() and path.suffix in FIGURE_FORMATS:
             raise IsADirectoryError(0, "it is a folder")
+        # Permissions alone do not tell: a file system may be full or read-only.
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -187,6 +190,7 @@ def command(
     """
     start, messages = time.perf_counter(), io.StringIO()
     try:
+        # tyro prints a framed text of several lines.
         with contextlib.redirect_stderr(messages):
             options = tyro.cli(options_type, description=run.__doc__)
     except SystemExit as stop:
@@ -199,6 +203,7 @@ def command(
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
+        # Only a store makes the promise true that work is not lost.
         if resumable:
             sys.exit("interrupted; the same command continues after the last part that was stored")
         sys.exit("interrupted; nothing was stored, the same command starts again")
@@ -207,6 +212,7 @@ def command(
 
 def _first_message(box: str) -> str:
     """The message inside the framed text that tyro prints, without frame, title and help."""
+    # The first line is the title; a rule separates the message from a hint.
     lines = [line.strip("│ ") for line in box.splitlines()]
     message = itertools.takewhile(lambda line: not line.startswith(("─", "╰")), lines[1:])
     return f"error: {' '.join(message)}; see --help"

@@ -61,6 +61,7 @@ def table(
     Headings and cells of more than one word are broken into lines where that is needed to stay
     within 100 columns.
     """
+    # All rows, the headings first.
     grid = [list(map(_joined, row)) for row in (headings, *rows)]
     columns = list(zip(*grid, strict=True))
     narrowest = [max((len(w) for cell in c for w in cell.split(" ")), default=0) for c in columns]
@@ -81,6 +82,7 @@ def table(
             [cell] if len(cell) <= width else textwrap.wrap(cell, width)
             for cell, width in zip(row, widths, strict=True)
         ]
+        # Broken cells make the row as high as the highest one.
         height = max(map(len, cells))
         padded = [cell + [""] * (height - len(cell)) for cell in cells]
         aligned = [
@@ -133,6 +135,7 @@ def publish(
       figures: a figure, or figures by the end of their file names, such as `_steps.png`.
     """
     print(report)
+    # results/name.png and results/name both give results/name.json.
     stem = options.output.with_suffix("") if options.output.suffix else options.output
     paths = {}
     if isinstance(figures, Mapping):
@@ -152,6 +155,7 @@ def publish(
 
 def as_json(report: Report, options: Options) -> dict[str, Any]:
     """Options, estimates, verdicts and versions as plain values."""
+    # The verdicts are those that are printed, with the claims they belong to.
     decided = evidence.verdicts(report.claims)
     return _plain(
         {
@@ -180,7 +184,7 @@ def _plain(value: Any) -> Any:
         return _plain(np.asarray(value).tolist())
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # such as np.float32
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)

@@ -45,13 +45,14 @@ def claims(results: dict[str, Measurement], options: Options) -> list[Claim]:
         if name in ("gaussian", "digits"):
             text = f"{name}: dividing centred inputs by the deviation is harmless, raises it by"
             add(f"{text} less than 0.05", one.change(STANDARDIZED, CENTRED), "less", NEGLIGIBLE)
+    # Every start of every data set is a trial, whatever the treatment.
     for factor, field, words in ((0.99, "below", "falls"), (1.01, "above", "grows")):
         tries = np.concatenate([getattr(one, field).ravel() for one in results.values()])
         text = f"at {factor} of the largest stable rate the loss {words} in more than 95 % of"
         share = Estimate.share(tries.sum(), tries.size)
         add(f"{text} descents", share, "greater", 0.95, form=".1%")
     ends = np.concatenate([abs(one.steps - one.exact)[one.reached] for one in results.values()])
-    if ends.size:
+    if ends.size:  # descents that reach the cap have nothing to compare
         text = f"steps taken are the exact number in all {ends.size} descents that end"
         add(text, Estimate.exact(ends.max()), "less", 0.5, form=".0f")
     for name, size, shared, separate in dev_set_errors(results, options):
@@ -120,6 +121,7 @@ def report(results: dict[str, Measurement], options: Options) -> kit.Report:
     third = kit.table(headings, rows, title)
     unfinished = sum(int((~one.reached).sum()) for one in results.values())
     third += f"\n{unfinished} descents did not end before the cap."
+    # All arrays are stored, so that other comparisons need no new run.
     numbers = {name: one._asdict() for name, one in results.items()}
     return kit.Report([first, second, third], claims(results, options), numbers)
 

@@ -23,6 +23,7 @@ HEIGHTS = ("#fbe6c8", "#dfe9f4", "#bdd3ea", "#94b7db", "#6f9bcb")
 def figure(pair: tuple[Bowl, Bowl], results: dict[str, Measurement], options: Options) -> Any:
     """Two bowls with their descents, and how round the bowls of whole data sets are."""
     result, axes = figures.panels(1, 3, (16, 6.2), width_ratios=(1, 1, 1.5))
+    # Feature names of scikit-learn have underscores.
     names = [name.replace("_", " ") for name in options.pair]
     for ax, shape, words in zip(axes[0], pair, ("raw", "standardized"), strict=False):
         draw_bowl(ax, shape, names, words)
@@ -44,6 +45,7 @@ def draw_bowl(ax: Any, shape: Bowl, names: list[str], words: str) -> None:
         return np.einsum("...i,ij,...j->...", offset, shape.hessian, offset) / 2
 
     first = excess(shape.path[0])
+    # The level line of the start, (w - best)' H (w - best) = 2 excess, fits into the panel.
     reach = 1.15 * np.sqrt(2 * first * np.linalg.inv(shape.hessian).diagonal().max())
     steps = np.linspace(-reach, reach, 301)
     grid = shape.best + np.stack(np.meshgrid(steps, steps), axis=-1)
@@ -68,6 +70,7 @@ def draw_bars(ax: Any, results: dict[str, Measurement], cap: int) -> None:
     width, sets = 0.8 / len(TREATMENTS), np.arange(len(results))
     for i, (treatment, (color, hatch)) in enumerate(zip(TREATMENTS, BARS, strict=True)):
         places = sets + (i - (len(TREATMENTS) - 1) / 2) * width
+        # A geometric mean, since condition numbers differ by powers of ten.
         heights = [10 ** np.log10(one.condition[:, i]).mean() for one in results.values()]
         look = {"color": color, "hatch": hatch, "edgecolor": "white"}
         ax.bar(places, heights, width, label=f"condition number, {treatment}", **look)

@@ -52,15 +52,19 @@ class Options(kit.SeededOptions):
 
 
 class Measurement(NamedTuple):
-    """What one data set shows; the axis `treatments` is that of `TREATMENTS`."""
+    """What one data set shows; arrays `[seeds, treatments]`, treatments as in `TREATMENTS`.
 
-    condition: Any  # largest over smallest curvature of the loss, [seeds, treatments]
-    flat: Any  # directions without any curvature, which are left out, [seeds, treatments]
-    bound: Any  # number of steps by the condition number alone, [seeds, treatments]
-    exact: Any  # number of steps by all curvatures and the start, [seeds, treatments]
-    steps: Any  # steps taken, at most the cap, [seeds, treatments]
-    reached: Any  # whether the excess had shrunk by then, [seeds, treatments]
-    rate: Any  # the largest stable rate, 2 over the largest curvature, [seeds, treatments]
+    The number of steps is bounded by the condition number alone, exact from all curvatures and the
+    start, and counted in `steps`, up to the cap; `reached`: whether the excess had shrunk by then.
+    """
+
+    condition: Any  # largest over smallest curvature of the loss
+    flat: Any  # directions without any curvature, which are left out
+    bound: Any
+    exact: Any
+    steps: Any
+    reached: Any
+    rate: Any  # the largest stable rate, 2 over the largest curvature
     below: Any  # whether the excess falls at 0.99 times it, [seeds, treatments, starts]
     above: Any  # whether the excess grows at 1.01 times it, [seeds, treatments, starts]
     dev_error: Any  # by statistics of the training set, and by its own, [seeds, sizes, 2]
@@ -74,10 +78,10 @@ class Measurement(NamedTuple):
 class Bowl(NamedTuple):
     """The loss over two weights, at the best bias."""
 
-    hessian: np.ndarray  # [2, 2]
-    best: np.ndarray  # where the loss is smallest, [2]
+    hessian: np.ndarray
+    best: np.ndarray
     path: np.ndarray  # weights before each step of descent and after the last, [steps + 1, 2]
-    condition: float  # the condition number of the Hessian
+    condition: float
 
 
 class Quadratic(NamedTuple):

@@ -33,12 +33,14 @@ def figure(results: Results, options: Options) -> Any:
     trained = {kind: results.trained[kind, depth] for kind in KINDS}
     draw_start(axes[0, 0], results.start, options)
     draw_accuracy(axes[0, 1], trained, options)
+    # In training, the variances where a plain network vanishes and where it explodes.
     ends = ((int(variances.argmin()), "small"), (int(variances.argmax()), "large"))
     for ax, (i, words) in zip(axes[1], ends, strict=True):
         draw_training(ax, trained, i, options.every)
         title = f"In training, weight variance {variances[i]:g} ({words}), {depth} layers"
         ax.set_title(title)
     figures.legend_below(result, axes[0, 1], 4)
+    # The message of the figure: without norms most variances fail.
     counts = (f"{k}: {(t.test.mean(axis=0) > LEARNS).sum()}" for k, t in trained.items())
     question = f"At how many of {len(variances)} weight variances do {depth} layers learn at all?"
     result.suptitle(f"{question}\n{', '.join(counts)}", fontsize=15)
@@ -89,6 +91,7 @@ def draw_training(ax: Any, trained: dict[str, Trained], i: int, every: int) -> N
     """First over last gradient in training, up to where it is lost."""
     for (kind, one), look in zip(trained.items(), LOOKS, strict=True):
         logs = one.ratio()[:, i]
+        # Lines end where a gradient of any seed is 0 or not finite.
         finite = np.isfinite(logs).all(axis=0)
         count = len(finite) if finite.all() else int(finite.argmin())
         steps, estimate = every * np.arange(count), Estimate.of(logs[:, :count])

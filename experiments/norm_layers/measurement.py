@@ -30,8 +30,8 @@ GROWTH_TOLERANCE = 0.1
 """Difference from theory that does not matter: 10 % of the squared gradient a layer."""
 LEARNS = 0.2
 """Test accuracy of a network that learns at all, twice that of chance."""
-TRAINING = 1078
-"""Training examples, 60 % of the digits."""
+TRAINING, TEST = 1078, 360
+"""Examples of the training and the test set, 60 % and 20 % of the digits."""
 COMPILER = {"xla_backend_optimization_level": 1}
 """The time is spent in products of matrices, which are compiled already."""
 
@@ -220,9 +220,10 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Tra
         outputs = classifier.logits(layer, fitted.params, None, test.x)
         return Trained(*fitted.record, *numbers, classifier.accuracy(outputs, test.labels))
 
-    every = jax.vmap(one, (None, None, None, 0, None))  # rates
-    every = jax.vmap(every, (None, None, 0, None, None))  # variances
-    every = jax.vmap(every, (0, 0, None, None, None))  # seeds
+    # Over rates, then variances, then seeds.
+    every = jax.vmap(one, (None, None, None, 0, None))
+    every = jax.vmap(every, (None, None, 0, None, None))
+    every = jax.vmap(every, (0, 0, None, None, None))
     every = jax.jit(every, compiler_options=COMPILER)
     variances, rates = (jnp.asarray(values) for values in (options.w_variances, options.rates))
     return jax.device_get(every(jnp.array(options.seed_values), drawn, variances, rates, sets))

@@ -88,6 +88,7 @@ def report(dataset: xarray.Dataset, options: Options) -> kit.Report:
         "argument of a hidden unit; linear: share of the logits' variance that a linear function "
         "of the inputs explains; spread: 100% if a unit weighs all hidden units alike."
     )
+    # Early stopping needs one run, the search as many as there are strengths, and one without.
     stopped = dataset["stopped_test"].values[:, 0]
     steps = Estimate.of(dataset["stopped_step"].values[:, 0])
     searched = Estimate.of(select_by_dev(dataset, "l2", "test"))

@@ -73,6 +73,7 @@ def draw_curves(ax: Any, part: xarray.Dataset, kind: str) -> None:
     gap = {"color": style.SHADES[4], "alpha": 0.35, "label": "gap: train error is lower"}
     ax.fill_between(strength, train, dev, where=dev >= train, interpolate=True, lw=0, **gap)
     index = int(dev.argmin())
+    # The strength that the dev set chooses.
     ring = {"markersize": 17, "markerfacecolor": "none", "markeredgecolor": "black"}
     ax.plot(strength[index], dev[index], "o", label="best dev error", zorder=5, **ring)
     title, symbol, words = PANELS[kind]

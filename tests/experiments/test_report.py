@@ -54,8 +54,8 @@ def test_report_prints_claims_with_verdicts(report):
     lines = str(report).splitlines()
     assert lines[0] == "First."
     assert "Claims, with the p-values of 2 tests corrected together (Holm)." in lines
-    assert "HOLDS      the error falls  -20.0% ± 1.0%  < 0.0001" in lines
-    assert "UNDECIDED  it is level          0.5 ± 0.4      0.21" in lines
+    assert "HOLDS      the error falls  -20.0% ± 1.0%  <0.0001" in lines
+    assert "UNDECIDED  it is level          0.5 ± 0.4     0.21" in lines
 
 
 def test_results_are_stored_beside_the_figure(report, tmp_path, capsys):
