@@ -151,7 +151,7 @@ def test_report_and_figure_follow_the_numbers():
     assert "- plain, depth 3: weight variance 0.5." in text
     assert "- layer norm before, depth 3: nowhere." in text
     learns = "depth 3: test accuracy above 20 % at every weight variance"
-    assert verdicts[f"plain, {learns}"].outcome == "UNDECIDED"
+    assert verdicts[f"plain, {learns}"].outcome == "DOES NOT HOLD"
     assert verdicts[f"layer norm before, {learns}"].outcome == "HOLDS"
     drift = verdicts["plain, depth 3, critical: log10 of first over last gradient stays within 1"]
     assert drift.outcome == "DOES NOT HOLD"
