@@ -49,15 +49,19 @@ class Options(kit.SeededOptions):
     attainable: float = kit.option(0.01, "Error that is attainable.", minimum=0, maximum=1)
     tolerance: float = kit.option(0.02, "Gap that is not yet high.", minimum=0, maximum=1)
     steps: int = kit.option(1000, "Number of training steps.", minimum=1)
-    batch: int = kit.option(32, "Examples in a step.", minimum=1)
-    rate: float = kit.option(0.01, "Learning rate of Adam, falling to 0 as a cosine.", above=0)
+    batch_size: int = kit.option(32, "Examples in a step.", minimum=1)
+    learning_rate: float = kit.option(
+        0.01, "Learning rate of Adam, falling to 0 as a cosine.", above=0
+    )
 
     def check(self) -> None:
         """The small network must be one of the widths, and a batch must fit."""
         if self.small not in self.widths[:-1]:
             raise ValueError(f"small must be one of {self.widths[:-1]}, got {self.small}")
-        if self.batch > self.examples[-1]:
-            raise ValueError(f"batch must be at most {self.examples[-1]}, got {self.batch}")
+        if self.batch_size > self.examples[-1]:
+            raise ValueError(
+                f"batch_size must be at most {self.examples[-1]}, got {self.batch_size}"
+            )
 
     def curves(self) -> dict[str, list[Size]]:
         """What is varied, by name, and the sizes along each curve."""
@@ -139,12 +143,12 @@ def errors(seed: Any, size: Any, data: kit.Examples, options: Options) -> dict[s
     fitted = kit.classifier.train(
         layer,
         params,
-        optax.adam(optax.cosine_decay_schedule(options.rate, options.steps)),
+        optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps)),
         # A smaller training set is repeated up to the size of the largest.
         jax.tree.map(lambda a: a[jnp.arange(most) % count], train),
         key=key_fit,
         steps=options.steps,
-        batch_size=options.batch,
+        batch_size=options.batch_size,
     )
 
     def wrong(part):

@@ -96,7 +96,7 @@ def report(results: Results, options: Options) -> kit.Report:
     # A number that one seed has lost has no mean.
     rows = []
     for (kind, depth), one in results.trained.items():
-        ratio, rates = one.ratio(), np.asarray(options.rates)[one.rate]
+        ratio, rates = one.ratio(), np.asarray(options.learning_rates)[one.rate]
         for i, w_variance in enumerate(options.w_variances):
             row = (f"{kind}, {depth}" if i == 0 else "", f"{w_variance:g}", f"{rates[i]:g}")
             accuracies = (show(v[:, i], ".1%") for v in (one.train, one.test, one.test_batch))

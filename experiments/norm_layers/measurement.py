@@ -46,7 +46,7 @@ class Options(kit.SeededOptions):
     w_variances: tuple[float, ...] = kit.option(
         (0.5, 2.0, 4.0), "Weight variances, times fan-in.", above=0
     )
-    rates: tuple[float, ...] = kit.option(
+    learning_rates: tuple[float, ...] = kit.option(
         (0.002, 0.02), "Learning rates; the best one by dev accuracy is reported.", above=0
     )
     depths: tuple[int, ...] = kit.option((8, 20), "Hidden layers of trained networks.", minimum=3)
@@ -225,7 +225,9 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Tra
     every = jax.vmap(every, (None, None, 0, None, None))
     every = jax.vmap(every, (0, 0, None, None, None))
     every = jax.jit(every, compiler_options=COMPILER)
-    variances, rates = (jnp.asarray(values) for values in (options.w_variances, options.rates))
+    variances, rates = (
+        jnp.asarray(values) for values in (options.w_variances, options.learning_rates)
+    )
     return jax.device_get(every(jnp.array(options.seed_values), drawn, variances, rates, sets))
 
 

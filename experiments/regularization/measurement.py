@@ -39,7 +39,7 @@ class Options(kit.SeededOptions):
     l1: tuple[float, ...] = kit.option(
         (0.1, 0.3, 1.0, 2.0, 4.0, 8.0), "Strengths lambda of L1.", above=0
     )
-    dropout: tuple[float, ...] = kit.option(
+    dropout_rates: tuple[float, ...] = kit.option(
         (0.8, 0.7, 0.6, 0.5, 0.35, 0.2, 0.1), "Rates of dropout.", above=0, below=1
     )
     shift: int = kit.option(1, "Augmentation: largest shift in pixels.", minimum=0)
@@ -57,7 +57,7 @@ class Options(kit.SeededOptions):
     steps: int = kit.option(600, "Steps of SGD with momentum 0.9.", minimum=1)
     every: int = kit.option(10, "Steps between evaluations of early stopping.", minimum=1)
     batch_size: int = kit.option(50, "Examples in a batch.", minimum=1)
-    rate: float = kit.option(0.05, "Learning rate, falling to 0 as a cosine.", above=0)
+    learning_rate: float = kit.option(0.05, "Learning rate, falling to 0 as a cosine.", above=0)
 
     def check(self) -> None:
         """A test set must be left, a batch must fit, and the evaluations divide the steps."""
@@ -166,7 +166,7 @@ def train(
     def errors(params, state):
         return [error_rate(logits(layer, params, state, x), y) for x, y in sets]
 
-    dev, schedule = sets[1], optax.cosine_decay_schedule(options.rate, options.steps)
+    dev, schedule = sets[1], optax.cosine_decay_schedule(options.learning_rate, options.steps)
     fitted = kit.classifier.train(
         layer,
         params,
@@ -251,7 +251,7 @@ def settings(options: Options) -> dict[tuple[str, float], Strength]:
         ("none", 0.0): Strength(),
         **{("l2", value): Strength(l2=value) for value in options.l2},
         **{("l1", value): Strength(l1=value) for value in options.l1},
-        **{("dropout", value): Strength(dropout=value) for value in options.dropout},
+        **{("dropout", value): Strength(dropout=value) for value in options.dropout_rates},
         ("augmentation", 0.0): Strength(augmented=True),
     }
 

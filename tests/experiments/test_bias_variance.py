@@ -10,7 +10,7 @@ from experiments import bias_variance as experiment
 from jaxgrad.training.bias_variance import diagnose
 
 SMALL = experiment.Options(
-    widths=(1, 16), examples=(32, 64, 128), steps=60, batch=16, seeds=3, rate=0.03
+    widths=(1, 16), examples=(32, 64, 128), steps=60, batch_size=16, seeds=3, learning_rate=0.03
 )
 
 
@@ -101,9 +101,9 @@ def test_figure_has_a_panel_for_each_curve(points):
         ({"examples": (32, 64)}, "examples must have at least 3 values"),
         ({"examples": (32, 64, 2000)}, "examples must have values at least 1 and at most 1078"),
         ({"small": 16}, "small must be one of"),
-        ({"batch": 256}, "batch must be at most 128"),
+        ({"batch_size": 256}, "batch_size must be at most 128"),
         ({"attainable": 2.0}, "attainable must be at least 0 and at most 1"),
-        ({"rate": 0.0}, "rate must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
     ],
 )
 def test_bad_options_are_named(change, message, tmp_path):

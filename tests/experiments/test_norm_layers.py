@@ -14,7 +14,7 @@ from experiments.norm_layers import measurement as experiment
 
 SMALL = experiment.Options(
     w_variances=(0.5, 2.0),
-    rates=(0.002, 0.05),
+    learning_rates=(0.002, 0.05),
     depths=(3,),
     width=32,
     steps=60,
@@ -174,7 +174,7 @@ def test_report_and_figure_follow_the_numbers():
     ("change", "message"),
     [
         ({"activation": "swish9"}, "activation must be one of"),
-        ({"rates": ()}, "rates must have at least 1 value"),
+        ({"learning_rates": ()}, "learning_rates must have at least 1 value"),
         ({"w_variances": (0.0, 1.0)}, "w_variances must have values above 0"),
         ({"depths": (2,)}, "depths must have values at least 3"),
         ({"seeds": 1}, "seeds must be at least 2, got 1"),

@@ -16,14 +16,14 @@ from experiments.regularization import measurement as experiment
 SMALL = experiment.Options(
     l2=(8.0,),
     l1=(3.0,),
-    dropout=(0.5,),
+    dropout_rates=(0.5,),
     train=40,
     dev=50,
     width=8,
     steps=120,
     every=20,
     batch_size=20,
-    rate=0.1,
+    learning_rate=0.1,
     copies=3,
     seeds=2,
 )
@@ -162,13 +162,13 @@ def test_figure_marks_the_best_and_says_so():
     [
         ({"l2": ()}, "l2 must have at least 1 value"),
         ({"l1": (0.0, 1.0)}, "l1 must have values above 0"),
-        ({"dropout": (0.5, 1.0)}, "dropout must have values above 0 and below 1"),
+        ({"dropout_rates": (0.5, 1.0)}, "dropout_rates must have values above 0 and below 1"),
         ({"l2": (1.0, 1.0)}, "l2 must have no value twice"),
         ({"dev": 1757}, "train and dev must be at most 1796, got 1797"),
         ({"batch_size": 41}, "batch_size must be at most 40, got 41"),
         ({"seeds": 1}, "seeds must be at least 2"),
         ({"mislabelled": 1.5}, "mislabelled must be at least 0 and at most 1"),
-        ({"rate": float("nan")}, "rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
         ({"every": 7}, "every must divide the 120 steps, got 7"),
     ],
 )
