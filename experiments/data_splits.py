@@ -225,8 +225,8 @@ def detect(options: Options, progress: kit.Progress = None) -> list[Detection]:
         rate = Estimate.share((~same).sum(), options.trials)
         # Two tests share the level: the smallest p-value of the features, and the joint one.
         p_values = (comparison.feature_p_values.min(axis=1), comparison.p_value)
-        parts = (float((p <= options.level / 2).mean()) for p in p_values)
-        results.append(Detection(way, rate, *parts, label))
+        features, joint = (float((p <= options.level / 2).mean()) for p in p_values)
+        results.append(Detection(way, rate, features, joint, label))
         if progress is not None:
             progress(i + 1, len(WAYS))
     return results
@@ -241,8 +241,10 @@ def claims(noise: Spread, drawn: Shares, rows: list[Detection], level: float) ->
         return Claim(text, ratio, "equal", 1.0, tolerance=AGREEMENT, form=".2f")
 
     results = [
-        equal(f"{size} dev examples: the dev error varies as a binomial share", *pair)
-        for size, *pair in zip(noise.sizes, noise.measured, noise.binomial, strict=True)
+        equal(
+            f"{size} dev examples: the dev error varies as a binomial share", noise.measured[i], p
+        )
+        for i, (size, p) in enumerate(zip(noise.sizes, noise.binomial, strict=True))
     ]
     text = f"a plain split varies the share of {drawn.name} as a draw without replacement"
     results.append(equal(text, deviation(drawn.plain), drawn.expected))
@@ -293,7 +295,7 @@ def report(
     title += f"of {options.trials} pairs ± standard error."
     third = kit.table(headings, rows, title)
     numbers = {
-        "dev_error_deviation": dict(zip(noise.sizes, sd, strict=True)),
+        "dev_error_deviation": {size: sd[i] for i, size in enumerate(noise.sizes)},
         "class_share_deviation": deviation(drawn.plain),
         "called_different": {row.name: row.rate for row in detections},
     }

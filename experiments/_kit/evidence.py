@@ -191,11 +191,12 @@ class Verdict:
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Corrected p-values (Holm, 1979): all tests with at most `level` can be rejected together."""
-    p_values = np.asarray(p_values, np.float64)
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1.0)
+    values = np.asarray(p_values, np.float64)
+    order = np.argsort(values, kind="stable")
+    # The smallest is multiplied by the number of tests, the next by one less, and so on.
+    factors = len(values) - np.arange(len(values))
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
     return corrected
 
 

@@ -23,25 +23,26 @@ from experiments.norm_layers.measurement import (
 def claims(results: Results, options: Options) -> list[Claim]:
     """Gradients grow as theory says, norms learn at any variance, and what training changes."""
     growth = {kind: one.growth() for kind, one in results.start.items()}
-    form, statements = {"form": "+.3f"}, []
+    statements = []
     for kind, (measured, predicted) in growth.items():
         for i, w_variance in enumerate(options.w_variances):
             if kind == "plain" or i == 0:  # norms make the variance indifferent
                 text = f"{kind}, weight variance {w_variance:g}: growth as in theory, within 10 %"
                 difference = Estimate.of(measured[:, i] - predicted[i])
-                tolerance = {"tolerance": GROWTH_TOLERANCE}
-                statements.append(Claim(text, difference, "equal", **tolerance, **form))
+                bounds = (0.0, GROWTH_TOLERANCE)
+                statements.append(Claim(text, difference, "equal", *bounds, form="+.3f"))
         if "batch" in kind:
             text = f"{kind}: gradients explode at every variance (smallest growth)"
-            statements.append(Claim(text, Estimate.of(measured.min(axis=1)), "greater", **form))
-    critical, share = options.critical, {"form": ".1%"}
+            smallest = Estimate.of(measured.min(axis=1))
+            statements.append(Claim(text, smallest, "greater", form="+.3f"))
+    critical = options.critical
     for (kind, depth), one in results.trained.items():
         text = f"{kind}, depth {depth}: test accuracy above 20 % at every weight variance"
         worst = Estimate.of(one.test.min(axis=1))  # in each seed, over variances
         # Seeds share one test set, whose sampling error is added; all may predict one class.
         noise = Estimate.share(worst.mean * TEST, TEST).standard_error
         worst = worst - Estimate(0.0, noise)
-        statements.append(Claim(text, worst, "greater", LEARNS, **share))
+        statements.append(Claim(text, worst, "greater", LEARNS, form=".1%"))
     for depth in options.depths:
         plain = results.trained["plain", depth]
         ratio = plain.ratio()[:, critical]
@@ -55,7 +56,7 @@ def claims(results: Results, options: Options) -> list[Claim]:
             if kind != "plain" and fitted >= 0.95:
                 gaps = ((t.test_loss - t.train_loss)[:, critical] for t in (one, plain))
                 text = f"{kind}, depth {depth}: smaller gap of test and train loss than plain"
-                statements.append(Claim(text, Estimate.paired(*gaps), "less", **form))
+                statements.append(Claim(text, Estimate.paired(*gaps), "less", form="+.3f"))
     text = "running statistics change the accuracy of batch norm by less than 2 %"
     change = Estimate.of(statistics_change(results))
     return [*statements, Claim(text, change, "equal", tolerance=0.02, form="+.1%")]

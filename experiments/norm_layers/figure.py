@@ -92,7 +92,7 @@ def draw_training(ax: Any, trained: dict[str, Trained], i: int, every: int) -> N
     for (kind, one), look in zip(trained.items(), LOOKS, strict=True):
         logs = one.ratio()[:, i]
         # Lines end where a gradient of any seed is 0 or not finite.
-        finite = np.isfinite(logs).all(axis=0)
+        finite = np.asarray(np.isfinite(logs).all(axis=0))
         count = len(finite) if finite.all() else int(finite.argmin())
         steps, estimate = every * np.arange(count), Estimate.of(logs[:, :count])
         figures.error_band(ax, steps, estimate, markersize=6, **look)

@@ -212,13 +212,13 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Tra
             evaluate=evaluate,
             every=options.every,
         )
-        numbers = []
+        numbers = [*fitted.record]
         for x, labels in (training, test):
             outputs = classifier.logits(layer, fitted.params, fitted.state, x)
             measures = (classifier.cross_entropy, classifier.accuracy)
             numbers += [measure(outputs, labels) for measure in measures]
         outputs = classifier.logits(layer, fitted.params, None, test.x)
-        return Trained(*fitted.record, *numbers, classifier.accuracy(outputs, test.labels))
+        return Trained(*numbers, classifier.accuracy(outputs, test.labels))
 
     # Over rates, then variances, then seeds.
     every = jax.vmap(one, (None, None, None, 0, None))

@@ -182,9 +182,10 @@ def train(
     )
     names = ("train", "dev", "test")
     results = dict(zip(names, errors(fitted.params, fitted.state), strict=True))
-    stopped = zip(names, errors(*fitted.best.params), strict=True)
+    stopping: Any = fitted.best
+    stopped = zip(names, errors(*stopping.params), strict=True)
     results |= {f"stopped_{name}": error for name, error in stopped}
-    results["stopped_step"] = fitted.best.best * options.every
+    results["stopped_step"] = stopping.best * options.every
     # Dropout stays on, to compare masked networks with the scaled one.
     masked = jax.vmap(lambda key: layer.apply(fitted.params, None, dev.x, key=key)[0])(
         jax.random.split(key_masks, MASKS)
@@ -238,9 +239,15 @@ def rises(key: jax.Array, examples: kit.Examples, dropout: Any, options: Options
     key_init, key_fit = jax.random.split(key)
     layer = layers.sequential(*network(options.width, dropout))
     params, _ = layer.draw((64,), key=key_init, dtype=jnp.float32)
-    size = {"steps": DESCENT_STEPS, "batch_size": options.train}
-    optimizer = optax.sgd(DESCENT_RATE)
-    cost = kit.classifier.train(layer, params, optimizer, examples, key=key_fit, **size).loss
+    cost = kit.classifier.train(
+        layer,
+        params,
+        optax.sgd(DESCENT_RATE),
+        examples,
+        key=key_fit,
+        steps=DESCENT_STEPS,
+        batch_size=options.train,
+    ).loss
     # The order of the examples changes the rounding of their mean.
     return jnp.mean(cost[1:] > cost[:-1] * (1 + 10 * jnp.finfo(cost.dtype).eps))
 
@@ -256,7 +263,7 @@ def settings(options: Options) -> dict[tuple[str, float], Strength]:
     }
 
 
-def measure(options: Options, progress: Callable[[int, int], None] | None = None) -> xarray.Dataset:
+def measure(options: Options, progress: kit.Progress = None) -> xarray.Dataset:
     """`VARIABLES` over (seed, setting), with coordinates `kind` and `strength`; and `rises`.
 
     A cell is a seed, whose networks share data, first weights and order of examples.
