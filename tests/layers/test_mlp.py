@@ -1,3 +1,5 @@
+"""Fully connected networks: draws, outputs, depth, activations."""
+
 import re
 import time
 from typing import Any
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrad import activations, initializers, networks
+from jaxgrad import activations, initializers, layers
+from jaxgrad.theory import Moments
 from tests import tolerances
 
 
@@ -42,19 +45,25 @@ def allclose(tree, other, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), tree, other)
 
 
-def fresh(key, in_features=3, depth=4, *, out_features=2, activation="parametric_relu", **options):
-    options = {"bias_init": initializers.normal(0.5), "dtype": jnp.float64} | options
-    return networks.init(
-        key, in_features, 5, depth, out_features=out_features, activation=activation, **options
-    )
+def build(depth=4, *, width=5, out_features=2, activation="parametric_relu", **options):
+    options = {"bias": True, "b_variance": 0.5} | options
+    return layers.mlp(width, depth, activation, out_features=out_features, **options)
+
+
+def draw(network, key, in_features=3, dtype=jnp.float64):
+    return layers.init(network, (in_features,), key=key, dtype=dtype)[0]
+
+
+def apply(network, params, x, key=None):
+    return layers.apply(network, params, None, x, key=key)[0]
 
 
 @pytest.mark.parametrize("in_features", [3, 5])
 @pytest.mark.parametrize("depth", [1, 5])
 @pytest.mark.parametrize("biases", [True, False])
 def test_init_equals_a_loop_of_draws(x64, key, in_features, depth, biases):
-    bias_init = initializers.normal(0.5) if biases else None
-    params = fresh(key, in_features, depth, bias_init=bias_init)
+    options = {} if biases else {"bias": False, "b_variance": 0.0}
+    params = draw(build(depth, w_variance=2.0, **options), key, in_features)
     # Draws are made in float32.
     for index, layer in enumerate([params["readout"], *layers_of(params)]):
         n_in = 5 if index != 1 else in_features
@@ -65,6 +74,7 @@ def test_init_equals_a_loop_of_draws(x64, key, in_features, depth, biases):
             expected = initializers.normal(0.5)(key_bias, (n_out,), jnp.float64)
             np.testing.assert_allclose(layer["bias"], expected, rtol=1e-6)
         expected = initializers.lecun()(key_kernel, (n_in, n_out), jnp.float64)
+        expected = expected * np.sqrt(1.0 if index == 0 else 2.0)
         np.testing.assert_allclose(layer["kernel"], expected, rtol=1e-6)
         slope = {} if index == 0 else {"activation": {"slope": 0.25}}
         names = {"kernel": 0} | ({"bias": 0} if biases else {}) | slope
@@ -73,23 +83,73 @@ def test_init_equals_a_loop_of_draws(x64, key, in_features, depth, biases):
     assert len(layers_of(params)) == depth
 
 
+# Drawn and applied by version 0.1 with the same key: corners of the kernels, outputs without and
+# with a key of the activation.
+RECORDED = {
+    ("tanh", 3, None, None): (
+        [-1.0957019, -0.1135871, 0.3024735],
+        [0.1374764, 0.8360939, -0.4201022],
+        [[0.0960675, 0.3772909], [-0.8518610, -0.3454571]],
+        [[0.0960675, 0.3772909], [-0.8518610, -0.3454571]],
+    ),
+    ("parametric_relu", 8, 0.3, 2): (
+        [-0.2690475, -0.5011917, -0.7732422],
+        [0.8532594, -0.1345480, 0.6813703],
+        [[1.9457353, -0.0464040], [1.0063221, 0.1080866]],
+        [[1.9457353, -0.0464040], [1.0063221, 0.1080866]],
+    ),
+    ("randomized_leaky_relu", 3, 0.5, 2): (
+        [-0.4393527, -0.8184426, -1.2626994],
+        [0.8532594, -0.1345480, 0.6813703],
+        [[2.4479997, -0.1088206], [1.2330527, 0.2974871]],
+        [[2.4207752, -0.0800766], [1.2128124, 0.3123034]],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case[0])
+@pytest.mark.parametrize("parameterization", ["standard", "ntk"])
+def test_draws_and_outputs_are_those_of_version_01(key, case, parameterization):
+    (activation, in_features, b_variance, out_features), recorded = case, RECORDED[case]
+    network = layers.mlp(
+        8,
+        5,
+        activation,
+        out_features=out_features,
+        w_variance=1.7,
+        b_variance=b_variance or 0.0,
+        bias=b_variance is not None,
+        parameterization=parameterization,
+    )
+    params, _ = layers.init(network, (in_features,), key=key)
+    factor = 1.0 if parameterization == "standard" else np.sqrt(1.7)
+    corners = params["first"]["kernel"][0, :3], params["hidden"]["kernel"][-1, -1, :3]
+    for corner, expected in zip(corners, recorded, strict=False):
+        np.testing.assert_allclose(factor * corner, expected, rtol=2e-6)
+    x = jnp.linspace(-1.0, 1.0, 2 * in_features).reshape(2, in_features)
+    for key_apply, expected in zip((None, jax.random.key(7)), recorded[2:], strict=True):
+        out = apply(network, params, x, key_apply)[:, :2]
+        np.testing.assert_allclose(out, expected, rtol=5e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("in_features", [3, 5])
 @pytest.mark.parametrize("depth", [1, 5])
 @pytest.mark.parametrize("readout", [None, 2])
 def test_apply_and_its_gradient_equal_a_loop(x64, key, in_features, depth, readout):
-    params = fresh(key, in_features, depth, out_features=readout)
+    network = build(depth, out_features=readout)
+    params = draw(network, key, in_features)
     # Every layer a slope of its own, or a mix-up of layers would not show.
     slopes = jnp.linspace(-0.5, 0.9, depth)
     params["first"]["activation"]["slope"] = slopes[0]
     params["hidden"]["activation"]["slope"] = slopes[1:]
     x = jax.random.normal(jax.random.key(1), (7, in_features), jnp.float64)
     phi = activations.get("parametric_relu")
-    out = networks.apply(params, x, "parametric_relu")
+    out = apply(network, params, x)
     assert out.shape == (7, readout or 5)
     np.testing.assert_allclose(out, loop(params, x, phi), rtol=1e-13, atol=1e-13)
 
     weights = jax.random.normal(jax.random.key(2), out.shape, jnp.float64)
-    gradient = jax.grad(lambda p, x: jnp.sum(weights * networks.apply(p, x, phi)), (0, 1))
+    gradient = jax.grad(lambda p, x: jnp.sum(weights * apply(network, p, x)), (0, 1))
     expected = jax.grad(lambda p, x: jnp.sum(weights * loop(p, x, phi)), (0, 1))
     allclose(gradient(params, x), expected(params, x), 1e-12)
     assert np.any(gradient(params, x)[0]["first"]["activation"]["slope"] != 0)
@@ -97,15 +157,16 @@ def test_apply_and_its_gradient_equal_a_loop(x64, key, in_features, depth, reado
 
 @pytest.mark.parametrize("name", activations.TABLE)
 def test_apply_takes_every_activation(key, name):
-    params = networks.init(key, 3, 8, 3, activation=name, bias_init=initializers.normal(0.1))
+    network = build(3, width=8, out_features=None, activation=name, b_variance=0.1)
+    params = draw(network, key, dtype=jnp.float32)
     x = jax.random.normal(jax.random.key(1), (4, 3))
     expected = loop(params, x, activations.get(name))
-    np.testing.assert_allclose(networks.apply(params, x, name), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(apply(network, params, x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("in_features", [3, 5])
 def test_a_deeper_network_begins_with_the_shallower(x64, key, in_features):
-    shallow, deep = fresh(key, in_features, 3), fresh(key, in_features, 9)
+    shallow, deep = (draw(build(depth), key, in_features) for depth in (3, 9))
     allclose(layers_of(deep)[:3], layers_of(shallow), 1e-15)
     allclose(deep["readout"], shallow["readout"], 1e-15)
     kernels = np.stack([np.asarray(layer["kernel"]).ravel()[:15] for layer in layers_of(deep)])
@@ -114,7 +175,7 @@ def test_a_deeper_network_begins_with_the_shallower(x64, key, in_features):
 
 @pytest.mark.parametrize("in_features", [3, 8])
 def test_a_square_first_layer_is_not_special(key, in_features):
-    params = networks.init(key, in_features, 8, 4, bias_init=initializers.normal(1.0))
+    params = draw(build(width=8), key, in_features, jnp.float32)
     assert params["first"]["kernel"].shape == (in_features, 8)
     assert params["first"]["bias"].shape == (8,)
     assert params["hidden"]["kernel"].shape == (3, 8, 8)
@@ -123,10 +184,11 @@ def test_a_square_first_layer_is_not_special(key, in_features):
 
 def compile_parts(depth):
     """The two programs of a network, lowered: its draws and its gradient."""
-    init = jax.jit(lambda key: networks.init(key, 8, 8, depth, bias_init=initializers.normal(1.0)))
+    network = layers.mlp(8, depth, bias=True, b_variance=1.0)
+    init = jax.jit(lambda key: layers.init(network, (8,), key=key)[0])
     shapes = jax.eval_shape(init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((4, 8), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda p, x: networks.apply(p, x).sum()))
+    gradient = jax.jit(jax.grad(lambda p, x: apply(network, p, x).sum()))
     return init.lower(jax.random.key(0)), gradient.lower(shapes, x)
 
 
@@ -149,38 +211,42 @@ def test_a_thousand_layers_compile_about_as_fast_as_four():
 
 
 def test_a_thousand_layers_run(key):
-    params = networks.init(key, 8, 8, 1000, kernel_init=initializers.orthogonal())
+    network = layers.mlp(8, 1000, "linear", kernel_init=initializers.orthogonal())
+    params = draw(network, key, 8, jnp.float32)
     x = jax.random.normal(key, (4, 8))
-    out = networks.apply(params, x, "linear")
+    out = apply(network, params, x)
     np.testing.assert_allclose(
         jnp.linalg.norm(out, axis=1), jnp.linalg.norm(x, axis=1), rtol=1000 * 1e-6
     )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_scale_multiplies_variances_of_layers_only(key, dtype):
-    params = fresh(key, dtype=dtype)
-    scaled = networks.scale(params, 4.0, 9.0)
+def test_variances_multiply_the_draws_of_layers_only(key, dtype):
+    def params(w_variance, b_variance):
+        return draw(build(w_variance=w_variance, b_variance=b_variance), key, dtype=dtype)
+
+    unit, scaled = params(1.0, 1.0), params(4.0, 9.0)
     for name in ("first", "hidden"):
-        allclose(scaled[name]["kernel"], params[name]["kernel"] * 2, 0)
+        allclose(scaled[name]["kernel"], unit[name]["kernel"] * 2, 0)
+    for name in ("first", "hidden", "readout"):
         np.testing.assert_allclose(
             scaled[name]["bias"].astype(jnp.float32),
-            params[name]["bias"].astype(jnp.float32) * 3,
-            rtol=float(jnp.finfo(dtype).eps),
+            unit[name]["bias"].astype(jnp.float32) * 3,
+            # One rounding of the factor and one of the product, in either program.
+            rtol=2 * float(jnp.finfo(dtype).eps),
         )
-        allclose(scaled[name]["activation"], params[name]["activation"], 0)
-    allclose(scaled["readout"], params["readout"], 0)
-    assert jax.tree.map(jnp.result_type, scaled) == jax.tree.map(jnp.result_type, params)
-    allclose(networks.scale(params), params, 0)
-    assert not np.any(networks.scale(params, 0.0)["hidden"]["kernel"])
+    allclose(scaled["readout"]["kernel"], unit["readout"]["kernel"], 0)
+    assert not np.any(params(0.0, 1.0)["hidden"]["kernel"])
+    assert not np.any(params(1.0, 0.0)["hidden"]["bias"])
 
 
-def test_scale_takes_traced_variances(key):
-    params = networks.init(key, 3, 5, 4)
+@pytest.mark.parametrize("parameterization", ["standard", "ntk"])
+def test_variances_may_be_traced(key, parameterization):
     x = jnp.ones((2, 3))
 
     def out(variance):
-        return networks.apply(networks.scale(params, variance), x, "relu").sum()
+        network = layers.mlp(5, 4, "relu", w_variance=variance, parameterization=parameterization)
+        return apply(network, draw(network, key, dtype=jnp.float32), x).sum()
 
     variances = jnp.asarray([0.5, 1.0, 2.0])
     # ReLU is homogeneous: the output is multiplied by the standard deviation once a layer.
@@ -193,12 +259,12 @@ def test_scale_takes_traced_variances(key):
 def test_vmap_over_keys_jit_and_grad_agree_with_eager(key, in_features):
     x = jax.random.normal(key, (4, in_features))
     keys = jax.random.split(key, 3)
+    network = build()
 
     def value_and_grad(key):
-        params = fresh(key, in_features, dtype=jnp.float32)
-        return jax.value_and_grad(lambda p: jnp.sum(networks.apply(p, x, phi) ** 2))(params)
+        params = draw(network, key, in_features, jnp.float32)
+        return jax.value_and_grad(lambda p: jnp.sum(apply(network, p, x) ** 2))(params)
 
-    phi = "parametric_relu"
     eager = value_and_grad(keys[1])
     mapped = jax.vmap(value_and_grad)(keys)
     rtol = tolerances.rtol(jnp.float32)
@@ -209,23 +275,50 @@ def test_vmap_over_keys_jit_and_grad_agree_with_eager(key, in_features):
 
 def test_randomized_activation_draws_anew_in_each_layer(key):
     phi = activations.get("randomized_leaky_relu")
-    params = networks.init(key, 3, 5, 4, activation=phi, bias_init=initializers.normal(1.0))
+    network = build(activation=phi, out_features=None, b_variance=1.0)
+    params = draw(network, key, dtype=jnp.float32)
     x = jax.random.normal(key, (6, 3))
-    one = networks.apply(params, x, phi, key=jax.random.key(1))
+    one = apply(network, params, x, jax.random.key(1))
     expected = loop(params, x, phi, jax.random.key(1))
     np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(one, networks.apply(params, x, phi, key=jax.random.key(1)))
-    assert np.any(one != networks.apply(params, x, phi, key=jax.random.key(2)))
+    np.testing.assert_array_equal(one, apply(network, params, x, jax.random.key(1)))
+    assert np.any(one != apply(network, params, x, jax.random.key(2)))
 
-    mean = networks.apply(params, x, phi)
+    mean = apply(network, params, x)
     expected = loop(params, x, activations.leaky_relu((1 / 8 + 1 / 3) / 2))
     np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
     assert np.all(np.abs(one - mean).max(axis=0) > 1e-4)
 
 
 def test_a_deterministic_activation_ignores_the_key(key):
-    params, x = networks.init(key, 3, 5, 4), jnp.ones((2, 3))
-    np.testing.assert_array_equal(networks.apply(params, x, key=key), networks.apply(params, x))
+    network = build(activation="tanh")
+    params, x = draw(network, key, dtype=jnp.float32), jnp.ones((2, 3))
+    np.testing.assert_array_equal(apply(network, params, x, key), apply(network, params, x))
+
+
+@pytest.mark.parametrize("b_variance", [None, 0.4])
+def test_an_mlp_predicts_as_its_layers(b_variance):
+    weights = {"b_variance": b_variance or 0.0, "bias": b_variance is not None}
+    network = layers.mlp(8, 3, "relu", w_variance=1.5, out_features=2, **weights)
+    moments = Moments(0.3, gap=0.5)
+    result = network.predict(moments)
+    for _ in range(3):
+        moments = layers.dense(8, w_variance=1.5, **weights).predict(moments)
+        moments = layers.activation("relu").predict(moments)
+    expected = layers.dense(2, **weights).predict(moments)
+    for name in ("log_q", "log_gradient", "gap"):
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=1e-12)
+    assert result.gaussian
+
+
+def test_an_mlp_is_a_layer_like_others(key):
+    network = layers.sequential(layers.residual(layers.mlp(4, 2, "tanh")), layers.layer_norm())
+    params, state = layers.init(network, (4,), key=key)
+    x = jax.random.normal(key, (3, 4))
+    h = x + loop(params[0], x, jnp.tanh)
+    expected = (h - h.mean(1, keepdims=True)) / h.std(1, keepdims=True)
+    out, _ = layers.apply(network, params, state, x)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -237,20 +330,13 @@ def test_a_deterministic_activation_ignores_the_key(key):
     ],
 )
 def test_equal_units_stay_equal_under_training(key, kernel_init, alike):
-    params = start = networks.init(
-        key,
-        3,
-        6,
-        3,
-        out_features=2,
-        kernel_init=kernel_init,
-        bias_init=initializers.zeros(),
-    )
+    network = layers.mlp(6, 3, "sigmoid", out_features=2, kernel_init=kernel_init, bias=True)
+    params = start = draw(network, key, dtype=jnp.float32)
     x, y = jax.random.normal(key, (8, 3)), jax.random.normal(jax.random.key(1), (8, 2))
 
     @jax.jit
     def step(params):
-        gradient = jax.grad(lambda p: jnp.mean((networks.apply(p, x, "sigmoid") - y) ** 2))
+        gradient = jax.grad(lambda p: jnp.mean((apply(network, p, x) - y) ** 2))
         return jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient(params))
 
     for _ in range(10):
@@ -268,13 +354,15 @@ def test_equal_units_stay_equal_under_training(key, kernel_init, alike):
 
 
 def test_zero_kernels_stop_an_odd_activation_altogether(key):
-    params = networks.init(key, 3, 6, 3, out_features=2, kernel_init=initializers.zeros())
-    gradient = jax.grad(lambda p: networks.apply(p, jnp.ones((4, 3)), "tanh").sum())(params)
+    network = layers.mlp(6, 3, "tanh", out_features=2, kernel_init=initializers.zeros())
+    params = draw(network, key, dtype=jnp.float32)
+    gradient = jax.grad(lambda p: apply(network, p, jnp.ones((4, 3))).sum())(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_equals_flax_with_copied_weights(key):
-    params = networks.init(key, 3, 8, 4, out_features=2, bias_init=initializers.normal(0.3))
+    network = build(width=8, activation="tanh", b_variance=0.3)
+    params = draw(network, key, dtype=jnp.float32)
     parts = [part for _ in range(4) for part in (flax.linen.Dense(8), jnp.tanh)]
     model: Any = flax.linen.Sequential([*parts, flax.linen.Dense(2)])
     copied = {f"layers_{2 * i}": layer for i, layer in enumerate(layers_of(params))}
@@ -284,29 +372,33 @@ def test_equals_flax_with_copied_weights(key):
     with jax.numpy_rank_promotion("allow"):
         expected = model.apply(variables, x)
         expected_slope = jax.grad(lambda x: jnp.sum(jnp.sin(model.apply(variables, x))))(x)
-    np.testing.assert_allclose(networks.apply(params, x), expected, rtol=1e-5, atol=1e-6)
-    slope = jax.grad(lambda x: jnp.sum(jnp.sin(networks.apply(params, x))))(x)
+    np.testing.assert_allclose(apply(network, params, x), expected, rtol=1e-5, atol=1e-6)
+    slope = jax.grad(lambda x: jnp.sum(jnp.sin(apply(network, params, x))))(x)
     np.testing.assert_allclose(slope, expected_slope, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_dtype(key, dtype):
-    params = fresh(key, dtype=dtype)
+    network = build()
+    params = draw(network, key, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
-    assert networks.apply(params, jnp.ones((2, 3), dtype), "parametric_relu").dtype == dtype
+    assert apply(network, params, jnp.ones((2, 3), dtype)).dtype == dtype
 
 
 def test_sizes_may_be_any_whole_number(key):
-    sizes: Any = (np.int64(3), np.int32(4), np.uint8(2))
-    params = networks.init(key, *sizes)
+    sizes: Any = (np.int32(4), np.uint8(2))
+    params = draw(layers.mlp(*sizes), key, np.int64(3), jnp.float32)
     assert params["hidden"]["kernel"].shape == (1, 4, 4)
+
+
+def ones(shape):
+    return lambda key, wanted, dtype: jnp.ones(shape, dtype)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
         ({"width": 0}, ValueError, "width must be at least 1, got 0"),
-        ({"in_features": 0}, ValueError, "in_features must be at least 1, got 0"),
         ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
         ({"depth": -2}, ValueError, "depth must be at least 1, got -2"),
         ({"depth": True}, TypeError, "depth must be a whole number, got True"),
@@ -316,81 +408,41 @@ def test_sizes_may_be_any_whole_number(key):
         ({"out_features": 0}, ValueError, "out_features must be at least 1, got 0"),
         ({"out_features": 1.5}, TypeError, "out_features must be a whole number, got 1.5"),
         ({"activation": "tahn"}, ValueError, "activation must be one of .*got 'tahn'"),
-        ({"dtype": jnp.int32}, TypeError, "dtype must be floating, got int32; pass jnp.float32"),
+        ({"w_variance": -1.0}, ValueError, "w_variance must be at least 0, got -1"),
+        ({"bias_init": ones(4)}, ValueError, "bias_init is for layers with biases"),
         (
-            {"kernel_init": lambda key, shape, dtype: jnp.ones((2, 2), dtype)},
+            {"bias": True, "bias_init": ones(4)},
+            ValueError,
+            "b_variance must be above 0 with bias_init.*pass b_variance=1.0",
+        ),
+        (
+            {"kernel_init": ones((2, 2))},
             ValueError,
             r"kernel_init must return the shape it is asked for, \(4, 4\), got \(2, 2\)",
         ),
         (
-            {"bias_init": lambda key, shape, dtype: jnp.ones((1, 4), dtype)},
+            {"bias": True, "b_variance": 1.0, "bias_init": ones((1, 4))},
             ValueError,
             r"bias_init must return the shape it is asked for, \(4,\), got \(1, 4\)",
         ),
         ({"kernel_init": initializers.lecun(groups=3)}, ValueError, "groups must divide the 4"),
     ],
 )
-def test_init_errors(key, change, error, match):
-    arguments = {"in_features": 3, "width": 4, "depth": 2} | change
+def test_errors(key, change, error, match):
+    arguments = {"width": 4, "depth": 2} | change
     with pytest.raises(error, match=match):
-        networks.init(key, **arguments)
+        layers.init(layers.mlp(**arguments), (3,), key=key)
 
 
-@pytest.mark.parametrize(
-    ("x", "error", "match"),
-    [
-        (np.ones((2, 4)), ValueError, r"the 3 features .*got shape \(2, 4\); pass in_features=4"),
-        (np.ones(3), ValueError, r"x must have shape \[batch, in_features\].*got \(3,\)"),
-        (np.ones((0, 3)), ValueError, r"no empty dimension, got \(0, 3\)"),
-        (np.ones((2, 3), int), TypeError, "x must be floating point, got int"),
-        (np.ones((2, 3), bool), TypeError, "x must be floating point, got bool"),
-        (np.ones((2, 3), complex), TypeError, "x must be floating point, got complex"),
-        (np.full((2, 3), np.nan), ValueError, "x must be finite, got 6 NaN or infinite of 6"),
-        (np.array([[1, 2, np.inf]]), ValueError, "x must be finite, got 1 NaN or infinite of 3"),
-        ("x", TypeError, "x must be an array of numbers, got str"),
-    ],
-)
-def test_input_errors(key, x, error, match):
-    with pytest.raises(error, match=match):
-        networks.apply(networks.init(key, 3, 4, 2), x)
+def test_an_mlp_takes_flat_inputs(key):
+    with pytest.raises(ValueError, match=r"shape must be \(in_features,\) .*flatten the inputs"):
+        layers.init(layers.mlp(4, 2), (3, 3), key=key)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "error", "match"),
-    [
-        (lambda p: None, TypeError, "params must be the pytree that jaxgrad.networks.init"),
-        (lambda p: [1.0], TypeError, r"jaxgrad.networks.init returns, got .*\[\*\]"),
-        (lambda p: {"first": p["first"]}, TypeError, "params must be the pytree"),
-        (lambda p: p | {"hidden": {}}, TypeError, "params must be the pytree"),
-        (lambda p: p | {"first": {"kernel": jnp.ones(3)}}, TypeError, "params must be the pytree"),
-        (
-            lambda p: p | {"hidden": {"kernel": jnp.ones((1, 5, 5))}},
-            ValueError,
-            r"hidden kernels of shape \[depth - 1, 4, 4\] to follow 4 units, got \(1, 5, 5\)",
-        ),
-        (
-            lambda p: p | {"hidden": {"kernel": jnp.ones((4, 4))}},
-            ValueError,
-            r"hidden kernels of shape .*got \(4, 4\)",
-        ),
-    ],
-)
-def test_parameter_errors(key, spoil, error, match):
-    params = spoil(networks.init(key, 3, 4, 2))
-    with pytest.raises(error, match=match):
-        networks.apply(params, jnp.ones((2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("variances", "match"),
-    [
-        ((-1.0,), "w_variance must be at least 0, got -1"),
-        ((1.0, -0.5), "b_variance must be at least 0, got -0.5"),
-        ((float("nan"),), "w_variance must be finite, got nan"),
-        ((np.ones(2),), r"w_variance must be one number, got shape \(2,\); use jax.vmap"),
-        ((1.0, "a"), "b_variance must be a number, got 'a'"),
-    ],
-)
-def test_scale_errors(key, variances, match):
-    with pytest.raises((ValueError, TypeError), match=match):
-        networks.scale(networks.init(key, 3, 4, 2), *variances)
+def test_stacks_of_another_size_are_refused(key):
+    network = layers.mlp(4, 3)
+    params = draw(network, key, dtype=jnp.float32)
+    for kernel in (jnp.ones((2, 5, 5)), jnp.ones((1, 4, 4)), jnp.ones((4, 4))):
+        spoiled = params | {"hidden": {"kernel": kernel}}
+        with pytest.raises(ValueError, match=r"'hidden/kernel': \(2, 4, 4\)} to fit x"):
+            apply(network, spoiled, jnp.ones((2, 3)))
