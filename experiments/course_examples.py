@@ -5,60 +5,39 @@ Run `python -m experiments.course_examples`, or `--help` for its options.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import datasets
 
-from experiments import frontend
-from jaxgrad import initializers, networks
-from jaxgrad.checking import differences
+from experiments import _kit
+from experiments._kit import Claim, Estimate, Report, option, table, verdicts
+from jaxgrad import initializers, layers
+from jaxgrad.checking import finite_differences
 from jaxgrad.training import normalization
 
 SEEDS = 256
 """Draws behind each sampled row."""
-ERRORS = 4.0
-"""A sampled row agrees within this many standard errors."""
+TOLERANCE = 0.02
+"""Relative difference that does not matter in a sampled row."""
 ROUNDING = 1e-5
-"""Any other row agrees within this relative difference, 84 roundings of float32."""
+"""Relative difference that does not matter in any other row, 84 roundings of float32."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(_kit.Options):
     """Options of the worked examples."""
 
-    seed: int = 0
-    """Of everything that is drawn."""
+    seed: int = option(0, "Seed of everything that is drawn.", minimum=0, maximum=2**32 - 1)
+    output: Path = option(Path("results/course_examples"), "Where to write: OUTPUT.json.")
 
 
-class Example(NamedTuple):
-    """One row: what a text says, and what came out.
-
-    Attributes:
-      claim: what is measured, unique among the rows.
-      text_value: a number, or a verdict in words.
-      measured: the same kind of value, measured.
-      error_bar: standard error of `measured` over seeds; None where nothing is drawn or averaged.
-      agrees: whether they agree, up to `ERRORS` standard errors or `ROUNDING`; where the claim says
-        "at most", whether `measured` is positive and no larger.
-    """
-
-    claim: str
-    text_value: float | str
-    measured: float | str
-    error_bar: float | None
-    agrees: bool
-
-
-def examples(key: jax.Array) -> list[Example]:
-    """Measure every example; rows with an error bar depend on the key, the others hardly do.
-
-    Args:
-      key: PRNG key.
-    """
+def examples(key: jax.Array) -> list[Claim]:
+    """Measure every example; only sampled rows depend on the key by more than rounding."""
     keys = jax.random.split(key, 3)
     return [
         *linear_networks(),
@@ -67,108 +46,102 @@ def examples(key: jax.Array) -> list[Example]:
         *two_sided_difference(),
         *initializer_variances(keys[2]),
         *normalized_inputs(),
-        *verdicts_on_planted_errors(),
+        *tiers_of_planted_errors(),
     ]
 
 
-def linear_networks(width: int = 16, depth: int = 20) -> list[Example]:
+def exact(text: str, expected: float, measured: Any, rounding: float = ROUNDING) -> Claim:
+    """A number of a text, and the same measured without sampling."""
+    # The smallest tolerance is that of an expected 0.
+    tolerance = max(rounding * abs(expected), 1e-9)
+    return Claim(text, Estimate.exact(float(measured)), "equal", float(expected), tolerance, ".4g")
+
+
+def sampled(text: str, expected: float, sample: jax.Array) -> Claim:
+    """A number of a text, and the mean of a sample."""
+    estimate = Estimate.of(np.asarray(sample, np.float64))
+    return Claim(text, estimate, "equal", expected, TOLERANCE * abs(expected), ".4g")
+
+
+def linear_networks(width: int = 16, depth: int = 20) -> Iterator[Claim]:
     """Weights of one mean: output and gradient of a linear network are its power."""
-    rows = []
     for weight in (0.9, 1.2):
-        params = networks.init(
-            jax.random.key(0),
-            width,
-            width,
-            depth,
-            kernel_init=initializers.constant(weight / width),
-        )
-        mean, slope = jax.value_and_grad(
-            lambda x, params=params: jnp.mean(networks.apply(params, x, "linear"))
-        )(jnp.ones((1, width)))
-        claim = f"mean weight {weight}, {depth} linear layers: "
-        rows.append(_exact(claim + "output of input 1", weight**depth, mean))
-        rows.append(_exact(claim + "backward factor", weight**depth, slope.sum()))
-    return rows
+        constant = initializers.constant(weight / width)
+        network = layers.mlp(width, depth, "linear", kernel_init=constant)
+        params, _ = layers.init(network, (width,), key=jax.random.key(0))
+
+        def output(x, network=network, params=params):
+            return jnp.mean(layers.apply(network, params, None, x)[0])
+
+        mean, slope = jax.value_and_grad(output)(jnp.ones((1, width)))
+        text = f"mean weight {weight}, {depth} linear layers: "
+        yield exact(text + "output of input 1", weight**depth, mean)
+        yield exact(text + "backward factor", weight**depth, slope.sum())
 
 
-def sigmoid_networks(key: jax.Array, width: int = 32, depth: int = 10) -> list[Example]:
-    """A sigmoid passes a quarter where its input is 0 and less elsewhere."""
-    bound = 0.25**depth
-    balanced = networks.init(
-        key,
-        1,
-        1,
-        depth,
-        kernel_init=initializers.constant(1.0),
-        bias_init=initializers.constant(-0.5),
-    )
-    slope = jax.grad(lambda x: networks.apply(balanced, x, "sigmoid").sum())(jnp.full((1, 1), 0.5))
+def sigmoid_networks(key: jax.Array, width: int = 32, depth: int = 10) -> Iterator[Claim]:
+    """The slope of a sigmoid is a quarter at 0 and smaller elsewhere."""
+    bound, text = 0.25**depth, f"{depth} sigmoid layers: "
+    weights = {"kernel_init": initializers.constant(1.0), "bias_init": initializers.constant(-0.5)}
+    # sigmoid(0) = 1/2 and a bias of -1/2 keep every pre-activation at 0.
+    balanced = layers.mlp(1, depth, "sigmoid", bias=True, b_variance=1.0, **weights)
+    params, _ = layers.init(balanced, (1,), key=key)
 
+    def output(network, params, x):
+        return layers.apply(network, params, None, x)[0]
+
+    slope = jax.grad(lambda x: output(balanced, params, x).sum())(jnp.full((1, 1), 0.5))
+    yield exact(text + "backward factor with every pre-activation 0", bound, slope[0, 0])
+
+    # Orthogonal weights keep every length, so that only the slopes shrink the gradient.
+    network = layers.mlp(width, depth, "sigmoid", kernel_init=initializers.orthogonal())
+
+    @jax.jit
     def largest(key):
         key_params, key_x = jax.random.split(key)
-        params = networks.init(
-            key_params, width, width, depth, kernel_init=initializers.orthogonal()
-        )
+        params, _ = layers.init(network, (width,), key=key_params)
         x = jax.random.normal(key_x, (width,))
-        jacobian = jax.jacobian(lambda x: networks.apply(params, x[None], "sigmoid")[0])(x)
+        jacobian = jax.jacobian(lambda x: output(network, params, x[None])[0])(x)
         return jnp.linalg.norm(jacobian, ord=2)
 
-    # Orthogonal weights leave every length alone, so that what is lost is lost to the slopes.
-    norm = float(jnp.max(jax.lax.map(jax.jit(largest), jax.random.split(key, 16))))
-    claim = f"{depth} sigmoid layers: "
-    return [
-        _exact(claim + "backward factor with every pre-activation 0", bound, slope[0, 0]),
-        Example(
-            claim + "backward factor of random orthogonal ones is at most",
-            bound,
-            norm,
-            None,
-            0 < norm <= bound * (1 + ROUNDING),
-        ),
-    ]
+    norm = float(jnp.max(jax.lax.map(largest, jax.random.split(key, 16))))
+    text += "backward factor of random orthogonal ones is at most"
+    yield Claim(text, Estimate.exact(norm), "less", bound * (1 + ROUNDING), form=".4g")
 
 
-def variance_of_a_sum(key: jax.Array, fan_in: int = 100) -> list[Example]:
+def variance_of_a_sum(key: jax.Array, fan_in: int = 100) -> Iterator[Claim]:
     """Var(z) = n Var(w) Var(x) at the first layer, with inputs of variance 1."""
 
     @jax.jit
     def squares(key, variance):
+        network = layers.mlp(32, 1, "linear", kernel_init=initializers.normal(variance))
+
         def one(key):
             key_params, key_x = jax.random.split(key)
-            params = networks.init(
-                key_params, fan_in, 32, 1, kernel_init=initializers.normal(variance)
-            )
-            z = networks.apply(params, jax.random.normal(key_x, (32, fan_in)), "linear")
-            return jnp.mean(z * z)
+            params, _ = layers.init(network, (fan_in,), key=key_params)
+            x = jax.random.normal(key_x, (32, fan_in))
+            return jnp.mean(jnp.square(layers.apply(network, params, None, x)[0]))
 
         return jax.lax.map(one, jax.random.split(key, SEEDS))
 
-    return [
-        _sampled(
-            f"Var(z) of {fan_in} inputs of variance 1, weights of variance {variance:g}",
-            fan_in * variance,
-            squares(jax.random.fold_in(key, row), variance),
-        )
-        for row, variance in enumerate((0.01, 0.25, 1e-4))
-    ]
+    for row, variance in enumerate((0.01, 0.25, 1e-4)):
+        text = f"Var(z) of {fan_in} inputs of variance 1, weights of variance {variance:g}"
+        yield sampled(text, fan_in * variance, squares(jax.random.fold_in(key, row), variance))
 
 
-def two_sided_difference() -> list[Example]:
+def two_sided_difference() -> Iterator[Claim]:
     """The course's example of a gradient check: theta^2 at 3 with a step of 1e-4."""
     with jax.enable_x64(True):
         theta = jnp.asarray(3.0)
-        numeric = differences.central_difference(jnp.square, theta, eps=1e-4)
-        error = float(differences.relative_error(numeric, jax.grad(jnp.square)(theta)))
-    return [
-        _exact("two-sided difference of theta^2 at 3", 6.0, numeric, 1e-9),
-        Example("relative error of that difference", 0.0, error, None, error < 1e-9),
-    ]
+        numeric = finite_differences.central_difference(jnp.square, theta, eps=1e-4)
+        error = finite_differences.relative_error(numeric, jax.grad(jnp.square)(theta))
+    yield exact("two-sided difference of theta^2 at 3", 6.0, numeric, 1e-9)
+    yield exact("relative error of that difference", 0.0, error)
 
 
-def initializer_variances(key: jax.Array, shape: tuple[int, int] = (100, 50)) -> list[Example]:
+def initializer_variances(key: jax.Array, shape: tuple[int, int] = (100, 50)) -> Iterator[Claim]:
     """The variances of the weights that the texts recommend."""
     fan_in, fan_out = shape
-    rows = []
     recommended = (
         ("He, 2 / fan_in", initializers.he(), 2 / fan_in),
         ("LeCun (Xavier for tanh in two texts), 1 / fan_in", initializers.lecun(), 1 / fan_in),
@@ -182,40 +155,33 @@ def initializer_variances(key: jax.Array, shape: tuple[int, int] = (100, 50)) ->
     for row, (name, init, variance) in enumerate(recommended):
         keys = jax.random.split(jax.random.fold_in(key, row), SEEDS)
         draws = jax.vmap(lambda key, init=init: init(key, shape))(keys)
-        claim = f"weight variance {fan_in} -> {fan_out}: {name}"
-        rows.append(_sampled(claim, variance, jnp.var(draws, axis=(1, 2), ddof=1)))
-    return rows
+        text = f"weight variance {fan_in} -> {fan_out}: {name}"
+        yield sampled(text, variance, jnp.var(draws, axis=(1, 2), ddof=1))
 
 
-def normalized_inputs() -> list[Example]:
-    """Dividing by the standard deviation evens features out; by the variance, it does not.
+def normalized_inputs() -> Iterator[Claim]:
+    """Dividing by the standard deviation makes features alike; by the variance, it does not.
 
     After division by the variance `s^2` a feature has the variance `1 / s^2`: the small ones become
-    the large ones, and the largest is as many times the smallest as before.
+    the large ones, and the ratio of largest to smallest is the same as before.
     """
-    wine: Any = datasets.load_wine()
-    table = wine.data
-    raw = table.var(axis=0)
+    x = _kit.load("wine").x
     with jax.enable_x64(True):
-        standardizer = normalization.fit(table)
-        by_std = np.asarray(normalization.apply(standardizer, table)).var(axis=0)
+        standardizer = normalization.fit(x)
+        by_std = np.asarray(normalization.apply(standardizer, x)).var(axis=0)
         squared = standardizer._replace(std=standardizer.std**2)
-        by_variance = np.asarray(normalization.apply(squared, table)).var(axis=0)
-    return [
-        _exact("wine over its standard deviation: largest variance", 1.0, by_std.max()),
-        _exact("wine over its standard deviation: smallest variance", 1.0, by_std.min()),
-        _exact(
-            "wine over its variance (one text): largest over smallest variance, as if raw",
-            raw.max() / raw.min(),
-            by_variance.max() / by_variance.min(),
-        ),
-    ]
+        by_variance = np.asarray(normalization.apply(squared, x)).var(axis=0)
+    ratio, expected = (v.max() / v.min() for v in (by_variance, x.var(axis=0)))
+    text = "wine over its standard deviation: "
+    yield exact(text + "largest variance", 1.0, by_std.max())
+    yield exact(text + "smallest variance", 1.0, by_std.min())
+    text = "wine over its variance (one text): largest over smallest variance, as if raw"
+    yield exact(text, expected, ratio)
 
 
-def verdicts_on_planted_errors() -> list[Example]:
-    """A correct derivative scaled to a chosen relative error, against the numeric one."""
-    rows = []
-    for text, error, verdict in (
+def tiers_of_planted_errors() -> Iterator[Claim]:
+    """A correct derivative scaled to a chosen relative error, and the word of each text for it."""
+    for text, error, word in (
         ("course", 5e-8, "right"),
         ("course", 9e-6, "look again"),
         ("course", 2e-3, "wrong"),
@@ -226,58 +192,47 @@ def verdicts_on_planted_errors() -> list[Example]:
     ):
         with jax.enable_x64(True):
             theta = jnp.linspace(-2.0, 1.0, 8)
-            numeric = differences.central_difference(_cubic, theta)
-            planted = jax.grad(_cubic)(theta) * ((1 + error) / (1 - error))
-            measured = float(differences.relative_error(numeric, planted))
-        said = differences.tier(measured, text)
-        # The verdict counts only if what was planted is what was measured.
-        agrees = said == verdict and abs(measured - error) < 0.05 * error
-        rows.append(
-            Example(f"{text}, relative error {error:g} is", verdict, said, None, bool(agrees))
-        )
-    return rows
+            numeric = finite_differences.central_difference(cubic, theta)
+            # |a - b| / (|a| + |b|) of a and a (1 + e) / (1 - e) is e.
+            planted = jax.grad(cubic)(theta) * ((1 + error) / (1 - error))
+            measured = float(finite_differences.relative_error(numeric, planted))
+        claim = exact(f"{text}, “{word}” at a relative error of {error:g}", error, measured, 0.05)
+        # The word counts only if the measured error has it.
+        right = finite_differences.tier(measured, text) == word
+        yield claim if right else exact(claim.text, np.inf, measured)
 
 
-def _cubic(theta: jax.Array) -> jax.Array:
+def cubic(theta: jax.Array) -> jax.Array:
+    """A function whose derivative is not that of a line."""
     return jnp.sum(theta**3)
 
 
-def _exact(claim: str, text_value: float, measured: Any, rounding: float = ROUNDING) -> Example:
-    text_value, measured = float(text_value), float(measured)
-    agrees = abs(measured - text_value) <= rounding * abs(text_value)
-    return Example(claim, text_value, measured, None, agrees)
-
-
-def _sampled(claim: str, text_value: float, sample: jax.Array) -> Example:
-    values = np.asarray(sample, np.float64)
-    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-    return Example(claim, text_value, mean, error, abs(mean - text_value) <= ERRORS * error)
-
-
-def report(rows: list[Example]) -> str:
-    """The rows as a table, and how many agree."""
+def rows(claims: list[Claim]) -> list[tuple[str, ...]]:
+    """For each claim the number of the text, the measured one, and whether they agree."""
     cells = []
-    for row in rows:
-        measured = _number(row.measured)
-        if row.error_bar is not None:
-            measured += f" ± {row.error_bar:.1g}"
-        agrees = "yes" if row.agrees else "NO"
-        cells.append((row.claim, _number(row.text_value), measured, agrees))
-    table = frontend.table(("claim", "the text says", "measured", "agrees"), cells)
-    return f"{table}\n\n{sum(row.agrees for row in rows)} of {len(rows)} agree."
+    for verdict in verdicts(claims):
+        claim, estimate = verdict.claim, verdict.claim.estimate
+        measured = f"{estimate.mean:.4g}"
+        if not estimate.is_exact:
+            measured += f" ± {estimate.standard_error:.1g}"
+        agrees = "yes" if verdict.outcome == "HOLDS" else "NO"
+        cells.append((claim.text, f"{claim.expected:.4g}", measured, agrees))
+    return cells
 
 
-def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def run(config: Config) -> None:
+def run(options: Options) -> None:
     """Print the course texts' worked examples beside what the library measures."""
-    if config.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {config.seed}; pass a larger number")
-    print(report(examples(jax.random.key(config.seed))))
-    print("± is one standard error over seeds; such a row agrees within four.")
+    claims = examples(jax.random.key(options.seed))
+    cells = rows(claims)
+    summary = (
+        f"{sum(row[-1] == 'yes' for row in cells)} of {len(cells)} agree. ± is one standard error "
+        f"over {SEEDS} seeds;\nsuch a row agrees if its difference is certainly below "
+        f"{TOLERANCE:.0%}, corrected for all rows."
+    )
+    headings = ("example", "the text says", "measured", "agrees")
+    report = Report([table(headings, cells), summary], estimates={c[0]: c[1:] for c in cells})
+    _kit.publish(report, options)
 
 
 if __name__ == "__main__":
-    frontend.main(Config, run)
+    _kit.command(Options, run)
