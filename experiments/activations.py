@@ -1,4 +1,4 @@
-"""Which usual initialisations keep gradients alive, for each activation, and which do not?
+"""Which usual initializations keep gradients alive, for each activation, and which do not?
 
 Run `python -m experiments.activations`, or `--help` for its options.
 """
@@ -7,40 +7,47 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import frontend, growth
-from jaxgrad import activations, initializers, networks, plotting, propagation, theory
+from experiments import _kit
+from experiments._kit import Claim, Estimate, Report, figures, option, paragraph, table, typical
+from jaxgrad import activations, layers, propagation, theory
+from jaxgrad.plotting.style import SHADES, THEORY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+USUAL = ("LeCun", "He", "unit gain")
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(_kit.SeededOptions):
     """Options of the comparison of activations."""
 
-    activations: tuple[str, ...] = tuple(activations.TABLE)
-    """Names of jaxgrad.activations.TABLE."""
-    width: int = 256
-    """Units of every layer."""
-    depth: int = 50
-    """Number of layers."""
-    seeds: int = 6
-    """How many networks for each activation and initialisation, at least 2."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    data: str = "digits"
-    """digits, wine, breast_cancer, gaussian, or a .npy or .csv file, [examples, features]."""
-    examples: int = 16
-    """How many examples, drawn at random and standardized."""
-    output: Path = Path("results/activations.png")
-    """Where to write the figure."""
+    activations: tuple[str, ...] = option(
+        tuple(activations.TABLE), "Names of activations.", choices=tuple(activations.TABLE)
+    )
+    width: int = option(256, "Units of every layer.", minimum=1)
+    depth: int = option(50, "Number of layers.", minimum=2)
+    seeds: int = option(6, "Networks for each activation and initialization.", minimum=2)
+    data: str = option("digits", _kit.INPUT_HELP)
+    examples: int = option(16, "Number of examples, drawn at random.", minimum=1)
+    output: Path = option(Path("results/activations.png"), "Where to write the figure.")
+
+    def check(self) -> None:
+        """Raise ValueError if the data cannot be used."""
+        self.inputs()
+
+    def inputs(self) -> np.ndarray:
+        """Standardized inputs, `[examples, features]`."""
+        return _kit.inputs(self.data, self.examples, self.first_seed)
 
 
 class Recipe(NamedTuple):
@@ -55,24 +62,21 @@ class Row(NamedTuple):
     """One activation with one recipe; growth is per layer, of the log, of a typical example.
 
     Attributes:
-      activation, recipe, w_variance, b_variance: which.
+      activation, recipe: which.
       critical: whether theory calls the variances critical.
       only_small: whether they are so only in the limit of a signal that has died out.
-      growth, error: of the squared gradient, mean over seeds and standard error.
-      infinite, typical: what theory says, at infinite width and at the width.
+      growth: of the squared gradient, over the seeds.
+      infinite, typical: the predicted growth, at infinite width and at the width.
       last: the same at infinite width, of the last layer alone.
       signal: growth of the mean square of the layers' outputs.
-      dead, saturated: shares of units in the last layer, as of `jaxgrad.propagation.Signal`.
+      dead, saturated: shares of units in the last layer, see `jaxgrad.propagation.Propagation`.
     """
 
     activation: str
-    recipe: str
-    w_variance: float
-    b_variance: float
+    recipe: Recipe
     critical: bool
     only_small: bool
-    growth: float
-    error: float
+    growth: Estimate
     infinite: float
     typical: float
     last: float
@@ -81,30 +85,26 @@ class Row(NamedTuple):
     saturated: float
 
 
-_HE_SLOPES = {
+HE_SLOPES = {
     "relu": 0.0,
     "leaky_relu": 0.01,
     "randomized_leaky_relu": (1 / 8 + 1 / 3) / 2,
     "parametric_relu": 0.25,
-    # Courses give these He's variance for ReLU.
-    "elu": 0.0,
-    "gelu": 0.0,
-    "gelu_tanh": 0.0,
-    "silu": 0.0,
+    # Courses recommend He's variance of ReLU for these.
+    **dict.fromkeys(("elu", "gelu", "gelu_tanh", "silu"), 0.0),
 }
-_UNIT_GAIN = ("gelu", "gelu_tanh", "silu")
 
 
 def usual(name: str) -> list[Recipe]:
-    """What courses and libraries draw networks of an activation with."""
-    if name not in _HE_SLOPES:
+    """The recipes of courses and libraries for an activation."""
+    if name not in HE_SLOPES:
         return [Recipe("LeCun", 1.0)]
-    recipes = [Recipe("He", 2 / (1 + _HE_SLOPES[name] ** 2))]
-    return recipes + [Recipe("unit gain", 1.0)] * (name in _UNIT_GAIN)
+    recipes = [Recipe("He", 2 / (1 + HE_SLOPES[name] ** 2))]
+    return recipes + [Recipe("unit gain", 1.0)] * (name in ("gelu", "gelu_tanh", "silu"))
 
 
 def critical(name: str) -> list[tuple[Recipe, theory.Critical]]:
-    """Where theory sees gradients level: at the smallest biases; for SELU also at unit variance."""
+    """Points of level gradients in theory: with the smallest biases; for SELU also at `q = 1`."""
     points = [("critical", theory.critical(name))]
     if name == "selu":
         points.append(("critical, q = 1", theory.critical_line(name, 1.0)))
@@ -115,65 +115,60 @@ def critical(name: str) -> list[tuple[Recipe, theory.Critical]]:
     ]
 
 
-def measure(name: str, recipes: list[Recipe], x: np.ndarray, config: Config) -> dict[str, Any]:
+def measure(name: str, recipes: list[Recipe], options: Options) -> dict[str, Any]:
     """Growth and units of every recipe, arrays `[seeds, recipes]`; all share a seed's draws."""
-    # One draw serves all activations, but for those that have parameters of their own.
-    params = _draws(config, x.shape[1], name if activations.get(name).parameters else "linear")
+    # One draw serves all activations, except those that have parameters of their own.
+    params = draws(options, name if activations.get(name).parameters else "linear")
     variances = np.array([recipe[1:] for recipe in recipes], np.float32)
 
-    def network(drawn, x, variances):
-        seed, params = drawn
+    def one_seed(draw, x, variances):
+        seed, params = draw
         key = jax.random.fold_in(jax.random.key(1), seed)
 
-        def at(pair):
-            w_variance, b_variance = pair
-            signal = propagation.probe(
-                params, x, key, name, w_variance=w_variance, b_variance=b_variance
-            ).signal
-            logs = growth.measure(params, x, key, name, w_variance, b_variance)
+        def one_recipe(pair):
+            network = typical.network(options.width, options.depth, name, *pair)
+            result = propagation.probe(network, params, x, key=key)
+            logs = typical.measure(network, params, x, key=key)
             return {
-                "growth": growth.per_layer(logs),
-                "signal": growth.per_layer(signal.log_activation),
-                "dead": signal.dead[-1],
-                "saturated": signal.saturated[-1],
+                "growth": typical.per_layer(logs),
+                "signal": typical.per_layer(result.log_activation),
+                "dead": result.dead[-1],
+                "saturated": result.saturated[-1],
             }
 
-        return jax.vmap(at)(variances)
+        return jax.vmap(one_recipe)(variances)
 
     @jax.jit
-    def every(params, x, variances):
-        return jax.lax.map(lambda drawn: network(drawn, x, variances), (_seeds(config), params))
+    def all_seeds(params, x, variances):
+        return jax.lax.map(lambda draw: one_seed(draw, x, variances), (seeds(options), params))
 
-    return jax.device_get(every(params, jnp.asarray(x), jnp.asarray(variances)))
+    return jax.device_get(all_seeds(params, jnp.asarray(options.inputs()), jnp.asarray(variances)))
 
 
-def _seeds(config: Config) -> jax.Array:
-    return jnp.arange(config.first_seed, config.first_seed + config.seeds)
+def seeds(options: Options) -> jax.Array:
+    """All seeds as an array."""
+    return jnp.asarray(options.seed_values)
 
 
 @functools.lru_cache(maxsize=2)
-def _draws(config: Config, features: int, name: str) -> networks.Params:
+def draws(options: Options, name: str) -> Any:
+    """Parameters of unit variance for each seed."""
+    network = typical.network(options.width, options.depth, name, 1.0, 1.0)
+    shape = options.inputs().shape[1:]
+
     def draw(seed):
-        return networks.init(
-            jax.random.fold_in(jax.random.key(0), seed),
-            features,
-            config.width,
-            config.depth,
-            activation=name,
-            bias_init=initializers.normal(1.0),
-        )
+        return layers.init(network, shape, key=jax.random.fold_in(jax.random.key(0), seed))[0]
 
-    return jax.jit(jax.vmap(draw))(_seeds(config))
+    return jax.jit(jax.vmap(draw))(seeds(options))
 
 
-def compare(config: Config, progress: Any = None) -> list[Row]:
+def compare(options: Options, progress: Any = None) -> list[Row]:
     """Measure and predict every activation with every recipe."""
-    x = frontend.inputs(config.data, config.examples, config.first_seed)
-    _draws(config, x.shape[1], "linear")
+    draws(options, "linear")
     rows = []
     # Nearly all the time is spent compiling, one thread a program.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [pool.submit(_rows, name, x, config) for name in config.activations]
+        jobs = [pool.submit(rows_of, name, options) for name in options.activations]
         for done, job in enumerate(jobs):
             rows += job.result()
             if progress is not None:
@@ -181,145 +176,184 @@ def compare(config: Config, progress: Any = None) -> list[Row]:
     return rows
 
 
-def _rows(name: str, x: np.ndarray, config: Config) -> list[Row]:
-    points = critical(name)
-    recipes = usual(name)
-    recipes += [r for r, _ in points if not any(_alike(r, other) for other in recipes)]
-    measured = measure(name, recipes, x, config)
+def rows_of(name: str, options: Options) -> list[Row]:
+    """The rows of one activation."""
+    points, recipes = critical(name), usual(name)
+    recipes += [r for r, _ in points if not any(is_same(r, other) for other in recipes)]
+    measured = measure(name, recipes, options)
+    growth = Estimate.of(measured["growth"])
     mean = {key: values.mean(axis=0) for key, values in measured.items()}
-    error = measured["growth"].std(axis=0, ddof=1) / np.sqrt(config.seeds)
     w_variance, b_variance = np.array([recipe[1:] for recipe in recipes]).T
-    found = growth.follow(name, config.depth, w_variance, b_variance, x, width=config.width)
-    infinite, typical = growth.per_layer(found.infinite), growth.per_layer(found.typical)
-    last = found.infinite[:, -1] - found.infinite[:, -2]
+    prediction = typical.predict(
+        name, options.depth, w_variance, b_variance, options.inputs(), width=options.width
+    )
+    infinite, finite = prediction.infinite, typical.per_layer(prediction.typical)
+    last = infinite[:, -1] - infinite[:, -2]
     rows = []
     for i, recipe in enumerate(recipes):
-        same = [point for r, point in points if _alike(r, recipe)]
-        numbers = (mean["growth"], error, infinite, typical, last)
-        units = (mean[key] for key in ("signal", "dead", "saturated"))
-        rows.append(
-            Row(
-                name,
-                *recipe,
-                bool(same),
-                any(float(point.q) == 0 for point in same),
-                *(float(values[i]) for values in (*numbers, *units)),
-            )
-        )
+        same = [point for r, point in points if is_same(r, recipe)]
+        only_small = any(float(point.q) == 0 for point in same)
+        theories = (typical.per_layer(infinite)[i], finite[i], last[i])
+        units = (mean[key][i] for key in ("signal", "dead", "saturated"))
+        numbers = map(float, (*theories, *units))
+        rows.append(Row(name, recipe, bool(same), only_small, growth[i], *numbers))
     return rows
 
 
-def _alike(one: Recipe, other: Recipe) -> bool:
+def is_same(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes have the same variances."""
     return bool(np.allclose(one[1:], other[1:], rtol=1e-9, atol=1e-9))
 
 
-def report(rows: list[Row], config: Config) -> str:
-    """The table, then in words what is not critical and what is so only barely."""
+def report(rows: list[Row], options: Options) -> Report:
+    """The table, the usual recipes that are not critical, and those that are."""
     cells = [
         (
             row.activation,
-            row.recipe,
-            f"{row.w_variance:.4g}",
-            f"{row.b_variance:.3g}",
-            f"{row.growth:+.4f} ± {row.error:.4f}",
+            row.recipe.name,
+            f"{row.recipe.w_variance:.4g}",
+            f"{row.recipe.b_variance:.3g}",
+            f"{row.growth:+.4f}",
             f"{row.infinite:+.4f}",
             f"{row.typical:+.4f}",
-            growth.z_score(row.growth, row.error, row.typical),
-            f"{row.signal:+.3f}",
-            f"{row.dead:.0%}",
-            f"{row.saturated:.0%}",
+            typical.z_score(row.growth.mean, row.growth.standard_error, row.typical),
         )
         for row in rows
     ]
-    headings = (
-        "activation",
-        "recipe",
-        "w var",
-        "b var",
-        "gradient, measured",
-        "infinite",
-        f"width {config.width}",
-        "z",
-        "signal",
-        "dead",
-        "saturated",
+    headings = ("activation", "recipe", "w var", "b var", "gradient", "infinite")
+    headings += (f"width {options.width}", "z")
+    title = (
+        "Growth per layer of the log squared gradient of a typical example, mean over "
+        f"{options.seeds} seeds ± standard error; z: from theory at width {options.width}, in "
+        "standard errors."
     )
-    lines = [
-        "Growth per layer of the log squared gradient of a typical example, of the log squared",
-        f"signal, and units of layer {config.depth}; mean over {config.seeds} seeds ± standard "
-        "error; z: from",
-        f"theory at width {config.width}, in standard errors.",
-        frontend.table(headings, cells),
-        "\nCommon recipes that are not critical:",
+    signals = [
+        (*row[:2], f"{values.signal:+.3f}", f"{values.dead:.0%}", f"{values.saturated:.0%}")
+        for row, values in zip(cells, rows, strict=True)
     ]
-    lines += [_failing(row, rows) for row in rows if row.recipe in _COMMON and not row.critical]
-    lines += _sound(rows, config)
-    return "\n".join(lines)
+    units = f"Growth per layer of the log squared signal, and units of layer {options.depth}."
+    failing = [row for row in rows if row.recipe.name in USUAL and not row.critical]
+    lines = [paragraph(failure(row, rows), "  ") for row in failing]
+    columns = ("activation", "recipe", "signal", "dead", "saturated")
+    sections = [table(headings, cells, title), table(columns, signals, units)]
+    if lines:
+        sections.append("\n".join(["Usual recipes that are not critical:", *lines]))
+    claims = [
+        Claim(
+            f"{row.activation} with {row.recipe.name}: gradients change with depth as predicted",
+            row.growth * float(np.sign(row.last)),
+            "greater",
+            form="+.4f",
+        )
+        for row in failing
+    ]
+    return Report([*sections, *sound(rows, options)], claims, {"rows": [r._asdict() for r in rows]})
 
 
-_COMMON = ("LeCun", "He", "unit gain")
-
-
-def _failing(row: Row, rows: list[Row]) -> str:
-    remedy = [r for r in rows if r.activation == row.activation and r.critical]
+def failure(row: Row, rows: list[Row]) -> str:
+    """How fast gradients change with a recipe that is not critical, and a critical one."""
+    points = [r.recipe for r in rows if r.activation == row.activation and r.critical]
     instead = " or ".join(
-        f"weight variance {r.w_variance:.4g} and bias variance {r.b_variance:.3g}" for r in remedy
+        f"weight variance {r.w_variance:.4g} and bias variance {r.b_variance:.3g}" for r in points
     )
+    factor = np.exp(row.growth.mean)
     return (
-        f"- {row.activation} with {row.recipe} (weight variance {row.w_variance:.4g}): the squared "
-        f"gradient is multiplied by {np.exp(row.last):.4g} a layer in deep layers of infinite "
-        f"width, measured {np.exp(row.growth):.4g} ± {np.exp(row.growth) * row.error:.1g}; "
+        f"- {row.activation} with {row.recipe.name} (weight variance {row.recipe.w_variance:.4g}): "
+        f"the squared gradient is multiplied by {np.exp(row.last):.4g} per layer in deep layers of "
+        f"infinite width, measured {factor:.4g} ± {factor * row.growth.standard_error:.1g}; "
         f"critical instead: {instead or 'no point exists'}."
     )
 
 
-def _sound(rows: list[Row], config: Config) -> list[str]:
-    common = [row for row in rows if row.recipe in _COMMON and row.critical]
+def sound(rows: list[Row], options: Options) -> list[str]:
+    """The usual recipes that are critical."""
     lines = []
     for only_small, words in (
         (False, "Critical as they are"),
         (True, "Critical, but only for signals that die out, and gradients with them by a power"),
     ):
-        named = ", ".join(
-            f"{row.activation} with {row.recipe} (x {np.exp(row.growth * (config.depth - 1)):.2g})"
-            for row in common
-            if row.only_small == only_small
+        names = ", ".join(
+            f"{row.activation} with {row.recipe.name} "
+            f"(x {np.exp(row.growth.mean * (options.depth - 1)):.2g})"
+            for row in rows
+            if row.recipe.name in USUAL and row.critical and row.only_small == only_small
         )
-        if named:
-            lines.append(f"\n{words} (squared gradient over {config.depth} layers):\n{named}.")
+        if names:
+            heading = f"{words} (squared gradient over {options.depth} layers): "
+            lines.append(paragraph(heading + names + "."))
     return lines
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    if not config.activations or len(set(config.activations)) != len(config.activations):
-        raise ValueError(
-            f"activations must be different names, at least one, got {config.activations}; "
-            "drop the repeats"
-        )
-    for name in config.activations:
-        if name not in activations.TABLE:
-            activations.get(name)
-    least = {"width": 1, "depth": 2, "seeds": 2, "examples": 1, "first_seed": 0}
-    for name, minimum in least.items():
-        if getattr(config, name) < minimum:
-            raise ValueError(
-                f"{name} must be at least {minimum}, got {getattr(config, name)}; raise it"
-            )
-    frontend.writable("output", config.output)
+def figure(rows: list[Row], depth: int) -> Figure:
+    """Growth of the gradient per layer, for each activation with its usual and critical recipes.
+
+    Activations are in the order of how far their usual recipes are from level.
+    """
+    from matplotlib.lines import Line2D
+
+    largest = {}
+    for row in rows:
+        if not row.recipe.name.startswith("critical"):
+            size = abs(row.growth.mean)
+            largest[row.activation] = max(largest.get(row.activation, 0.0), size)
+    names = sorted(largest, key=lambda name: largest[name])
+    figure, ((ax,),) = figures.panels(1, 1, (11.5, 1.9 + 0.45 * len(names)))
+    ax.axvline(0.0, color="black", linewidth=1)
+    for position, name in enumerate(names):
+        if position % 2:
+            ax.axhspan(position - 0.5, position + 0.5, color="0.95", linewidth=0, zorder=0)
+        of_name = [row for row in rows if row.activation == name]
+        offsets = np.linspace(-0.25, 0.25, len(of_name)) if len(of_name) > 1 else [0.0]
+        for row, offset in zip(of_name, offsets, strict=True):
+            draw_row(ax, row, position + offset)
+        if not any(row.critical for row in of_name):
+            ax.text(0.0, position, "  no critical point exists", fontsize=8, va="center")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xscale("symlog", linthresh=0.1, linscale=1.2)
+    factors = (0.1, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.5)
+    figures.ticks(ax.xaxis, np.log(factors), ["level" if f == 1 else f"× {f:g}" for f in factors])
+    ax.set(
+        xlabel="factor of the squared gradient per layer, on its way back\n"
+        f"(typical example, {depth} layers; bars: two standard errors; linear near “level”)",
+        ylabel="activation",
+        ylim=(-0.6, len(names) - 0.4),
+    )
+    ax.margins(x=0.12)
+    failing = {r.activation for r in rows if r.recipe.name in USUAL and not r.critical}
+    ax.set_title(
+        f"Usual initializations are not critical for {len(failing)} of {len(names)} activations:\n"
+        "left of “level” gradients vanish, right of it they explode",
+        fontsize=14,
+    )
+    tick = {"marker": "|", "markersize": 13, "linestyle": "none"}
+    handles = [
+        Line2D([], [], color=SHADES[-1], marker="D", label="usual, not critical"),
+        Line2D([], [], color=SHADES[1], marker="o", label="critical"),
+        Line2D([], [], color=THEORY, label="theory at this width", **tick),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
-def run(config: Config) -> None:
-    """Compare activations: do their usual initialisations keep gradients alive?"""
-    checked(config)
-    start = time.perf_counter()
-    rows = compare(config, frontend.Bar("networks"))
-    print(report(rows, config))
-    plotting.activations(rows, config.depth).savefig(config.output, dpi=110)
-    print(f"\n{len(rows) * config.seeds} networks, {time.perf_counter() - start:.1f} s in all.")
-    print(f"Figure: {config.output}")
+def draw_row(ax: Any, row: Row, height: float) -> None:
+    """The measured growth with its error bar and the recipe's name, and theory's."""
+    colour, marker = (SHADES[1], "o") if row.critical else (SHADES[-1], "D")
+    mean, bar = row.growth.mean, 2 * row.growth.standard_error
+    ax.errorbar(mean, height, xerr=bar, color=colour, marker=marker, capsize=3)
+    ax.plot(row.typical, height, color=THEORY, marker="|", markersize=13, zorder=5)
+    # The name is on the side that is away from level.
+    side = -1 if mean < 0 else 1
+    look = {"ha": "right" if side < 0 else "left", "va": "center", "fontsize": 8, "color": "0.3"}
+    offset = {"xytext": (7 * side, 0), "textcoords": "offset points"}
+    ax.annotate(row.recipe.name, (mean + side * bar, height), **offset, **look)
+
+
+def run(options: Options) -> None:
+    """Compare activations: do their usual initializations keep gradients alive?"""
+    rows = compare(options, _kit.progress("activations"))
+    _kit.publish(report(rows, options), options, figure(rows, options.depth))
 
 
 if __name__ == "__main__":
-    frontend.use_all_cores()
-    frontend.main(Config, run)
+    _kit.use_all_cores()
+    _kit.command(Options, run)

@@ -2,12 +2,10 @@
 
 from jaxgrad.plotting._depth_map import depth_map
 from jaxgrad.plotting._phase_diagram import phase_diagram
-from jaxgrad.plotting.activations import activations
 from jaxgrad.plotting.diagnosis import diagnosis
 from jaxgrad.plotting.trainability import trainability
 
 __all__ = [
-    "activations",
     "depth_map",
     "diagnosis",
     "phase_diagram",

@@ -1,4 +1,4 @@
-"""The comparison of activations at their usual and critical initialisations."""
+"""The comparison of activations at their usual and critical initializations."""
 
 import dataclasses
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from experiments import activations as experiment
-from jaxgrad import activations, plotting
+from experiments._kit import Estimate
+from experiments._kit import options as kit_options
+from jaxgrad import activations
 
-SMALL = experiment.Config(
+SMALL = experiment.Options(
     activations=("selu",), width=48, depth=30, seeds=8, examples=4, data="gaussian"
 )
 
@@ -18,32 +20,32 @@ def rows():
     return experiment.compare(SMALL)
 
 
-def made(name, recipe, w_variance, growth, critical, only_small=False):
-    numbers = dict.fromkeys(experiment.Row._fields[7:], 0.0)
+def row(name, recipe, w_variance, growth, critical, only_small=False):
+    numbers = dict.fromkeys(("infinite", "signal", "dead", "saturated"), 0.0)
     return experiment.Row(
         name,
-        recipe,
-        w_variance,
-        0.0,
+        experiment.Recipe(recipe, w_variance),
         critical,
         only_small,
-        growth,
-        **numbers | {"error": 0.001, "last": growth, "typical": growth},
+        Estimate(growth, 0.001),
+        last=growth,
+        typical=growth,
+        **numbers,
     )
 
 
-MADE = [
-    made("relu", "He", 2.0, 0.001, True),
-    made("tanh", "LeCun", 1.0, -0.05, True, only_small=True),
-    made("elu", "He", 2.0, 0.1, False),
-    made("elu", "critical", 1.0, -0.09, True, only_small=True),
-    made("softplus", "LeCun", 1.0, -1.2, False),
+ROWS = [
+    row("relu", "He", 2.0, 0.001, True),
+    row("tanh", "LeCun", 1.0, -0.05, True, only_small=True),
+    row("elu", "He", 2.0, 0.1, False),
+    row("elu", "critical", 1.0, -0.09, True, only_small=True),
+    row("softplus", "LeCun", 1.0, -1.2, False),
 ]
 
 
 def test_lecun_selu_explodes_by_the_known_factor(rows):
     lecun, small, unit = rows
-    assert [row.recipe for row in rows] == ["LeCun", "critical", "critical, q = 1"]
+    assert [row.recipe.name for row in rows] == ["LeCun", "critical", "critical, q = 1"]
     assert not lecun.critical
     assert np.exp(lecun.last) == pytest.approx(1.071575, abs=1e-5)
     assert small.critical
@@ -55,31 +57,42 @@ def test_lecun_selu_explodes_by_the_known_factor(rows):
 
 def test_measured_growth_is_that_of_theory_at_this_width(rows):
     for row in rows:
-        assert abs(row.growth - row.typical) < 3.5 * row.error
-    assert rows[0].growth > 3 * rows[0].error
+        difference = row.growth - row.typical
+        assert abs(difference.mean) < 3.5 * difference.standard_error
+    assert rows[0].growth.mean > 3 * rows[0].growth.standard_error
     # LeCun-normal SELU keeps mean 0 and variance 1.
     assert abs(rows[0].signal) < 0.02
     assert all(0 <= row.dead <= row.saturated <= 1 for row in rows)
 
 
+def joined(report):
+    return " ".join(str(report).split())
+
+
 def test_report_names_what_is_not_critical(rows):
-    text = experiment.report(rows, SMALL)
-    (line,) = [line for line in text.splitlines() if line.startswith("- selu with LeCun")]
-    assert "multiplied by 1.072 a layer" in line
-    assert "critical instead: weight variance 0.4768 and bias variance 0 or weight" in line
+    report = experiment.report(rows, SMALL)
+    text = joined(report)
+    assert "- selu with LeCun" in text
+    assert "multiplied by 1.072 per layer" in text
+    assert "critical instead: weight variance 0.4768 and bias variance 0 or weight" in text
+    assert [claim.relation for claim in report.claims] == ["greater"]
+    assert max(map(len, str(report).splitlines())) <= 100
 
 
 def test_report_tells_kinds_of_criticality_apart():
-    text = experiment.report(MADE, SMALL)
-    failing = [line for line in text.splitlines() if line.startswith("- ")]
-    assert [line.split()[1] for line in failing] == ["elu", "softplus"]
+    report = experiment.report(ROWS, SMALL)
+    section = next(s for s in report.sections if s.startswith("Usual recipes"))
+    failing = " ".join(section.split()).split(" - ")[1:]
+    assert [text.split()[0] for text in failing] == ["elu", "softplus"]
     assert failing[0].endswith("critical instead: weight variance 1 and bias variance 0.")
     assert failing[1].endswith("no point exists.")
-    sound, dying = text.split("Critical as they are")[1].split("Critical, but only")
+    sound, dying = (" ".join(s.split()) for s in report.sections if s.startswith("Critical"))
     assert "relu with He" in sound
     assert "tanh" not in sound
     assert "tanh with LeCun" in dying
     assert "elu" not in dying
+    # Both explode or vanish clearly, as predicted.
+    assert [claim.test()[0] for claim in report.claims] == [True, True]
 
 
 def test_every_activation_has_a_usual_recipe():
@@ -91,7 +104,7 @@ def test_every_activation_has_a_usual_recipe():
 
 
 def test_figure_is_ordered_and_counts_what_is_not_critical():
-    figure = plotting.activations(MADE, 30)
+    figure = experiment.figure(ROWS, 30)
     (ax,) = figure.axes
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["relu", "tanh", "elu", "softplus"]
     assert "not critical for 2 of 4" in ax.get_title()
@@ -104,14 +117,14 @@ def test_figure_is_ordered_and_counts_what_is_not_critical():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"activations": ()}, "activations must be different names"),
-        ({"activations": ("relu", "relu")}, "activations must be different names"),
-        ({"activations": ("swish9",)}, "activation must be one of"),
+        ({"activations": ()}, "activations must have at least 1 value"),
+        ({"activations": ("relu", "relu")}, "activations must have no value twice"),
+        ({"activations": ("swish9",)}, "activations must have values one of"),
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"depth": 1}, "depth must be at least 2"),
     ],
 )
 def test_bad_input_is_named(change, message, tmp_path):
-    config = dataclasses.replace(SMALL, output=tmp_path / "figure.png", **change)
+    options = dataclasses.replace(SMALL, output=tmp_path / "figure.png", **change)
     with pytest.raises(ValueError, match=message):
-        experiment.checked(config)
+        kit_options.check(options)

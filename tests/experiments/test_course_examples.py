@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import course_examples
+from experiments._kit import verdicts
 
 SAMPLED = 7
 CLAIMS = [
@@ -29,13 +31,13 @@ CLAIMS = [
     "wine over its standard deviation: largest variance",
     "wine over its standard deviation: smallest variance",
     "wine over its variance (one text): largest over smallest variance, as if raw",
-    "course, relative error 5e-08 is",
-    "course, relative error 9e-06 is",
-    "course, relative error 0.002 is",
-    "second text, relative error 5e-08 is",
-    "second text, relative error 5e-05 is",
-    "second text, relative error 0.005 is",
-    "second text, relative error 0.02 is",
+    "course, “right” at a relative error of 5e-08",
+    "course, “look again” at a relative error of 9e-06",
+    "course, “wrong” at a relative error of 0.002",
+    "second text, “right” at a relative error of 5e-08",
+    "second text, “acceptable” at a relative error of 5e-05",
+    "second text, “look” at a relative error of 0.005",
+    "second text, “wrong” at a relative error of 0.02",
 ]
 # As the texts print them.
 PRINTED = dict(
@@ -44,7 +46,7 @@ PRINTED = dict(
         (
             *(0.1216, 0.1216, 38.34, 38.34, 9.5e-7, 9.5e-7, 1, 25, 0.01, 6, 0),
             *(0.02, 0.01, 0.01333, 0.0067, 1, 1, None),
-            *("right", "look again", "wrong", "right", "acceptable", "look", "wrong"),
+            *(5e-8, 9e-6, 2e-3, 5e-8, 5e-5, 5e-3, 2e-2),
         ),
         strict=True,
     )
@@ -52,85 +54,103 @@ PRINTED = dict(
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {row.claim: row for row in course_examples.examples(jax.random.key(0))}
+def claims():
+    return {claim.text: claim for claim in course_examples.examples(jax.random.key(0))}
 
 
-def test_every_claim_is_there_once(rows):
-    assert list(rows) == CLAIMS
-    assert sum(row.error_bar is not None for row in rows.values()) == SAMPLED
+def is_sampled(claim):
+    return not claim.estimate.is_exact
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_agrees(rows, claim):
-    row = rows[claim]
-    assert row.agrees is True
-    printed = PRINTED[claim]
-    if isinstance(printed, str):
-        assert row.text_value == row.measured == printed
-    elif printed is not None:
-        assert row.text_value == pytest.approx(printed, rel=6e-3)
-    if row.error_bar is not None:
-        assert abs(row.measured - row.text_value) < 3 * row.error_bar
+def test_every_claim_is_there_once(claims):
+    assert list(claims) == CLAIMS
+    assert sum(map(is_sampled, claims.values())) == SAMPLED
+
+
+def test_all_claims_hold_together(claims):
+    decided = verdicts(list(claims.values()))
+    assert [verdict.outcome for verdict in decided] == ["HOLDS"] * len(CLAIMS)
+
+
+@pytest.mark.parametrize("text", CLAIMS)
+def test_agrees(claims, text):
+    claim = claims[text]
+    printed, mean = PRINTED[text], claim.estimate.mean
+    if printed is not None:
+        assert claim.expected == pytest.approx(printed, rel=6e-3)
+    if is_sampled(claim):
+        error = claim.estimate.standard_error
+        assert abs(mean - claim.expected) < 3 * error
         # Sharp enough to tell any two of the recommended variances apart.
-        assert 0 < row.error_bar < 0.01 * row.text_value
-    elif claim.endswith("at most"):
-        assert 0.1 * row.text_value < row.measured < row.text_value
-    elif not isinstance(printed, str):
-        assert row.measured == pytest.approx(row.text_value, rel=1e-5, abs=1e-10)
+        assert 0 < error < 0.01 * claim.expected
+    elif text.endswith("at most"):
+        assert 0.1 * claim.expected < mean < claim.expected
+    elif "relative error of" in text:
+        assert mean == pytest.approx(claim.expected, rel=0.05)
+    else:
+        assert mean == pytest.approx(claim.expected, rel=1e-5, abs=1e-10)
 
 
-def test_dividing_by_the_variance_leaves_features_uneven(rows):
-    assert rows[CLAIMS[17]].measured > 1e6
+def test_dividing_by_the_variance_leaves_features_uneven(claims):
+    assert claims[CLAIMS[17]].estimate.mean > 1e6
 
 
-def test_what_is_sampled_depends_on_the_key_and_the_rest_does_not(rows):
-    other = {row.claim: row for row in course_examples.examples(jax.random.key(1))}
-    for claim, row in rows.items():
-        drawn = row.error_bar is not None or claim.endswith("at most")
-        assert (row.measured != other[claim].measured) == drawn
-        assert other[claim].agrees
+def test_sampled_rows_depend_on_the_key_and_the_others_do_not(claims):
+    others = course_examples.examples(jax.random.key(1))
+    for claim, other in zip(claims.values(), others, strict=True):
+        drawn = is_sampled(claim) or claim.text.endswith("at most")
+        assert (claim.estimate.mean != other.estimate.mean) == drawn
+    assert all(verdict.outcome == "HOLDS" for verdict in verdicts(others))
 
 
 @pytest.mark.parametrize(
     ("measured", "agrees"), [(1.0, True), (1.000009, True), (1.00002, False), (np.nan, False)]
 )
 def test_a_row_without_error_bar_can_disagree(measured, agrees):
-    assert course_examples._exact("claim", 1.0, measured).agrees is agrees
+    (row,) = course_examples.rows([course_examples.exact("claim", 1.0, measured)])
+    assert (row[-1] == "yes") is agrees
 
 
-@pytest.mark.parametrize(("off", "agrees"), [(3.9, True), (4.1, False), (-4.1, False)])
-def test_a_sampled_row_can_disagree(off, agrees):
-    sample = np.array([-1.0, 1.0, -1.0, 1.0])
-    error = np.sqrt(1 / 3)
-    row = course_examples._sampled("claim", 0.0, sample + off * error)
-    assert row.agrees is agrees
-    assert row.error_bar == pytest.approx(error)
-    assert ("NO" in course_examples.report([row])) is not agrees
+@pytest.mark.parametrize(("shift", "agrees"), [(0.0, True), (0.019, False), (-0.1, False)])
+def test_a_sampled_row_can_disagree(shift, agrees):
+    sample = 1 + shift + 0.001 * np.array([-1.0, 1.0, -1.0, 1.0])
+    (row,) = course_examples.rows([course_examples.sampled("claim", 1.0, sample)])
+    assert (row[-1] == "yes") is agrees
 
 
-def command(*arguments):
+def test_a_wrong_word_disagrees(monkeypatch):
+    monkeypatch.setattr(course_examples.finite_differences, "tier", lambda *_: "nothing")
+    claims = list(course_examples.tiers_of_planted_errors())
+    assert {row[-1] for row in course_examples.rows(claims)} == {"NO"}
+
+
+def command(*arguments, folder):
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "experiments.course_examples", *arguments],
-        cwd=Path(__file__).parents[1],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
-def test_command_line_prints_every_claim():
-    done = command("--seed", "3")
+def test_command_line_prints_every_claim(tmp_path):
+    done = command("--seed", "3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r"claim +the text says +measured +agrees", lines[0])
-    for claim in CLAIMS:
-        assert sum(line.startswith(claim) and line.endswith("  yes") for line in lines) == 1
-    assert f"{len(CLAIMS)} of {len(CLAIMS)} agree." in lines
+    assert re.fullmatch(r"example +the text says +measured +agrees", lines[0])
+    for text in CLAIMS:
+        assert sum(line.startswith(text) and line.endswith("  yes") for line in lines) == 1
+    assert f"{len(CLAIMS)} of {len(CLAIMS)} agree." in done.stdout
+    assert max(map(len, lines)) <= 101
+    assert (tmp_path / "results" / "course_examples.json").is_file()
 
 
-def test_command_line_names_a_wrong_seed():
-    done = command("--seed", "-1")
+@pytest.mark.parametrize("seed", ["-1", "12345678901234567890"])
+def test_command_line_names_a_wrong_seed(seed, tmp_path):
+    done = command("--seed", seed, folder=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "error: seed must be at least 0, got -1; pass a larger number\n"
+    expected = f"error: seed must be at least 0 and at most 4.29497e+09, got {seed}\n"
+    assert done.stderr == expected
