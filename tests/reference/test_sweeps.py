@@ -61,7 +61,7 @@ def test_static_axes():
 
 def test_cell_keys():
     values = [0, 3.0, -1, -2.5, 0.1, 2**31 - 1, 2**40, "relu", True]
-    keys = [sweeps.cell_key(KEY, {"b": value, "a": 1}) for value in values]
+    keys = [sweeps.cell_key({"b": value, "a": 1}, key=KEY) for value in values]
     hold("sweeps.cell_key", {"keys": jnp.stack([jax.random.key_data(key) for key in keys])})
 
 
