@@ -80,14 +80,12 @@ def same(printed: str, shown: str, tolerance: float = 0.0) -> bool:
     return all(math.isclose(float(a), float(b), rel_tol=tolerance) for a, b in pairs)
 
 
-def parameters():
-    for example in EXAMPLES:
-        if "not run" not in example.marks:
-            marks = [pytest.mark.slow] if "slow" in example.marks else []
-            yield pytest.param(example, marks=marks, id=f"{example.page}:{example.line}")
+def parameter(example):
+    marks = [pytest.mark.slow] if "slow" in example.marks else []
+    return pytest.param(example, marks=marks, id=f"{example.page}:{example.line}")
 
 
-@pytest.mark.parametrize("example", parameters())
+@pytest.mark.parametrize("example", [parameter(e) for e in EXAMPLES if "not run" not in e.marks])
 def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
