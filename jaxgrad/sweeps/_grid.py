@@ -52,11 +52,9 @@ def fold_ids(ids: Mapping[str, Any], *, key: Any) -> Any:
 
 def _label_id(value: Any) -> int:
     if isinstance(value, (str, bool, np.bool_)):
-        # Not `hash`, which differs between processes.
         return zlib.crc32(str(value).encode())
     if value == int(value):
         number = int(value)
-        # `fold_in` takes 32 bits.
         return number if 0 <= number < 2**32 else zlib.crc32(str(number).encode())
     return zlib.crc32(repr(float(value)).encode())
 
@@ -107,7 +105,6 @@ def checked_labels(name: str, values: Any) -> list[Any]:
     for v in labels if kinds == {"number"} else ():
         if not (math.isfinite(v) if isinstance(v, float) else abs(v) < 2**63):
             raise ValueError(f"{name} must be finite and fit 64 bits, got {v}; drop that value")
-    # One float makes all of them floats, as in a NumPy array.
     return [float(v) for v in labels] if float in map(type, labels) else labels
 
 

@@ -154,6 +154,7 @@ def _checked_devices(devices: Any) -> Sequence[Any]:
 
 
 def _check_key(key: Any) -> None:
+    # Old keys do not say which implementation they belong to.
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape != ():
         raise TypeError(f"key must be one typed key, got {key!r}; pass jax.random.key(0)")

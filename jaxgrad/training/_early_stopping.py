@@ -75,6 +75,7 @@ def watch(
     >>> float(state.params), bool(state.stopped), int(state.evaluations)
     (1.0, True, 4)
     """
+    # A scan carries the state, whose structure may not change.
     shapes, expected = (jax.tree.map(jnp.shape, tree) for tree in (params, state.params))
     if shapes != expected:
         raise ValueError(
@@ -89,6 +90,7 @@ def watch(
     error = jnp.asarray(error, state.error.dtype)
     # A comparison with NaN is false, so that NaN never improves.
     better = ~state.stopped & (error < state.error - min_delta)
+    # Once stopped, nothing is counted any more.
     one = jnp.where(state.stopped, 0, 1).astype(jnp.int32)
     waited = jnp.where(better, 0, state.waited + one)
     stopped = state.stopped if patience is None else state.stopped | (waited >= patience)

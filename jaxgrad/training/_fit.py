@@ -14,25 +14,15 @@ from jaxgrad.training._early_stopping import EarlyStopping, early_stopping, watc
 
 
 class Step(NamedTuple):
-    """One training step, as a monitor sees it.
+    """One training step, as a monitor sees it."""
 
-    Attributes:
-      params: Parameters before the step.
-      state: State before the step.
-      batch: The batch that `loss` was called with.
-      key: The key that `loss` was called with.
-      loss: Value of the loss.
-      gradient: Gradient of the loss by the parameters.
-      updates: What the optimizer adds to the parameters.
-    """
-
-    params: Any
-    state: Any
-    batch: Any
+    params: Any  # before the step
+    state: Any  # before the step
+    batch: Any  # the batch and the key that `loss` was called with
     key: PRNGKeyArray
     loss: Float[Array, ""]
     gradient: Any
-    updates: Any
+    updates: Any  # what the optimizer adds to the parameters
 
 
 class Fit(NamedTuple):
@@ -42,11 +32,10 @@ class Fit(NamedTuple):
       params: Parameters after the last step.
       state: State after the last step.
       best: A `jaxgrad.training.regularization.EarlyStopping`, whose `params` is the pair of
-        parameters and state with the smallest error; `None` without `evaluate`.
+        parameters and state with the smallest error.
       loss: Loss of each step's batch before the step. NaN for steps after an early stop.
-      error: Error of each evaluation; `None` without `evaluate`.
-      record: The records of all evaluations, arrays `[evaluations, ...]`; `None` without
-        `evaluate`.
+      error: Error of each evaluation. Without `evaluate` it is `None`, as are `best` and `record`.
+      record: The records of all evaluations, arrays `[evaluations, ...]`.
       trace: The results of `monitor`, arrays `[steps, ...]`, zeros for steps after an early stop;
         `None` without `monitor`.
     """
@@ -87,14 +76,12 @@ def fit(
     Args:
       loss: `loss(params, state, batch, key) -> (scalar, state)`. Each step gets another key.
       params: Initial parameters, a pytree of floating-point arrays.
-      optimizer: Any optax optimizer, including those that need the loss, such as L-BFGS or Polyak
-        steps.
+      optimizer: Any optax optimizer, including those that need the loss, such as L-BFGS.
       data: A pytree of arrays `[examples, ...]`. A batch holds some of their rows.
       key: Key that draws the order of the examples and the keys of `loss`.
       steps: Number of steps, a multiple of `every`.
       batch_size: Number of examples in a batch.
-      state: What `loss` carries from step to step besides the parameters; see
-        `jaxgrad.layers.init`.
+      state: What `loss` carries besides the parameters; see `jaxgrad.layers.init`.
       evaluate: `evaluate(params, state) -> (error, record)`, called before the first step and after
         every `every` steps. The error is one number, such as the dev error, that early stopping
         watches. The record is a pytree of anything else that should be recorded.
@@ -103,9 +90,6 @@ def fit(
         `None` trains to the end. In both cases `Fit.best` has the best parameters.
       monitor: Called with each `Step`; returns a pytree that is recorded, such as norms. See
         `jaxgrad.training.monitoring`.
-
-    Returns:
-      A `Fit`.
 
     Raises:
       ValueError, TypeError: If an argument is out of range or has another structure, before
@@ -123,7 +107,8 @@ def fit(
     [1.0, -2.0, 0.5]
     """
     steps, every = _checked_steps(steps, every)
-    batch_size = _checked_batch_size(batch_size, data)
+    examples = _examples(data)
+    batch_size = _checked_batch_size(batch_size, examples)
     data = jax.tree.map(jnp.asarray, data)
     _check_patience(patience, evaluate)
     _validate.key("key", key)
@@ -136,7 +121,7 @@ def fit(
 
     optimizer = optax.with_extra_args_support(optimizer)
     key_order, key_loss = jax.random.split(key)
-    rows = _batches(key_order, _examples(data), batch_size, steps)
+    rows = _batches(key_order, examples, batch_size, steps)
     # One chunk of steps for each evaluation but the first: [chunks, every, ...].
     chunks = jax.tree.map(
         lambda a: a.reshape(-1, every, *a.shape[1:]), (rows, jax.random.split(key_loss, steps))
@@ -146,6 +131,7 @@ def fit(
     def train(carry, chunk):
         return jax.lax.scan(step, carry, chunk)
 
+    # The state of the optimizer is called slots, to distinguish it from that of the layers.
     carry = (params, state, optimizer.init(params))
     if evaluate is not None:
         return _fit_and_evaluate(train, carry, chunks, evaluate, patience)
@@ -183,6 +169,7 @@ def _step_function(loss, optimizer, data, monitor):
 
 def _fit_and_evaluate(train, carry, chunks, evaluate, patience):
     """Alternate evaluations with chunks of steps, and stop early."""
+    # Skipped steps return arrays of the same shapes.
     first_chunk = jax.tree.map(lambda a: a[0], chunks)
     outputs_like = jax.eval_shape(train, carry, first_chunk)[1]
 
@@ -201,6 +188,7 @@ def _fit_and_evaluate(train, carry, chunks, evaluate, patience):
 
         # Turn 0 only evaluates. Inside the scan, `evaluate` is compiled once.
         trained, outputs = jax.lax.cond(index == 0, skip, unless_stopped, trained, chunk)
+        # The pair of parameters and state, without the optimizer's.
         error, record = evaluate(*trained[:2])
         best = watch(best, trained[:2], error, patience=patience)
         return (trained, best), (outputs, jnp.asarray(error), record)
@@ -222,7 +210,8 @@ def _joined(chunks):
 
 
 def _batches(key, examples, batch_size, steps):
-    """Rows of each step's batch, `[steps, batch_size]`; each epoch is one permutation."""
+    """Rows of each step's batch, `[steps, batch_size]`."""
+    # One permutation for each epoch, without the rows that fill no batch.
     per_epoch = examples // batch_size
     keys = jax.random.split(key, -(-steps // per_epoch))
     order = jax.lax.map(lambda k: jax.random.permutation(k, examples), keys)
@@ -230,6 +219,7 @@ def _batches(key, examples, batch_size, steps):
 
 
 def _examples(data):
+    # The leading axes of all arrays, which must be one.
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(
@@ -251,8 +241,7 @@ def _checked_steps(steps, every):
     return steps, every
 
 
-def _checked_batch_size(batch_size, data):
-    examples = _examples(data)
+def _checked_batch_size(batch_size, examples):
     batch_size = _validate.integer("batch_size", batch_size, 1)
     if batch_size > examples:
         raise ValueError(
@@ -289,6 +278,7 @@ def _check_callables(**functions):
 
 
 def _check_params(params):
+    # Functions and whole numbers have no gradient.
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -309,6 +299,7 @@ def _check_evaluate(evaluate, params, state):
 
 
 def _check_loss(loss, params, state, data, batch_size, key):
+    # An abstract evaluation, by shapes and dtypes alone.
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((batch_size, *jnp.shape(a)[1:]), jnp.result_type(a)), data
     )

@@ -102,10 +102,10 @@ def read_run(
 ) -> Run:
     """Check the arguments of `diagnose` and compute what its rules read."""
     _check_types(fit, norms, units, names)
-    for name, value in (
-        *(("fit", fit.loss), ("norms", norms), ("units", units), ("inputs", inputs)),
-        *(("fit.error", fit.error), ("train_error", train_error), ("dev_error", dev_error)),
-    ):
+    # Findings are text, so that all numbers must be known.
+    values = {"fit": fit.loss, "fit.error": fit.error, "norms": norms, "units": units}
+    values |= {"inputs": inputs, "train_error": train_error, "dev_error": dev_error}
+    for name, value in values.items():
         _validate.known(name, value, "diagnose")
     loss = np.asarray(fit.loss, np.float64)
     if loss.ndim != 1 or len(loss) == 0:
@@ -131,6 +131,7 @@ def read_run(
     if watched is not None and fit.best is not None and bool(fit.best.stopped):
         # The first evaluation comes before the first step.
         taken = max(1, (int(fit.best.evaluations) - 1) * _every(steps, watched))
+    # Evaluations after the last step that was taken say nothing new.
     if dev is not None:
         every = _every(steps, dev)
         dev, train = (e if e is None else e[: taken // every + 1] for e in (dev, train))
@@ -179,6 +180,7 @@ def _ratios(norms, loss, taken):
 
 
 def _check_types(fit, norms, units, names):
+    # By attributes, so that records of other training loops are accepted.
     missing = [name for name in ("loss", "error", "best") if not hasattr(fit, name)]
     if missing:
         raise TypeError(
@@ -205,6 +207,7 @@ def _error(name, error, steps):
     if error is None:
         return None
     numbers = _validate.vector(name, error, length=2, axes="[evaluations]")
+    # One before the first step and one after every so many steps.
     if steps % (len(numbers) - 1):
         raise ValueError(
             f"{name} must be [evaluations], steps / every + 1 of them for {steps} steps, got "
@@ -240,6 +243,7 @@ def _checked_inputs(inputs):
 
 def _checked_norms(norms, steps):
     parts = [np.asarray(part, np.float64) for part in norms]
+    # All three have the shape [steps, layers].
     expected = (steps, parts[0].shape[-1] if parts[0].ndim else 0)
     if any(part.shape != expected for part in parts):
         raise ValueError(
@@ -267,6 +271,7 @@ def _checked_units(units, times, steps, taken):
 
 
 def _layer_count(log_ratio, units):
+    # Norms may have one layer more, the readout.
     layers = 0 if log_ratio is None else log_ratio.shape[1]
     with_units = 0 if units is None else units.dead.shape[1]
     if log_ratio is not None and with_units > layers:
@@ -293,6 +298,7 @@ def first_lasting(holds):
 
     `None` if there is none or it lies within the last tenth of the run.
     """
+    # Share of the steps from each one to the end.
     share = np.cumsum(holds[::-1])[::-1] / np.arange(len(holds), 0, -1)
     steps = np.flatnonzero(holds & (share >= MOSTLY))
     lasting = len(steps) and steps[0] <= len(holds) - max(1, len(holds) // 10)

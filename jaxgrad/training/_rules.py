@@ -13,9 +13,10 @@ import numpy as np
 
 from jaxgrad.training._records import RISE, Run, first_lasting, largest, median
 
+# Thresholds. "Share" means a share of the first value unless another one is named.
+
 LAYERS_FACTOR = 30.0
-"""Change of signal or gradient from first to last layer that is too large: 1.2 per layer over the
-20 layers of the course's example."""
+"""Change from first to last layer that is too large: 1.2 per layer over 20 layers."""
 
 FLAT = 0.25
 """A loss that has decreased by less than this share has hardly fallen. Going from a random guess to
@@ -28,45 +29,44 @@ LEVEL = 0.01
 """A loss that has decreased by less than this share has not fallen."""
 
 CHANCE = 2.5
-"""Standard errors by which a fallen loss is lower. More than two, as several means are tried."""
+"""Standard errors by which a fallen loss is lower; more than two, as several means are tried."""
 
 RESTLESS = 0.3
-"""A standard deviation of the last losses above this share of the first loss is no convergence."""
+"""A standard deviation of the last losses above this share is no convergence."""
 
 RATIO_HIGH = 0.1
-"""An update is too large above this share of its weights, a hundred times the usual 1e-3."""
+"""Update / weights above which updates are too large, a hundred times the usual 1e-3."""
 
 RATIO_LOW = 1e-4
-"""An update is too small below this share of its weights, a tenth of the usual 1e-3."""
+"""Update / weights below which updates are too small, a tenth of the usual 1e-3."""
 
 INSENSITIVE = 1e-3
-"""A loss with |gradient| |weights| / loss below this is insensitive to a layer. Where gradients
-arrive, this quantity is about 0.1 to 1."""
+"""|gradient| |weights| / loss of an insensitive layer. Where gradients arrive it is 0.1 to 1."""
 
 FROZEN = 1e-3
 """A layer is frozen if its update / weights is below this share of that of the other layers."""
 
 HALF = 0.5
-"""A layer with more than this share of dead units or saturated outputs has lost most of its use."""
+"""A layer with more than this share of dead or saturated units has lost most of its use."""
 
 GAP = 0.2
-"""A dev error above the train error by this share of the first dev error is overfitting."""
+"""A dev error above the train error by this share is overfitting."""
 
 LEARNT = 0.05
-"""A train error below this share of the first one means that the examples are memorized."""
+"""A train error below this share means that the examples are memorized."""
 
 CENTRED = 3.0
-"""|mean| / standard deviation of the median feature up to which inputs count as centred. At 3 the
-curvature along the mean is ten times that of the other directions."""
+"""|mean| / standard deviation up to which inputs are centred. At 3 the curvature along the mean is
+ten times that of the other directions."""
 
 SPREAD = 30.0
 """Ratio of the 90 % to the 10 % quantile of the features' standard deviations up to which inputs
-count as scaled. At 30 the ratio of curvatures is 900."""
+are scaled. At 30 the ratio of curvatures is 900."""
 
 CONTRADICTED = 0.1
-"""Excess of train error over dev error, as a share of the first error, that shows wrong labels. It
-is three standard errors of a dev set of a few hundred examples. A network should do at least as
-well on its training set as on held-out data, so sampling noise cannot explain this."""
+"""Excess of train error over dev error that shows wrong labels: three standard errors of a few
+hundred dev examples. A network should do at least as well on its training set as on held-out data,
+so sampling noise cannot explain this."""
 
 
 class Fault(enum.StrEnum):
@@ -93,6 +93,7 @@ def unnormalised_inputs(run: Run) -> Findings:
     """Yield inputs on scales that give the loss a long, narrow valley."""
     if run.feature_mean is None or run.feature_std is None:
         return
+    # The median and quantiles ignore a few unusual features.
     offset = float(np.median(np.abs(run.feature_mean) / run.feature_std))
     low, high = np.quantile(run.feature_std, [0.1, 0.9])
     if offset > CENTRED or high > SPREAD * low:
@@ -109,6 +110,7 @@ def frozen_layer(run: Run) -> Findings:
     if run.log_ratio is None or run.log_ratio.shape[1] < 2:
         return
     for layer, name in enumerate(run.names):
+        # The median, so that a second frozen layer does not hide the first.
         others = median(np.delete(run.log_ratio, layer, axis=1).T)
         with np.errstate(invalid="ignore"):
             step = first_lasting(run.log_ratio[:, layer] < others + math.log(FROZEN))
@@ -161,6 +163,7 @@ def _flat_layers(run: Run, share, start_only: bool) -> Iterator[tuple[str, int, 
     """Yield the layer in which more than half of `share` is flat until the end, if any is."""
     rows = {}
     for layer in range(share.shape[1]):
+        # The row after the last one in which the layer works.
         good = np.flatnonzero(~(share[:, layer] > HALF))
         row = int(good[-1]) + 1 if len(good) else 0
         if row == 0 or (row < len(share) and not start_only):
@@ -176,6 +179,7 @@ def _log_factors(run: Run) -> tuple[float, float]:
     """Log factors over all layers at the start: of the signal, and of the gradient backward."""
     forward = backward = 0.0
     if run.units is not None:
+        # Half of a log mean square is a log root mean square.
         size = run.units.log_preactivation[0] / 2
         start = size[0] if run.log_input_rms is None else run.log_input_rms
         with np.errstate(invalid="ignore"):
@@ -275,6 +279,7 @@ def rate_too_high(run: Run) -> Findings:
         return
     scaled = ~run.zero_start
     first, top = abs(finite[0]) or 1.0, float(finite.max())
+    # The spread of the last tenth of the losses.
     restless = float(np.std(finite[-max(2, len(finite) // 10) :])) / first
     # Weights that start small grow soon, and then the same updates are no longer large.
     late = median(run.log_ratio[-run.tenth :, scaled].ravel()) if scaled.any() else np.inf
@@ -315,6 +320,7 @@ def overfitting(run: Run) -> Findings:
         return
     dev, train = run.dev_error, run.train_error
     best, last = int(np.nanargmin(dev)), len(dev) - 1
+    # Either nothing is left to learn, or only the train error still falls after the best dev error.
     memorized = train[-1] <= LEARNT * train[0]
     falling = best < last and train[-1] < train[best]
     if dev[-1] - train[-1] > GAP * dev[0] and (memorized or falling):

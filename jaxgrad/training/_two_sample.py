@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxgrad import _validate
+from jaxgrad.training import normalization
 
 
 class Comparison(NamedTuple):
@@ -47,18 +48,12 @@ def compare(
     To compare the classes too, append one-hot labels to the features.
 
     Args:
-      first: `[examples, features]`, floating point and finite, at least two examples.
+      first: At least two examples, floating point and finite.
       second: As `first`, with the same features. All pairwise distances are stored, so memory grows
         as the square of the number of examples.
       key: Key that draws the permutations.
       permutations: Number of permutations, at least 1. The p-values are multiples of
         `1 / (1 + permutations)`.
-
-    Returns:
-      A `Comparison`.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
 
     Source: Westfall, Young (1993), sec. 2.3 (maximum of the statistics); Székely, Rizzo (2013),
     eq. 5 and 6 (energy distance).
@@ -105,9 +100,6 @@ def same(comparison: Comparison, *, level: Any = 0.05) -> Bool[Array, "*batch"]:
 
     Returns:
       Whether the sets pass as one distribution.
-
-    Raises:
-      ValueError, TypeError: If `level` is out of range.
     """
     _validate.scalar("level", level, minimum=0.0, above=True, maximum=1.0)
     smallest = jnp.minimum(jnp.min(comparison.feature_p_values, axis=-1), comparison.p_value)
@@ -137,6 +129,7 @@ def _compare(first, second, key, permutations):
         return jnp.max(ks), energy
 
     ks, energy = statistics(jnp.arange(examples) < count)
+    # Larger chunks are faster, and take more memory.
     chunk = min(permutations, max(1, 2**21 // (examples + features)))
     largest, energies = jax.lax.map(permuted, jax.random.split(key, permutations), batch_size=chunk)
     # The distance of the same two sets, summed in another order, differs by rounding.
@@ -191,15 +184,12 @@ def _distances(pooled: Array) -> Array:
 
     The means cancel in an energy distance. Without them less precision is lost to rounding.
     """
-    spread = jnp.std(pooled, axis=0)
-    # A constant feature has a spread of rounding size; it is not scaled.
-    noise = 4 * jnp.finfo(pooled.dtype).eps * jnp.max(jnp.abs(pooled), axis=0)
-    spread = jnp.where(spread > noise, spread, 1.0)
-    scaled = (pooled - jnp.mean(pooled, axis=0)[None]) / spread[None]
+    scaled = normalization.apply(normalization.fit(pooled), pooled)
 
     def row(x):
         return jnp.sqrt(jnp.sum(jnp.square(scaled - x[None]), axis=1))
 
+    # As many rows at once as keep the differences of all pairs small.
     chunk = max(1, 2**21 // scaled.size)
     distances = jax.lax.map(row, scaled, batch_size=min(len(scaled), chunk))
     means = jnp.mean(distances, axis=0)

@@ -1,8 +1,10 @@
 """Random changes of images that leave their labels as they are.
 
 Every function takes images of shape `[batch, height, width, channels]`, floating point, and a
-`key`. Each image of the batch is changed independently. Strengths may be traced, so that a search
-over them compiles once. To combine changes, give each its own key:
+`key`. Each image of the batch is changed independently. Results have the shape and the dtype of the
+images, except for `crop`. Strengths and fill values may be traced, so that a search over them
+compiles once. Arguments that are out of range or have another shape or dtype raise ValueError or
+TypeError. To combine changes, give each its own key:
 
 >>> import jax, jax.numpy as jnp
 >>> @jax.jit
@@ -44,14 +46,8 @@ def flip(
     Args:
       images: `[batch, height, width, channels]`, floating point.
       key: Key that draws which images are mirrored.
-      probability: Probability that an image is mirrored, from 0 to 1, may be traced.
+      probability: Probability that an image is mirrored, from 0 to 1.
       axis: `"width"` exchanges left and right, `"height"` top and bottom.
-
-    Returns:
-      Images of the same shape and dtype.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
 
     >>> image = jnp.asarray([1.0, 2.0]).reshape(1, 1, 2, 1)
     >>> flip(image, key=jax.random.key(0), probability=1.0).ravel().tolist()
@@ -73,16 +69,10 @@ def shift(
 
     Args:
       images: `[batch, height, width, channels]`, floating point.
-      pixels: Largest shift, a whole number, at least 0, may be traced. In each direction the shift
+      pixels: Largest shift, a whole number, at least 0. In each direction the shift
         is uniform over the whole numbers from `-pixels` to `pixels`.
       key: Key that draws the shifts.
-      fill: Value of the pixels that enter from outside, may be traced.
-
-    Returns:
-      Images of the same shape and dtype.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
+      fill: Value of the pixels that enter from outside.
 
     >>> image = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
     >>> shift(image, 1, key=jax.random.key(3))[0, :, :, 0].tolist()
@@ -127,9 +117,6 @@ def crop(
     Returns:
       Images of shape `[batch, *shape, channels]` and the same dtype.
 
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
-
     >>> crop(jnp.zeros((5, 8, 8, 3)), (6, 7), key=jax.random.key(0)).shape
     (5, 6, 7, 3)
     """
@@ -141,6 +128,7 @@ def crop(
             f"shape must be a height and a width of at most {whole}, those of the images, got "
             f"{window}; pass a smaller window"
         )
+    # The position of the upper left corner, one of room + 1 in each direction.
     room = jnp.asarray(whole) - jnp.asarray(window)
     corners = jax.random.randint(key, (len(images), 2), 0, room[None] + 1, jnp.int32)
 
@@ -160,16 +148,10 @@ def rotate(
 
     Args:
       images: `[batch, height, width, channels]`, floating point.
-      degrees: Largest angle, at least 0, may be traced. Angles are uniform between `-degrees` and
+      degrees: Largest angle, at least 0. Angles are uniform between `-degrees` and
         `degrees`. Positive angles turn counter-clockwise, with row 0 at the top.
       key: Key that draws the angles.
-      fill: Value of the pixels outside the image, may be traced.
-
-    Returns:
-      Images of the same shape and dtype.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
+      fill: Value of the pixels outside the image.
 
     >>> rotate(jnp.ones((5, 8, 8, 1)), 15.0, key=jax.random.key(0)).shape
     (5, 8, 8, 1)
@@ -187,19 +169,15 @@ def zoom(
 ) -> Float[Array, "batch height width channels"]:
     """Enlarge or shrink each image about its centre, with linear interpolation.
 
+    Enlarged images lose their border.
+
     Args:
       images: `[batch, height, width, channels]`, floating point.
-      factor: Largest magnification, at least 1, may be traced. The logarithm of the magnification
+      factor: Largest magnification, at least 1. The logarithm of the magnification
         is uniform between those of `1 / factor` and `factor`, so that halving and doubling are
         equally likely.
       key: Key that draws the magnifications.
-      fill: Value of the pixels outside the image, may be traced.
-
-    Returns:
-      Images of the same shape and dtype. Enlarged images lose their border.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
+      fill: Value of the pixels outside the image.
 
     >>> zoom(jnp.ones((5, 8, 8, 1)), 1.2, key=jax.random.key(0)).shape
     (5, 8, 8, 1)
@@ -207,6 +185,7 @@ def zoom(
     images = _checked(images)
     _validate.scalar("factor", factor, minimum=1.0)
     _validate.scalar("fill", fill)
+    # The pixel at p comes from p / magnification.
     inverse = jnp.exp(-jnp.log(factor) * _signed(key, len(images)))
     zero = jnp.zeros_like(inverse)
     return _resampled(images, ((inverse, zero), (zero, inverse)), fill)
@@ -219,14 +198,8 @@ def noise(
 
     Args:
       images: `[batch, height, width, channels]`, floating point.
-      std: Standard deviation of the noise in the units of the images, at least 0, may be traced.
+      std: Standard deviation of the noise in the units of the images, at least 0.
       key: Key that draws the noise.
-
-    Returns:
-      Images of the same shape and dtype.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
 
     Source: Bishop (1995), who shows that small noise acts as a penalty on derivatives.
 
@@ -235,6 +208,7 @@ def noise(
     """
     images = _checked(images)
     _validate.scalar("std", std, minimum=0.0)
+    # Drawn in float32, so that the draws do not depend on the dtype of the images.
     values = std * jax.random.normal(key, images.shape, jnp.float32)
     return images + values.astype(images.dtype)
 

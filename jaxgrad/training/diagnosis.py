@@ -75,9 +75,6 @@ def diagnose(
       dev_error: The same on the dev set. `None` takes `fit.error`. The number of evaluations may
         differ from that of `fit`.
 
-    Returns:
-      A `Diagnosis`.
-
     Raises:
       ValueError, TypeError: If shapes do not fit each other, or an argument is traced.
 

@@ -1,7 +1,7 @@
-"""Watch a run: norms of each layer's gradient and update, and what its units do.
+"""Record what a network does in training: norms of each layer, and statistics of its units.
 
-For the `monitor` and `evaluate` of `jaxgrad.training.fit`, or a loop of your own; what they return
-is what `jaxgrad.training.diagnosis` reads.
+These functions are for the `monitor` and `evaluate` of `jaxgrad.training.fit`, or for a training
+loop of your own. `jaxgrad.training.diagnosis` reads their results.
 """
 
 import re
@@ -11,54 +11,55 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Num
 
 from jaxgrad import _validate, activations
+from jaxgrad._numerics import log_mean_square
 from jaxgrad.activations import Activation
-from jaxgrad.training import regularization
-from jaxgrad.training.regularization import WEIGHTS, Where
+from jaxgrad.training.regularization import WEIGHTS, Where, leaf_paths, select
 
 EDGES = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
-"""Edges of the histogram of pre-activations; few, since each costs one look at all of them."""
+"""Default edges of the histogram of pre-activations. Each edge costs one pass over all of them."""
+
+PerLayer = Num[Array | np.ndarray, "*times layers"]
 
 
 class Norms(NamedTuple):
-    """Natural logs of L2 norms, `[layers]` each; -inf where all is 0.
+    """Natural logs of the L2 norms of each layer; -inf where all elements are 0.
 
     Attributes:
-      log_gradient: of the loss by the layer's weights.
-      log_weight: of the weights, before the step.
-      log_update: of what the optimizer adds to the weights.
+      log_gradient: Gradient of the loss by the weights.
+      log_weight: Weights before the step.
+      log_update: What the optimizer adds to the weights.
     """
 
-    log_gradient: jax.Array
-    log_weight: jax.Array
-    log_update: jax.Array
+    log_gradient: PerLayer
+    log_weight: PerLayer
+    log_update: PerLayer
 
     @property
-    def log_ratio(self) -> jax.Array:
-        """Log of the update's norm over the weights'; about log(1e-3) in many good runs."""
+    def log_ratio(self) -> PerLayer:
+        """Log of |update| / |weights|, about log(1e-3) in many good runs."""
         return self.log_update - self.log_weight
 
 
-def layer_norms(step: Any, where: Where = WEIGHTS, stacked: str | None = None) -> Norms:
-    """Norms of every layer's gradient, weights and update, to be used as a `monitor`.
+def layer_norms(step: Any, *, where: Where = WEIGHTS, stacked: str | None = None) -> Norms:
+    """Compute the norms of the gradient, weights and update of each layer, as a `monitor`.
 
-    Logs of norms, scaled by the largest element, neither overflow nor underflow: an explosion shows
-    as a number for as long as its elements are numbers, and as inf or NaN after that. They cost
-    more under `jax.vmap`, where each is computed both ways.
+    Logs of norms neither overflow nor underflow: they are finite as long as the elements are.
 
     Args:
-      step: `jaxgrad.training.Step`, or whatever has `params`, `gradient` and `updates`.
-      where: which leaves are weights, see `jaxgrad.regularization.Where`.
-      stacked: a regular expression found in the paths of leaves with a leading axis of layers:
-        `"^hidden/"` for `jaxgrad.networks.init`, `"^1/"` if part 1 of `layers.sequential` is a
-        `layers.repeat`; `None` for none.
+      step: A `jaxgrad.training.Step`, or any object with `params`, `gradient` and `updates`.
+      where: Which leaves are weights, see `jaxgrad.training.regularization.Where`.
+      stacked: A regular expression that matches the paths of leaves with a leading axis of layers:
+        `"^hidden/"` for `jaxgrad.layers.mlp`, `"^1/"` if part 1 of a `jaxgrad.layers.sequential` is
+        a `jaxgrad.layers.repeat`. `None` if there are none.
 
     Returns:
-      `Norms`; which layer is which tells `layer_names`.
+      The `Norms`. See `layer_names` for the order of the layers.
 
     Raises:
-      ValueError, TypeError: if nothing is selected or stacked leaves do not fit each other.
+      ValueError, TypeError: If no leaf is selected, or stacked leaves do not fit each other.
 
     Source: A. Karpathy, CS231n notes, "Ratio of weights:updates".
 
@@ -69,31 +70,32 @@ def layer_norms(step: Any, where: Where = WEIGHTS, stacked: str | None = None) -
     >>> round(float(norms.log_ratio[0]), 2)  # log(1e-30)
     -69.08
     """
-    groups = _groups(step.params, where, stacked)
-    # Without the barrier the optimizer's formula is worked out twice, here and in its own place.
+    groups = _layer_groups(step.params, where, stacked)
+    # Without the barrier XLA may fuse the optimizer into the norms and compute it twice.
     trees = jax.lax.optimization_barrier((step.gradient, step.params, step.updates))
     return Norms(*(_log_norms(tree, groups) for tree in trees))
 
 
-def layer_names(params: Any, where: Where = WEIGHTS, stacked: str | None = None) -> tuple[str, ...]:
-    """Names of the layers in the order of `layer_norms`.
+def layer_names(
+    params: Any, *, where: Where = WEIGHTS, stacked: str | None = None
+) -> tuple[str, ...]:
+    """Return the names of the layers in the order of `layer_norms`.
 
-    Layers are ordered by path, with numbers compared as numbers (`Dense_2` before `Dense_10`), and
-    copies of a stacked block one after the other. That is from input to output for parameters of
-    jaxgrad; name the layers of your own so that it is for them.
+    Layers are ordered by path, with numbers compared as numbers (`Dense_2` before `Dense_10`). The
+    copies of a stacked block follow one another. For parameters of jaxgrad this is the order from
+    input to output; choose the names of your own layers so that it is for them.
 
     Args:
-      params, where, stacked: as of `layer_norms`.
-
-    Raises:
-      ValueError, TypeError: as of `layer_norms`.
+      params: Parameters of the network.
+      where: Which leaves are weights, as in `layer_norms`.
+      stacked: Which of them are stacked, as in `layer_norms`.
 
     >>> params = {"first": {"kernel": jnp.ones((2, 3))}, "hidden": {"kernel": jnp.ones((2, 3, 3))}}
     >>> layer_names(params, stacked="^hidden/")
     ('first/kernel', 'hidden/kernel[0]', 'hidden/kernel[1]')
     """
     names = []
-    for members, copies in _groups(params, where, stacked):
+    for members, copies in _layer_groups(params, where, stacked):
         if copies is None:
             names += [path for path, _ in members]
         else:
@@ -101,41 +103,45 @@ def layer_names(params: Any, where: Where = WEIGHTS, stacked: str | None = None)
     return tuple(names)
 
 
-def _groups(params, where, stacked):
-    """Runs of leaves, `([(path, index)], copies)`, from input to output."""
+def _layer_groups(params, where, stacked):
+    """Return groups of leaves, `([(path, index)], copies)`, from input to output.
+
+    All leaves of a stacked block are one group, any other leaf is a group with `copies=None`.
+    """
     if stacked is not None and not isinstance(stacked, str):
         raise TypeError(
             f"stacked must be a regular expression, got {stacked!r}; pass a str such as '^hidden/'"
         )
-    chosen = jax.tree.leaves(regularization.select(params, where))
-    found = jax.tree_util.tree_flatten_with_path(params)[0]
+    mask = jax.tree.leaves(select(params, where))
     leaves = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), index, jnp.shape(leaf))
-        for index, ((path, leaf), taken) in enumerate(zip(found, chosen, strict=True))
-        if taken
+        (path, index, jnp.shape(leaf))
+        for index, (path, leaf) in enumerate(leaf_paths(params))
+        if mask[index]
     ]
     groups: dict[Any, Any] = {}
-    for path, index, shape in sorted(leaves, key=lambda leaf: _natural(leaf[0])):
+    for path, index, shape in sorted(leaves, key=lambda leaf: _natural_order(leaf[0])):
         match = None if stacked is None else re.search(stacked, path)
         if match is None:
             groups[path, None] = ([(path, index)], None)
             continue
+        # Leaves that match the same text, such as the parts of one block, form one stack.
         members, copies = groups.setdefault((match.group(), True), ([], shape[:1]))
         if shape[:1] != copies or copies in ((), (0,)):
             raise ValueError(
-                f"stacked must find leaves with one leading axis of layers, got {path!r} of shape "
-                f"{shape} beside a leading axis {copies}; make it find one stack at a time"
+                f"stacked must match leaves with one leading axis of layers, got {path!r} of shape "
+                f"{shape} beside a leading axis {copies}; match one stack at a time"
             )
         members.append((path, index))
     if stacked is not None and not any(copies for _, copies in groups.values()):
         raise ValueError(
-            f"stacked must be found in the path of a selected leaf, got {stacked!r} and "
+            f"stacked must match the path of a selected leaf, got {stacked!r} and "
             f"{[leaf[0] for leaf in leaves]}; pass None if nothing is stacked"
         )
     return [(members, copies and copies[0]) for members, copies in groups.values()]
 
 
-def _natural(path):
+def _natural_order(path):
+    """Sort key by which `Dense_2` comes before `Dense_10`."""
     parts = re.split(r"(\d+)", path)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
@@ -145,6 +151,7 @@ def _log_norms(tree, groups):
     parts = []
     for members, copies in groups:
         flat = [leaves[index].reshape(copies or 1, -1) for _, index in members]
+        # [copies, members] in row-major order: one copy of the block after the other.
         parts.append(jnp.stack([_log_norm(rows) for rows in flat], axis=1).reshape(-1))
     return jnp.concatenate(parts)
 
@@ -152,112 +159,102 @@ def _log_norms(tree, groups):
 def _log_norm(rows):
     """Log of the norm of each row, in float32 at least."""
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    total = jnp.sum(rows * rows, axis=1)
-
-    def scaled():
-        size = jnp.abs(rows)
-        largest = jnp.max(size, axis=1)
-        usual = (largest > 0) & (largest < jnp.inf)
-        size = size / jnp.where(usual, largest, 1.0)[:, None]
-        return jnp.log(largest) + jnp.where(usual, 0.5 * jnp.log(jnp.sum(size * size, axis=1)), 0.0)
-
-    # Squares of ordinary size need no scale, whose search takes longer than the sum.
-    ordinary = jnp.all((total > 1e-20) & (total < 1e30))
-    return jax.lax.cond(ordinary, lambda: 0.5 * jnp.log(total), scaled)
+    # |a|^2 = n mean(a^2)
+    return 0.5 * (log_mean_square(rows, 1) + np.log(rows.shape[1]))
 
 
 class Units(NamedTuple):
-    """What the units of each layer do on a batch.
+    """Statistics of the units of each layer on a batch.
 
     Attributes:
-      log_preactivation: log mean square of `z`, `[layers]`.
-      dead: share of the units that are saturated on every example, `[layers]`.
-      saturated: share of (unit, example) pairs with a slope `|phi'(z)|` below `saturation`,
-        `[layers]`: about a half for ReLU.
-      saturated_above: the same with `z > 0`, `[layers]`: 0 for ReLU and whatever else is flat on
-        one side only, where it is dead units that harm.
-      counts: of `z` between the edges, `[layers, edges + 1]`, the first and last beyond them.
-      not_finite: how many `z` are NaN or infinite and so in no other count, `[layers]`.
+      log_preactivation: Log mean square of the pre-activations `z`.
+      dead: Share of the units that are saturated on every example.
+      saturated: Share of (unit, example) pairs with a slope `|phi'(z)|` below `saturation`: about
+        a half for ReLU.
+      saturated_above: The same with `z > 0`. It is 0 for ReLU and other activations that are flat
+        on one side only, for which dead units are the problem.
+      counts: Histogram of `z`, `[layers, edges + 1]`; the first and last bins are unbounded.
+      not_finite: Number of `z` that are NaN or infinite, which are not in `counts`.
     """
 
-    log_preactivation: jax.Array
-    dead: jax.Array
-    saturated: jax.Array
-    saturated_above: jax.Array
-    counts: jax.Array
-    not_finite: jax.Array
+    log_preactivation: PerLayer
+    dead: PerLayer
+    saturated: PerLayer
+    saturated_above: PerLayer
+    counts: Num[Array | np.ndarray, "*times layers bins"]
+    not_finite: PerLayer
 
 
 def units(
-    z: Any,
+    z: Float[Array | np.ndarray, "layers batch units"] | Sequence[Any],
     activation: str | Activation | Callable[..., Any],
     *,
     saturation: Any = 0.02,
     edges: Sequence[float] = EDGES,
 ) -> Units:
-    """Measure pre-activations, with the definitions of `jaxgrad.propagation.Signal`.
+    """Compute statistics of pre-activations, defined as in `jaxgrad.propagation.Propagation`.
 
-    Best in the `evaluate` of `jaxgrad.training.fit`, on some dev examples, since it needs a pass
-    forward that keeps `z`; in a `monitor` that pass would be added to every step.
+    Call it in the `evaluate` of `jaxgrad.training.fit`, on some dev examples, because it needs a
+    forward pass that returns `z`. In a `monitor` that pass would be added to every step.
 
     Args:
-      z: pre-activations, `[layers, batch, units]`, or a sequence of arrays `[batch, units]`.
-      activation: what is applied to them, see `jaxgrad.activations.get`; trained parameters take
-        their initial values, randomized ones their mean.
-      saturation: the slope below which a unit counts as saturated, may be traced. Where a leaky
-        activation's slope, such as 0.01, is not to count, pass less.
-      edges: increasing edges of the histogram, at least one.
-
-    Returns:
-      `Units`.
+      z: Pre-activations, `[layers, batch, units]`, or a sequence of arrays `[batch, units]`.
+      activation: The activation that is applied to them, see `jaxgrad.activations.get`. Trained
+        parameters take their initial values, and randomized ones their mean.
+      saturation: Slope below which a unit counts as saturated, may be traced. Pass a smaller number
+        if the slope of a leaky activation, such as 0.01, should not count.
+      edges: Increasing edges of the histogram, at least one.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described.
+      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
 
-    >>> found = units([jnp.asarray([[-1.0, 2.0], [-3.0, jnp.inf]])], "relu", edges=(0.0,))
-    >>> found.dead.tolist(), found.counts.tolist(), found.not_finite.tolist()
+    >>> result = units([jnp.asarray([[-1.0, 2.0], [-3.0, jnp.inf]])], "relu", edges=(0.0,))
+    >>> result.dead.tolist(), result.counts.tolist(), result.not_finite.tolist()
     ([0.5], [[2, 1]], [1])
     """
     phi = activations.get(activation)
     _validate.scalar("saturation", saturation, minimum=0.0)
-    if any(_validate.is_traced(edge) for edge in jax.tree.leaves(edges)):
-        raise TypeError(
-            "edges must be known, got a traced array; close over them or make them static"
-        )
-    bounds = np.asarray(edges, np.float64)
-    if bounds.ndim != 1 or len(bounds) == 0 or not np.all(np.diff(bounds) > 0):
-        raise ValueError(f"edges must be increasing numbers, at least one, got {edges!r}")
+    _validate.known("edges", edges, "units")
+    bounds = _validate.vector("edges", edges, length=1, axes="[edges]")
+    if not np.all(np.diff(bounds) > 0):
+        raise ValueError(f"edges must be increasing numbers, got {edges!r}; sort them")
     listed = isinstance(z, (list, tuple))
-    shapes = [np.shape(layer) for layer in z] if listed else [np.shape(z)]
-    if not shapes or any(len(shape) != 3 - listed or 0 in shape for shape in shapes):
-        raise ValueError(
-            "z must be an array [layers, batch, units] or a sequence of arrays [batch, units], "
-            f"none empty, got {'a sequence of ' if listed else ''}shapes {shapes}"
-        )
-    for layer in z if listed else [z]:
-        if not jnp.issubdtype(jnp.result_type(layer), jnp.floating):
-            raise TypeError(
-                f"z must be floating point, got {jnp.result_type(layer)}; convert it by "
-                "astype('float32')"
-            )
+    _check_preactivations(z if listed else [z], 2 if listed else 3)
 
     def one(z):
         slope = jax.vjp(phi, z)[1](jnp.ones_like(z))[0]
         flat = jnp.abs(slope) < saturation
         finite = jnp.isfinite(z)
-        within = jnp.sum(finite)
+        total = jnp.sum(finite)
+        # A histogram by differences of cumulative counts.
         below = [jnp.sum(finite & (z < bound)) for bound in bounds]
-        counts = jnp.diff(jnp.stack([jnp.zeros_like(within), *below, within]))
-        # Infinities stay in the mean square: it is what tells of them.
+        counts = jnp.diff(jnp.stack([jnp.zeros_like(total), *below, total]))
         return Units(
-            2 * _log_norm(z.reshape(1, -1))[0] - np.log(z.size),
+            # Infinities stay in the mean square, which then shows them.
+            log_mean_square(z.astype(jnp.promote_types(z.dtype, jnp.float32)), (0, 1)),
             jnp.mean(jnp.all(flat, axis=0)),
             jnp.mean(flat),
             jnp.mean(flat & (z > 0)),
             counts,
-            z.size - within,
+            z.size - total,
         )
 
     if not listed:
         return jax.vmap(one)(jnp.asarray(z))
+    # Layers of different widths cannot be mapped.
     return jax.tree.map(lambda *parts: jnp.stack(parts), *[one(jnp.asarray(a)) for a in z])
+
+
+def _check_preactivations(arrays, ndim):
+    shapes = [np.shape(a) for a in arrays]
+    if not shapes or any(len(shape) != ndim or 0 in shape for shape in shapes):
+        raise ValueError(
+            "z must be an array [layers, batch, units] or a sequence of arrays [batch, units], "
+            f"none empty, got shapes {shapes}; stack the pre-activations of all layers"
+        )
+    for a in arrays:
+        if not jnp.issubdtype(jnp.result_type(a), jnp.floating):
+            raise TypeError(
+                f"z must be floating point, got {jnp.result_type(a)}; convert it by "
+                "astype('float32')"
+            )

@@ -59,15 +59,14 @@ def select(params: Any, where: Where = WEIGHTS) -> Any:
     {'dense': {'bias': False, 'kernel': True}}
     """
     selects = where if callable(where) else lambda path, leaf: re.search(where, path) is not None
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    mask = [bool(selects(name, leaf)) for name, (_, leaf) in zip(names, paths, strict=True)]
+    leaves = leaf_paths(params)
+    mask = [bool(selects(path, leaf)) for path, leaf in leaves]
     if not any(mask):
         raise ValueError(
-            f"where must select at least one leaf of params, got none of {names}; pass a regular "
-            "expression that matches the path of each weight"
+            "where must select at least one leaf of params, got none of "
+            f"{[path for path, _ in leaves]}; pass a regular expression that matches each weight"
         )
-    return jax.tree.unflatten(structure, mask)
+    return jax.tree.unflatten(jax.tree.structure(params), mask)
 
 
 def l2(
@@ -116,20 +115,24 @@ def l1(
       examples: As in `l2`.
       where: As in `l2`.
 
-    Returns:
-      The penalty, a scalar.
-
-    Raises:
-      ValueError, TypeError: If a number is out of range, or no leaf is selected.
-
     Source: Tibshirani (1996). The factor 1/2 is that of the course notes.
     """
     return _penalty(params, strength, examples, where, jnp.abs)
 
 
+def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
+    """Return the path and the value of each leaf."""
+    # Paths of dictionaries, tuples and attributes are written alike.
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
 def _penalty(params, strength, examples, where, size):
     _validate.scalar("strength", strength, minimum=0.0)
     _validate.scalar("examples", examples, minimum=0.0, above=True)
+    # The mask is made of Python booleans, so this selection costs nothing under jit.
     mask = jax.tree.leaves(select(params, where))
     leaves = [
         leaf for leaf, selected in zip(jax.tree.leaves(params), mask, strict=True) if selected

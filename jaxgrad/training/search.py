@@ -29,17 +29,11 @@ from jaxgrad import _validate
 
 
 class Range(NamedTuple):
-    """The range of a hyper-parameter.
-
-    Attributes:
-      low: Lower end.
-      high: Upper end.
-      log: Whether values are uniform in the logarithm.
-    """
+    """The range of a hyper-parameter."""
 
     low: float
     high: float
-    log: bool
+    log: bool  # whether values are uniform in the logarithm
 
 
 Space = Mapping[str, Range]
@@ -47,21 +41,14 @@ Points = dict[str, Float[Array, " points"]]
 
 
 def uniform(low: float, high: float) -> Range:
-    """Return a range with a linear scale, for example for a dropout rate.
-
-    Raises:
-      ValueError, TypeError: Unless the ends are finite numbers with `low < high`.
-    """
+    """Return a range with a linear scale, for example for a dropout rate; `low < high`."""
     return _range("uniform", low, high, log=False)
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """Return a range with a logarithmic scale, for example for a learning rate or a penalty.
+    """Return a range with a logarithmic scale, for example for a learning rate; `0 < low < high`.
 
     `log_uniform(1e-6, 10.0)` is `10 ** uniform(-6, 1)` of the course notes.
-
-    Raises:
-      ValueError, TypeError: Unless the ends are finite numbers with `0 < low < high`.
     """
     return _range("log_uniform", low, high, log=True)
 
@@ -76,9 +63,6 @@ def draw(space: Space, count: int, *, key: PRNGKeyArray) -> Points:
 
     Returns:
       Arrays of shape `[count]` by name.
-
-    Raises:
-      ValueError, TypeError: If `space` is not a dictionary of ranges or `count` is less than 1.
 
     Source: Bergstra, Bengio (2012).
     """
@@ -101,22 +85,19 @@ def grid(space: Space, counts: int | Mapping[str, int]) -> Points:
 
     Returns:
       Arrays of shape `[product of counts]` by name.
-
-    Raises:
-      ValueError, TypeError: If `space` is not a dictionary of ranges, or `counts` has other names
-        or a number less than 1.
     """
     names = _names(space)
-    if isinstance(counts, Mapping) and set(counts) != set(names):
+    counts = counts if isinstance(counts, Mapping) else dict.fromkeys(names, counts)
+    if set(counts) != set(names):
         raise ValueError(
             f"counts must have the names of space, {names}, got {sorted(counts)}; give one for each"
         )
-    sizes = [counts[name] if isinstance(counts, Mapping) else counts for name in names]
-    sizes = [_validate.integer("counts", size, 1) for size in sizes]
-    values = [
-        _interpolate(space[name], jnp.linspace(0.0, 1.0, size) if size > 1 else jnp.full(1, 0.5))
-        for name, size in zip(names, sizes, strict=True)
-    ]
+    values = []
+    for name in names:
+        size = _validate.integer("counts", counts[name], 1)
+        # A single value lies in the middle.
+        shares = jnp.linspace(0.0, 1.0, size) if size > 1 else jnp.full(1, 0.5)
+        values.append(_interpolate(space[name], shares))
     combined = jnp.meshgrid(*values, indexing="ij")
     return {name: value.ravel() for name, value in zip(names, combined, strict=True)}
 
@@ -138,8 +119,7 @@ def narrow(space: Space, points: Points, scores: Any, *, keep: float = 0.2) -> d
       A space with the same names.
 
     Raises:
-      ValueError, TypeError: If the arguments do not fit together, `keep` is out of range, or all
-        scores are NaN.
+      ValueError: If all scores are NaN.
     """
     names = _names(space)
     _check_keep(keep)
@@ -168,6 +148,7 @@ def _spanned(old: Range, values: np.ndarray) -> Range:
     """The range that values span within `old`, widened by half a step."""
     scale, inverse = (np.log, np.exp) if old.log else (np.asarray, np.asarray)
     values = scale(values)
+    # Half of the mean distance of as many points over the old range.
     room = 0.5 * (scale(old.high) - scale(old.low)) / len(values)
     low, high = inverse(values.min() - room), inverse(values.max() + room)
     return Range(max(old.low, float(low)), min(old.high, float(high)), old.log)
@@ -213,9 +194,6 @@ def search(
       rounds: Number of rounds, at least 1.
       keep: Share of the points of a round that count as best, see `narrow`.
 
-    Returns:
-      A `Search`.
-
     Raises:
       ValueError, TypeError: If an argument is out of range, before anything is compiled.
     """
@@ -225,21 +203,22 @@ def search(
     _check_keep(keep)
     _validate.key("key", key)
     _validate.known("key", key, "search")
+    # One program for all rounds: the points are its data.
     run = jax.jit(jax.vmap(f))
     spaces, points, scores = [space], [], []
     for index in range(rounds):
-        points.append(draw(spaces[-1], count, key=jax.random.fold_in(key, index)))
-        if index == 0:
+        points.append(draw(space, count, key=jax.random.fold_in(key, index)))
+        if index == 0:  # an abstract evaluation, before anything is compiled
             _check_score(run.eval_shape(points[0]))
         scores.append(run(points[-1]))
         if index + 1 < rounds:
-            no_number = np.isnan(scores[-1]).all()
-            next_space = (
-                spaces[-1] if no_number else narrow(spaces[-1], points[-1], scores[-1], keep=keep)
-            )
-            spaces.append(next_space)
+            # A round of NaN says nothing about where the best points are.
+            failed = np.isnan(scores[-1]).all()
+            space = space if failed else narrow(space, points[-1], scores[-1], keep=keep)
+            spaces.append(space)
     all_points = jax.tree.map(lambda *parts: jnp.concatenate(parts), *points)
     all_scores = jnp.concatenate(scores)
+    # NaN ranks behind every number.
     ranked = np.where(np.isnan(all_scores), np.inf, np.asarray(all_scores, np.float64))
     index = int(np.argmin(ranked))
     best = {name: values[index] for name, values in all_points.items()}

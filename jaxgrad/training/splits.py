@@ -34,9 +34,6 @@ def fractions(examples: int, *, dev: bool = True) -> tuple[float, ...]:
     Returns:
       Fractions for `(train, dev, test)` or for `(train, test)`, which sum to 1.
 
-    Raises:
-      ValueError, TypeError: If `examples` is not a whole number of at least 1.
-
     Source: A. Ng, Deep Learning Specialization, course 2, week 1, "Train / dev / test sets".
 
     >>> fractions(5_000), fractions(5_000, dev=False)
@@ -174,6 +171,7 @@ def _set_sizes(examples: int, shares: np.ndarray) -> np.ndarray:
 
 
 def _check_sizes(set_sizes: np.ndarray, class_sizes: np.ndarray, shares: np.ndarray) -> None:
+    # Every set gets an example of every class.
     if min(set_sizes) < len(class_sizes):
         smallest = int(np.argmin(set_sizes))
         raise ValueError(
@@ -207,6 +205,7 @@ def _class_counts(class_sizes: np.ndarray, set_sizes: np.ndarray, shares: np.nda
         most = remaining - (len(set_sizes) - 1 - s)
         count = np.clip(down[:, s], 1, most)
         while (missing := size - count.sum()) != 0:
+            # One example at a time, to or from the class where it fits best.
             added, deficit = count - down[:, s], exact[:, s] - count
             if missing > 0:
                 order, possible, step = np.lexsort((-deficit, -surplus, added)), count < most, 1

@@ -35,7 +35,7 @@ def test_gaps_and_advice():
         assert words in found.advice
     assert "more data" not in diagnose(0.15, 0.16).advice
     assert "larger network" not in diagnose(0.01, 0.11).advice
-    assert "Nothing to mend" in diagnose(0.0, 0.0).advice
+    assert "show no problem" in diagnose(0.0, 0.0).advice
 
 
 def test_a_gap_within_two_standard_errors_is_not_high():
@@ -68,7 +68,7 @@ def test_errors_the_wrong_way_round_are_said_so():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"train_error": 15.0}, ValueError, "train_error must be at most 1, .* divide percent"),
+        ({"train_error": 15.0}, ValueError, "train_error must be at most 1, .* divide percentages"),
         ({"dev_error": -0.1}, ValueError, "dev_error must be at least 0"),
         ({"dev_error": np.nan}, ValueError, "dev_error must be finite"),
         ({"attainable_error": 2.0}, ValueError, "attainable_error must be at most 1"),

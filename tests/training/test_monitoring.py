@@ -165,7 +165,7 @@ def test_bad_arguments_are_named(params):
     step = seen(params)
     with pytest.raises(ValueError, match="where must select"):
         monitoring.layer_norms(step, where="nothing")
-    with pytest.raises(ValueError, match="stacked must be found"):
+    with pytest.raises(ValueError, match="stacked must match the path"):
         monitoring.layer_norms(step, stacked="^blocks/")
     with pytest.raises(ValueError, match="one leading axis of layers"):
         monitoring.layer_norms(step, where=".", stacked="(?=kernel)")
