@@ -102,8 +102,8 @@ def vector(name: str, value: Any, *, length: int, axes: str) -> np.ndarray:
         ) from None
     if numbers.ndim != 1 or len(numbers) < length:
         raise ValueError(
-            f"{name} must be at least {length} numbers {axes}, got shape {numbers.shape}; pass a "
-            "sequence of floats"
+            f"{name} must have shape {axes} with {length} or more numbers, got shape "
+            f"{numbers.shape}; pass a sequence of floats"
         )
     return numbers
 

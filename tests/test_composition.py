@@ -86,19 +86,20 @@ def test_everything_jits_and_maps_over_seeds(digits):
         return run(seed, x, labels, strength, rate)
 
     strengths, rates = jnp.asarray([1.0, 1.0, 10.0]), jnp.asarray([0.2, 0.2, 0.1])
-    found = every(jnp.arange(3), strengths, rates)
-    assert np.all(found.best.error < 0.35)
-    assert np.all(found.error[:, 0] > 0.7)
-    assert np.unique(found.loss[:, 0]).size == 3
+    result = every(jnp.arange(3), strengths, rates)
+    assert np.all(result.best.error < 0.35)
+    assert np.all(result.error[:, 0] > 0.7)
+    assert np.unique(result.loss[:, 0]).size == 3
     other = every(jnp.arange(3, 6), strengths, rates)
     assert len(traces) == 1
-    assert not np.any(other.loss[:, 0] == found.loss[:, 0])
+    assert not np.any(other.loss[:, 0] == result.loss[:, 0])
     alone = run(1, x, labels, 1.0, 0.2)
     chex.assert_trees_all_close(
-        jax.tree.map(lambda a: a[1], found.loss[:, :15]), alone.loss[:15], rtol=1e-5
+        jax.tree.map(lambda a: a[1], result.loss[:, :15]), alone.loss[:15], rtol=1e-5
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_its_terms_are_right(digits):
     """The key is fixed, so that dropout and augmentation draw the same each time."""
     x, labels = digits

@@ -177,11 +177,11 @@ def test_static_numbers_decide_shapes_and_change_no_key(key):
 
     axes = {"size": [1.0, 3.0], "steps": [2, 5]}
     variables = {"y": Variable(), "bits": Variable(("word",))}
-    found = sweeps.run(function, axes, variables, key=key, static=["steps"])
-    assert found["steps"].values.tolist() == [2, 5]
+    result = sweeps.run(function, axes, variables, key=key, static=["steps"])
+    assert result["steps"].values.tolist() == [2, 5]
     for size, steps in itertools.product(*axes.values()):
         point = {"size": size, "steps": steps}
-        cell = found.sel(point)
+        cell = result.sel(point)
         key_cell = sweeps.cell_key(point, key=key)
         np.testing.assert_array_equal(cell["bits"], jax.random.key_data(key_cell))
         expected = size * np.sum(np.asarray(jax.random.normal(key_cell, (steps,), jnp.float32)))

@@ -1,4 +1,4 @@
-"""Random changes of images: what each does, how often, and that it transforms like any function."""
+"""Random changes of images: their effects, their frequencies, and jit, vmap and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def test_rotation_is_that_of_scipy(degrees, key, monkeypatch):
         ndimage.rotate(image, degrees, reshape=False, order=1, mode="grid-constant", cval=0.5)
         for image in IMAGES
     ]
-    found = augmentation.rotate(IMAGES, abs(degrees), key=key, fill=0.5)
-    np.testing.assert_allclose(found, expected, rtol=rtol(jnp.float32), atol=1e-6)
+    result = augmentation.rotate(IMAGES, abs(degrees), key=key, fill=0.5)
+    np.testing.assert_allclose(result, expected, rtol=rtol(jnp.float32), atol=1e-6)
 
 
 def test_quarter_turns_are_exact():
@@ -66,15 +66,15 @@ def test_zoom_is_that_of_scipy(scale, key, monkeypatch):
         )
         for channel in np.moveaxis(IMAGES, 3, 1).reshape(-1, *IMAGES.shape[1:3])
     ]
-    found = np.asarray(augmentation.zoom(IMAGES, max(scale, 1 / scale), key=key))
-    flat = np.moveaxis(found, 3, 1).reshape(-1, *IMAGES.shape[1:3])
+    result = np.asarray(augmentation.zoom(IMAGES, max(scale, 1 / scale), key=key))
+    flat = np.moveaxis(result, 3, 1).reshape(-1, *IMAGES.shape[1:3])
     np.testing.assert_allclose(flat, expected, rtol=rtol(jnp.float32), atol=1e-6)
 
 
-@pytest.mark.parametrize(("axis", "at"), [("height", 1), ("width", 2)])
-def test_flip_exchanges_sides_and_twice_is_none(axis, at, key):
+@pytest.mark.parametrize(("axis", "index"), [("height", 1), ("width", 2)])
+def test_flip_exchanges_sides_and_twice_is_none(axis, index, key):
     once = augmentation.flip(IMAGES, key=key, probability=1.0, axis=axis)
-    np.testing.assert_array_equal(once, np.flip(IMAGES, at))
+    np.testing.assert_array_equal(once, np.flip(IMAGES, index))
     np.testing.assert_array_equal(
         augmentation.flip(once, key=key, probability=1.0, axis=axis), IMAGES
     )

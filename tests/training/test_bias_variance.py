@@ -1,4 +1,4 @@
-"""Bias and variance told apart by the errors on two sets."""
+"""High bias and high variance, distinguished by the errors on two sets."""
 
 import jax
 import numpy as np
@@ -26,13 +26,13 @@ def test_labels_are_those_of_the_course(train, dev, attainable, label, dtype):
 
 
 def test_gaps_and_advice():
-    found = diagnose(0.15, 0.30, 0.05)
-    assert found.avoidable_bias == pytest.approx(0.10)
-    assert found.variance == pytest.approx(0.15)
-    assert found.bias_high
-    assert found.variance_high
+    result = diagnose(0.15, 0.30, 0.05)
+    assert result.avoidable_bias == pytest.approx(0.10)
+    assert result.variance == pytest.approx(0.15)
+    assert result.bias_high
+    assert result.variance_high
     for words in ("larger network", "longer training", "more data", "regularisation"):
-        assert words in found.advice
+        assert words in result.advice
     assert "more data" not in diagnose(0.15, 0.16).advice
     assert "larger network" not in diagnose(0.01, 0.11).advice
     assert "show no problem" in diagnose(0.0, 0.0).advice
@@ -40,14 +40,14 @@ def test_gaps_and_advice():
 
 def test_a_gap_within_two_standard_errors_is_not_high():
     # 3 of 30 wrong: the standard error of the difference is 5.5 %.
-    found = diagnose(0.01, 0.10, train_examples=1000, dev_examples=30)
+    result = diagnose(0.01, 0.10, train_examples=1000, dev_examples=30)
     expected = 2 * np.sqrt(0.01 * 0.99 / 1000 + 0.1 * 0.9 / 30)
-    assert found.variance_threshold == pytest.approx(expected)
-    assert not found.variance_high
+    assert result.variance_threshold == pytest.approx(expected)
+    assert not result.variance_high
     assert diagnose(0.01, 0.10, train_examples=1000, dev_examples=3000).variance_high
-    found = diagnose(0.10, 0.10, 0.05, train_examples=40)
-    assert found.bias_threshold == pytest.approx(2 * np.sqrt(0.1 * 0.9 / 40))
-    assert not found.bias_high
+    result = diagnose(0.10, 0.10, 0.05, train_examples=40)
+    assert result.bias_threshold == pytest.approx(2 * np.sqrt(0.1 * 0.9 / 40))
+    assert not result.bias_high
     assert diagnose(0.10, 0.10, 0.05, train_examples=4000).bias_high
     # The tolerance stays where the examples are many.
     assert diagnose(0.01, 0.02, dev_examples=10**6).label == "neither"
@@ -57,10 +57,10 @@ def test_a_gap_within_two_standard_errors_is_not_high():
 
 
 def test_errors_the_wrong_way_round_are_said_so():
-    found = diagnose(0.10, 0.08)
-    assert found.label == "high bias"
-    assert found.variance == pytest.approx(-0.02)
-    assert "dev error lies below the training error" in found.advice
+    result = diagnose(0.10, 0.08)
+    assert result.label == "high bias"
+    assert result.variance == pytest.approx(-0.02)
+    assert "dev error lies below the training error" in result.advice
     assert "training error lies below the attainable" in diagnose(0.01, 0.02, 0.05).advice
     assert "lies below" not in diagnose(0.01, 0.11).advice
 

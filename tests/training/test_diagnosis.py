@@ -22,7 +22,7 @@ from jaxgrad.training.monitoring import Norms, Units
 
 def test_every_fault_is_planted_in_two_settings():
     planted = [(plant.fault, group) for group, plants in CASES.items() for plant in plants]
-    # Stuck is what is said of faults whose records are missing.
+    # A run is called stuck if the records that show the fault are missing.
     for fault in set(Fault) - {Fault.STUCK}:
         assert len({group for name, group in planted if name == fault}) >= 2, fault
     assert sum(name is None for name, _ in planted) >= 10
@@ -36,11 +36,11 @@ def test_every_fault_is_planted_in_two_settings():
 @pytest.mark.parametrize("group", CASES, ids=lambda group: f"{group.activation}-{group.depth}")
 def test_the_first_finding_is_the_planted_fault(group):
     plants, missed = CASES[group], []
-    for plant, (given, named) in zip(plants, runs(group, plants), strict=True):
-        found = diagnose(*given, **named)
-        first = None if found.healthy else found.findings[0]
+    for plant, (records, named) in zip(plants, runs(group, plants), strict=True):
+        result = diagnose(*records, **named)
+        first = None if result.healthy else result.findings[0]
         if (first and first.fault) != plant.fault:
-            missed.append((plant, found.words))
+            missed.append((plant, result.words))
         elif first:
             if plant.frozen is not None:
                 assert first.layer == named["names"][plant.frozen]
@@ -49,12 +49,12 @@ def test_the_first_finding_is_the_planted_fault(group):
             elif plant.fault != "overfitting":
                 # A step too far shows in the next loss.
                 assert first.step in (plant.since, plant.since + 1)
-        bare = diagnose(given[0])
+        bare = diagnose(records[0])
         if plant.fault == "rate too low" and plant.rate < 1e-3:
             assert names(bare) == [("stuck", None, 0)]
         elif plant.fault is None:
             assert bare.healthy
-        assert found.healthy == (found.findings == ()) == found.words.startswith("No fault")
+        assert result.healthy == (result.findings == ()) == result.words.startswith("No fault")
     assert not missed
 
 
@@ -72,8 +72,8 @@ def a_run(seed=0, gradient: Any = 0.0, ratio: Any = -6.0, **changes) -> tuple[An
     return SimpleNamespace(**fit), Norms(*norms)
 
 
-def names(found):
-    return [(str(finding.fault), finding.layer, finding.step) for finding in found.findings]
+def names(result):
+    return [(str(finding.fault), finding.layer, finding.step) for finding in result.findings]
 
 
 def test_a_made_up_healthy_run_is_healthy():
@@ -98,8 +98,8 @@ FALLING = 2.3 * np.exp(-np.linspace(0, 3, STEPS))
 )
 def test_a_loss_that_rises_far_is_exploding_though_finite(loss, step):
     fit, norms = a_run(loss=loss)
-    for given in ((fit,), (fit, norms)):
-        assert names(diagnose(*given)) == [("exploding", None, step)]
+    for records in ((fit,), (fit, norms)):
+        assert names(diagnose(*records)) == [("exploding", None, step)]
     # Where updates are far too large, they are why.
     assert names(diagnose(*a_run(loss=loss, ratio=-1.0))) == [("rate too high", None, 0)]
 
@@ -109,8 +109,8 @@ def test_losses_of_single_examples_are_not_exploding():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         loss = rng.chisquare(1, 400) * np.where(np.arange(400) < 100, 2.0, 1.0)
-        found = diagnose(SimpleNamespace(loss=loss, error=None, best=None))
-        assert {name for name, *_ in names(found)} <= {"stuck"}
+        result = diagnose(SimpleNamespace(loss=loss, error=None, best=None))
+        assert {name for name, *_ in names(result)} <= {"stuck"}
 
 
 def test_a_loss_that_does_not_fall_is_never_healthy():
@@ -124,14 +124,14 @@ def test_a_loss_that_does_not_fall_is_never_healthy():
     )
     for loss, words in cases:
         fit, norms = a_run(loss=loss)
-        found = diagnose(fit)
-        assert names(found) == [("stuck", None, 0)]
-        assert words in found.words
-        assert "pass norms and units" in found.words
+        result = diagnose(fit)
+        assert names(result) == [("stuck", None, 0)]
+        assert words in result.words
+        assert "pass norms and units" in result.words
         if loss.any():
-            found = diagnose(fit, norms, units(np.zeros((STEPS, 2))))
-            assert names(found) == [("stuck", None, 0)]
-            assert "whether the inputs predict" in found.words
+            result = diagnose(fit, norms, units(np.zeros((STEPS, 2))))
+            assert names(result) == [("stuck", None, 0)]
+            assert "whether the inputs predict" in result.words
     rng = np.random.default_rng(0)
     for steps in (20, 160):
         flat = 2.3 + 0.1 * rng.normal(size=(200, steps))
@@ -147,8 +147,8 @@ def test_a_loss_that_does_not_fall_is_never_healthy():
 )
 def test_weights_that_start_at_zero_give_updates_no_scale(from_zero, rate, expected):
     fit = from_zero[rate]
-    found = diagnose(fit, fit.trace)
-    assert (None if found.healthy else found.findings[0].fault) == expected, found.words
+    result = diagnose(fit, fit.trace)
+    assert (None if result.healthy else result.findings[0].fault) == expected, result.words
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +218,8 @@ def test_a_loss_that_never_settles_tells_of_a_high_rate_and_comes_after_earlier_
     assert names(diagnose(fit, norms)) == [("rate too high", None, 0)]
     dead = np.zeros((STEPS, 2))
     dead[15:] = 0.9
-    found = names(diagnose(fit, norms, units(dead)))
-    assert found == [("rate too high", None, 0), ("dead units", "layer 1", 15)]
+    result = names(diagnose(fit, norms, units(dead)))
+    assert result == [("rate too high", None, 0), ("dead units", "layer 1", 15)]
 
 
 def test_vanishing_is_told_from_a_low_rate_by_the_gradient():
@@ -250,8 +250,8 @@ def test_exploding_is_told_from_a_high_rate_by_the_start():
 def test_a_frozen_layer_is_named(layer):
     ratio = np.full(LAYERS, -6.0)
     for ratio[layer] in (-np.inf, -25.0):
-        found = diagnose(*a_run(ratio=ratio), names=["a", "b", "c", "d"])
-        assert names(found) == [("frozen layer", "abcd"[layer], 0)]
+        result = diagnose(*a_run(ratio=ratio), names=["a", "b", "c", "d"])
+        assert names(result) == [("frozen layer", "abcd"[layer], 0)]
 
 
 def test_a_layer_that_is_cut_off_is_frozen_and_zero_weights_are_not():
@@ -271,11 +271,11 @@ def test_units_that_die_are_found_where_and_when_it_began():
     fit, norms = a_run(error=np.linspace(0.9, 0.1, 5))
     dead = np.zeros((5, 3))
     dead[3:, 1], dead[1, 2] = 0.8, 0.9
-    found = diagnose(fit, norms, units(dead))
-    assert names(found) == [("dead units", "layer 2", 30)]
+    result = diagnose(fit, norms, units(dead))
+    assert names(result) == [("dead units", "layer 2", 30)]
     # It may be a leaky one already, whose slope counts as flat.
-    assert "leaky" not in found.words
-    # What has learnt ends saturated, which is no fault; what began so or has not learnt is.
+    assert "leaky" not in result.words
+    # A network that has learnt may end saturated; it is a fault at the start or without learning.
     assert diagnose(fit, norms, units(dead, 0.1)).healthy
     dead[:, 0] = 0.7
     assert names(diagnose(fit, None, units(dead, 0.1)))[0] == ("saturated units", "layer 1", 0)
@@ -354,9 +354,9 @@ def test_bad_arguments_are_named():
         (ValueError, "inputs must vary", (fit,), {"inputs": np.ones((3, 2))}),
         (ValueError, "inputs must be \\[examples", (fit,), {"inputs": np.ones(3)}),
     )
-    for error, words, given, named in cases:
+    for error, words, records, named in cases:
         with pytest.raises(error, match=words):
-            diagnose(*given, **named)
+            diagnose(*records, **named)
 
     def traced(loss):
         diagnose(SimpleNamespace(loss=loss, error=None, best=None))

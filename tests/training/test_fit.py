@@ -29,14 +29,14 @@ def fit(data, key, rate=0.05, loss=loss, **change):
 
 
 def test_full_batches_are_gradient_descent(key, data):
-    found = fit(data, key, batch_size=40)
+    result = fit(data, key, batch_size=40)
     w = jnp.zeros(3)
-    for value in found.loss:
+    for value in result.loss:
         expected, gradient = jax.value_and_grad(lambda w: loss(w, (), data, None)[0])(w)
         np.testing.assert_allclose(value, expected, rtol=1e-4)
         w = w - 0.05 * gradient
-    np.testing.assert_allclose(found.params, w, rtol=1e-4)
-    assert found.best is None
+    np.testing.assert_allclose(result.params, w, rtol=1e-4)
+    assert result.best is None
 
 
 def test_an_epoch_sees_every_example_once_in_a_new_order(key):
@@ -45,11 +45,11 @@ def test_an_epoch_sees_every_example_once_in_a_new_order(key):
         return jnp.sum(w * 0.0), (count + 1, seen.at[count].set(batch))
 
     state = (jnp.zeros((), jnp.int32), jnp.zeros((24, 10), jnp.int32))
-    found = training.fit(
+    result = training.fit(
         record, jnp.ones(1), optax.sgd(0.1), jnp.arange(43), key=key, steps=24, batch_size=10,
         state=state,
     )  # fmt: skip
-    epochs = np.asarray(found.state[1]).reshape(6, 40)
+    epochs = np.asarray(result.state[1]).reshape(6, 40)
     assert all(len(set(epoch)) == 40 for epoch in epochs)
     assert set(epochs.ravel()) == set(range(43))
     assert len({tuple(epoch) for epoch in epochs}) == 6
@@ -89,8 +89,8 @@ def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
             return jnp.mean(errors**2) + regularization.l2(params, point["strength"]), state
 
         sgd = optax.sgd(point["rate"])
-        found = training.fit(loss, params, sgd, data, key=key_fit, steps=20, batch_size=10)
-        return found.loss
+        result = training.fit(loss, params, sgd, data, key=key_fit, steps=20, batch_size=10)
+        return result.loss
 
     points = {
         "rate": jnp.asarray([0.01, 0.1, 0.01, 0.01, 0.01]),
@@ -100,31 +100,31 @@ def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
     }
     depths = jnp.asarray([2, 3, 2, 4, 3])
     mapped = jax.jit(jax.vmap(lambda point, depth: run(point, 4, depth - 1)))
-    found = mapped(points, depths)
+    result = mapped(points, depths)
     count = len(traces)
     mapped(points, depths[::-1])
     assert len(traces) == count
     # Copies that do not act are penalised as well: at strength 0.5 all four act.
     for index in (1, 3):
         point = jax.tree.map(lambda a: a[index], points)  # noqa: B023
-        np.testing.assert_allclose(found[index], run(point, int(depths[index]), None), rtol=1e-5)
-    assert all(np.abs(found[index] - found[0]).max() > 1e-3 for index in range(1, 5))
+        np.testing.assert_allclose(result[index], run(point, int(depths[index]), None), rtol=1e-5)
+    assert all(np.abs(result[index] - result[0]).max() > 1e-3 for index in range(1, 5))
 
 
 def test_evaluations_come_before_the_first_step_and_after_each_every(key, data):
     def evaluate(w, state):
         return jnp.sum(w**2), {"w": w}
 
-    found = fit(data, key, evaluate=evaluate, every=6)
-    assert found.error.shape == (5,)
-    np.testing.assert_array_equal(found.record["w"][0], 0)
-    np.testing.assert_allclose(found.record["w"][-1], found.params)
+    result = fit(data, key, evaluate=evaluate, every=6)
+    assert result.error.shape == (5,)
+    np.testing.assert_array_equal(result.record["w"][0], 0)
+    np.testing.assert_allclose(result.record["w"][-1], result.params)
     shorter = fit(data, key, evaluate=evaluate, every=3)
-    np.testing.assert_allclose(shorter.record["w"][::2], found.record["w"], rtol=1e-5)
-    np.testing.assert_allclose(shorter.loss, found.loss, rtol=1e-5)
-    assert int(found.best.best) == 0
+    np.testing.assert_allclose(shorter.record["w"][::2], result.record["w"], rtol=1e-5)
+    np.testing.assert_allclose(shorter.loss, result.loss, rtol=1e-5)
+    assert int(result.best.best) == 0
     without = fit(data, key)
-    np.testing.assert_allclose(without.params, found.params, rtol=1e-6)
+    np.testing.assert_allclose(without.params, result.params, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -137,28 +137,28 @@ def test_early_stopping_stops_and_returns_the_best(key, data, mapped):
     def run(key):
         return fit(data, key=key, steps=60, evaluate=evaluate, every=2, patience=3)
 
-    found = jax.vmap(run)(key[None]) if mapped else run(key)
-    found = jax.tree.map(lambda a: a[0], found) if mapped else found
-    best = int(found.best.best)
-    assert bool(found.best.stopped)
-    assert best == int(np.argmin(found.error)) > 0
+    result = jax.vmap(run)(key[None]) if mapped else run(key)
+    result = jax.tree.map(lambda a: a[0], result) if mapped else result
+    best = int(result.best.best)
+    assert bool(result.best.stopped)
+    assert best == int(np.argmin(result.error)) > 0
     steps = 2 * (best + 3)
-    assert np.all(np.isfinite(found.loss[:steps]))
-    assert np.all(np.isnan(found.loss[steps:]))
-    params, _ = found.best.params
-    np.testing.assert_allclose(np.sum(params**2), found.record[best], rtol=1e-5)
-    np.testing.assert_allclose(np.sum(found.params**2), found.record[best + 3], rtol=1e-5)
-    np.testing.assert_allclose(found.record[best + 3 :], found.record[-1], rtol=1e-6)
+    assert np.all(np.isfinite(result.loss[:steps]))
+    assert np.all(np.isnan(result.loss[steps:]))
+    params, _ = result.best.params
+    np.testing.assert_allclose(np.sum(params**2), result.record[best], rtol=1e-5)
+    np.testing.assert_allclose(np.sum(result.params**2), result.record[best + 3], rtol=1e-5)
+    np.testing.assert_allclose(result.record[best + 3 :], result.record[-1], rtol=1e-6)
 
 
 def test_divergence_is_a_result(key, data):
     def evaluate(w, state):
         return jnp.sum(w**2), ()
 
-    found = fit(data, key, rate=1e20, evaluate=evaluate, every=12)
-    assert not np.isfinite(found.loss[-1])
-    assert int(found.best.best) == 0
-    chex.assert_trees_all_equal(found.best.params[0], jnp.zeros(3))
+    result = fit(data, key, rate=1e20, evaluate=evaluate, every=12)
+    assert not np.isfinite(result.loss[-1])
+    assert int(result.best.best) == 0
+    chex.assert_trees_all_equal(result.best.params[0], jnp.zeros(3))
 
 
 def test_every_step_has_a_key_of_its_own(key):
@@ -167,11 +167,11 @@ def test_every_step_has_a_key_of_its_own(key):
         return jnp.sum(w * 0.0), (count + 1, seen.at[count].set(jax.random.key_data(key)))
 
     state = (jnp.zeros((), jnp.int32), jnp.zeros((6, 2), jnp.uint32))
-    found = training.fit(
+    result = training.fit(
         record, jnp.ones(1), optax.sgd(0.1), jnp.arange(8), key=key, steps=6, batch_size=4, every=2,
         state=state,
     )  # fmt: skip
-    assert len({tuple(row) for row in np.asarray(found.state[1]).tolist()}) == 6
+    assert len({tuple(row) for row in np.asarray(result.state[1]).tolist()}) == 6
 
 
 def test_keys_of_the_old_style(key, data):
@@ -189,13 +189,13 @@ def test_keys_of_the_old_style(key, data):
     ids=["lbfgs", "polyak", "plateau"],
 )
 def test_optimizers_that_want_the_loss(key, data, optimizer):
-    found = training.fit(loss, jnp.zeros(3), optimizer, data, key=key, steps=40, batch_size=40)
-    assert float(found.loss[-1]) < 0.1 * float(found.loss[0])
+    result = training.fit(loss, jnp.zeros(3), optimizer, data, key=key, steps=40, batch_size=40)
+    assert float(result.loss[-1]) < 0.1 * float(result.loss[0])
 
 
 def test_numpy_data(key, data):
-    found = fit(jax.tree.map(np.asarray, data), key)
-    np.testing.assert_allclose(found.params, fit(data, key).params, rtol=1e-6)
+    result = fit(jax.tree.map(np.asarray, data), key)
+    np.testing.assert_allclose(result.params, fit(data, key).params, rtol=1e-6)
 
 
 def one_value(w, state, batch, key):
@@ -260,25 +260,25 @@ def test_a_monitor_sees_every_step(key, data, evaluated):
         return {"loss": step.loss, "w": step.params, "update": step.updates, "x": step.batch["x"]}
 
     options = {"evaluate": lambda w, state: (jnp.sum(w**2), ()), "every": 8} if evaluated else {}
-    found = fit(data, key, monitor=monitor, **options)
-    np.testing.assert_array_equal(found.trace["loss"], found.loss)
-    after = np.concatenate([found.trace["w"][1:], found.params[None]])
-    np.testing.assert_allclose(found.trace["w"] + found.trace["update"], after, rtol=1e-6)
-    assert found.trace["x"].shape == (24, 10, 3)
-    np.testing.assert_allclose(found.params, fit(data, key).params, rtol=1e-6)
+    result = fit(data, key, monitor=monitor, **options)
+    np.testing.assert_array_equal(result.trace["loss"], result.loss)
+    after = np.concatenate([result.trace["w"][1:], result.params[None]])
+    np.testing.assert_allclose(result.trace["w"] + result.trace["update"], after, rtol=1e-6)
+    assert result.trace["x"].shape == (24, 10, 3)
+    np.testing.assert_allclose(result.params, fit(data, key).params, rtol=1e-6)
 
 
 def test_a_monitor_sees_the_state_before_the_step(key, data):
-    found = training.fit(
+    result = training.fit(
         lambda w, state, batch, key: (loss(w, (), batch, key)[0], state + 1),
         jnp.zeros(3), optax.sgd(0.1), data, key=key, steps=4, batch_size=10,
         state=jnp.zeros(()), monitor=lambda step: step.state,
     )  # fmt: skip
-    np.testing.assert_array_equal(found.trace, [0, 1, 2, 3])
+    np.testing.assert_array_equal(result.trace, [0, 1, 2, 3])
 
 
 def test_what_a_monitor_saw_ends_where_training_stops(key, data):
-    found = fit(
+    result = fit(
         data,
         key,
         steps=20,
@@ -287,6 +287,6 @@ def test_what_a_monitor_saw_ends_where_training_stops(key, data):
         patience=2,
         monitor=lambda step: step.loss,
     )
-    np.testing.assert_array_equal(found.trace[:4], found.loss[:4])
-    np.testing.assert_array_equal(found.trace[4:], 0)
-    assert np.all(np.isnan(found.loss[4:]))
+    np.testing.assert_array_equal(result.trace[:4], result.loss[:4])
+    np.testing.assert_array_equal(result.trace[4:], 0)
+    assert np.all(np.isnan(result.loss[4:]))

@@ -1,4 +1,4 @@
-"""Norms of layers and what units do, against NumPy and the library's own signal propagation."""
+"""Norms of layers and statistics of units, against NumPy and the library's signal propagation."""
 
 from types import SimpleNamespace
 
@@ -29,8 +29,8 @@ def seen(params, gradient=None, updates=None):
     def scaled(factor):
         return jax.tree.map(lambda a: a * factor, params)
 
-    given = {"gradient": gradient or scaled(0.5), "updates": updates or scaled(-0.01)}
-    return SimpleNamespace(params=params, **given)
+    trees = {"gradient": gradient or scaled(0.5), "updates": updates or scaled(-0.01)}
+    return SimpleNamespace(params=params, **trees)
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_norms_of_zero_and_of_no_numbers_say_so():
         "a_1": {"w": jnp.asarray([1.0, jnp.inf, 1.0])},
         "a_2": {"w": jnp.asarray([1.0, jnp.nan, jnp.inf])},
     }
-    found = monitoring.layer_norms(seen(bad, bad, bad)).log_gradient
-    np.testing.assert_array_equal(found, [-np.inf, np.inf, np.nan])
+    result = monitoring.layer_norms(seen(bad, bad, bad)).log_gradient
+    np.testing.assert_array_equal(result, [-np.inf, np.inf, np.nan])
 
 
 def test_layers_go_from_input_to_output():
@@ -100,15 +100,15 @@ def test_units_are_those_of_signal_propagation(key, activation):
     network = layers.mlp(7, 4, activation, w_variance=30.0)
     params, _ = layers.init(network, (5,), key=key)
     x = jax.random.normal(key, (4, 5), jnp.float32)
-    found = monitoring.units(preactivations(params, x, activation), activation)
+    result = monitoring.units(preactivations(params, x, activation), activation)
     signal = propagation.probe(network, params, x, key=key)
-    np.testing.assert_allclose(found.log_preactivation, signal.log_preactivation, atol=1e-4)
-    np.testing.assert_allclose(found.dead, signal.dead, atol=1e-6)
-    np.testing.assert_allclose(found.saturated, signal.saturated, atol=1e-6)
+    np.testing.assert_allclose(result.log_preactivation, signal.log_preactivation, atol=1e-4)
+    np.testing.assert_allclose(result.dead, signal.dead, atol=1e-6)
+    np.testing.assert_allclose(result.saturated, signal.saturated, atol=1e-6)
     one_sided = activation in ("relu", "selu")
-    assert np.all(found.saturated_above == 0) == one_sided
-    assert np.any(found.saturated > 0)
-    assert np.any(found.dead > 0) >= (activation == "relu")
+    assert np.all(result.saturated_above == 0) == one_sided
+    assert np.any(result.saturated > 0)
+    assert np.any(result.dead > 0) >= (activation == "relu")
 
 
 def test_a_leaky_slope_counts_as_flat_below_the_threshold_only():
@@ -121,15 +121,15 @@ def test_counts_are_numpys_and_nothing_is_dropped(key):
     z = np.array(3 * jax.random.normal(key, (2, 30, 8), jnp.float32))
     z[1, :3, 0] = np.nan, np.inf, -np.inf
     edges = (-2.0, -0.5, 1.0)
-    found = jax.jit(lambda z: monitoring.units(z, "tanh", edges=edges))(z)
+    result = jax.jit(lambda z: monitoring.units(z, "tanh", edges=edges))(z)
     for layer in range(2):
         finite = z[layer][np.isfinite(z[layer])]
         expected, _ = np.histogram(finite, [-np.inf, *edges, np.inf])
-        np.testing.assert_array_equal(found.counts[layer], expected)
-    np.testing.assert_array_equal(found.not_finite, [0, 3])
-    np.testing.assert_array_equal(found.counts.sum(axis=1) + found.not_finite, 240)
+        np.testing.assert_array_equal(result.counts[layer], expected)
+    np.testing.assert_array_equal(result.not_finite, [0, 3])
+    np.testing.assert_array_equal(result.counts.sum(axis=1) + result.not_finite, 240)
     listed = monitoring.units([z[0], z[1]], "tanh", edges=edges)
-    for one, other in zip(found, listed, strict=True):
+    for one, other in zip(result, listed, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -180,7 +180,9 @@ def test_bad_arguments_are_named(params):
     z = jnp.ones((1, 2, 3))
     with pytest.raises(TypeError, match="edges must be known"):
         jax.jit(lambda edges: monitoring.units(z, "tanh", edges=edges))(jnp.ones(2))
-    for edges in ((), (1.0, 1.0), (2.0, 1.0)):
+    with pytest.raises(ValueError, match="edges must have shape .* with 1 or more numbers"):
+        monitoring.units(z, "tanh", edges=())
+    for edges in ((1.0, 1.0), (2.0, 1.0)):
         with pytest.raises(ValueError, match="edges must be increasing"):
             monitoring.units(z, "tanh", edges=edges)
     with pytest.raises(ValueError, match="saturation must be"):

@@ -39,8 +39,8 @@ def test_stacked_biases_are_no_weights(key):
 
 @pytest.mark.parametrize("name", ["kernel", "w", "W1", "weight", "weights_2"])
 def test_usual_names_of_weights(name):
-    found = regularization.select({"a": {name: 0.0, "b1": 0.0, "weighting": 0.0, "bias": 0.0}})
-    assert [path for path, taken in found["a"].items() if taken] == [name]
+    result = regularization.select({"a": {name: 0.0, "b1": 0.0, "weighting": 0.0, "bias": 0.0}})
+    assert [path for path, taken in result["a"].items() if taken] == [name]
 
 
 def test_selection_by_path_and_by_predicate(params):
@@ -105,8 +105,8 @@ def test_l2_under_gradient_descent_is_weight_decay(x64, params, steps):
     # Adam divides the penalty's part of the gradient, too, and not the decay.
     adam = descend(penalized, optax.adam(rate), params)
     adamw = descend(data, optax.adamw(rate, weight_decay=strength / examples, mask=mask), params)
-    apart = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), adam, adamw)
-    assert max(jax.tree.leaves(apart)) > 1e-3
+    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), adam, adamw)
+    assert max(jax.tree.leaves(differences)) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_dropout_equals_flax_given_its_mask(key):
     h = 1.0 + jnp.abs(jax.random.normal(key, (200, 30)))
     ours = regularization.dropout(h, 0.2, key=key)
     flax_out = flax.linen.Dropout(0.2, deterministic=False).apply({}, h, rngs={"dropout": key})
-    kept = {name: np.asarray(out) != 0 for name, out in (("ours", ours), ("flax", flax_out))}
-    np.testing.assert_allclose(ours, np.where(kept["ours"], h / np.float32(0.8), 0), rtol=1e-6)
-    both = kept["ours"] & kept["flax"]
+    nonzero = {name: np.asarray(out) != 0 for name, out in (("ours", ours), ("flax", flax_out))}
+    np.testing.assert_allclose(ours, np.where(nonzero["ours"], h / np.float32(0.8), 0), rtol=1e-6)
+    both = nonzero["ours"] & nonzero["flax"]
     np.testing.assert_allclose(ours[both], flax_out[both], rtol=1e-6)
     off = flax.linen.Dropout(0.2, deterministic=True).apply({}, h)
     np.testing.assert_array_equal(regularization.dropout(h, 0.2, key=None), off)
@@ -183,16 +183,16 @@ def watched(errors, **options):
 def test_stops_when_flax_does(patience, min_delta):
     """Flax counts the evaluations that it waits beyond the first without improvement."""
     errors = np.random.default_rng(patience).uniform(0.2, 1, 12) + np.linspace(0, 0.3, 12)
-    theirs = EarlyStopping(min_delta=min_delta, patience=patience - 1)
+    reference = EarlyStopping(min_delta=min_delta, patience=patience - 1)
     for state, error in zip(
         watched(errors, patience=patience, min_delta=min_delta), errors, strict=True
     ):
-        theirs = theirs.update(error)
-        assert bool(state.stopped) == theirs.should_stop
-        np.testing.assert_allclose(state.error, theirs.best_metric, rtol=1e-6)
-        if theirs.should_stop:
+        reference = reference.update(error)
+        assert bool(state.stopped) == reference.should_stop
+        np.testing.assert_allclose(state.error, reference.best_metric, rtol=1e-6)
+        if reference.should_stop:
             break
-    assert theirs.should_stop
+    assert reference.should_stop
 
 
 def test_best_parameters_are_kept_and_nothing_changes_after_stopping():

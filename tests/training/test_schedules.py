@@ -106,9 +106,9 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm(x64):
     def clipped(x, gradient, memory, t):
         return x - RATE * gradient / max(1.0, np.linalg.norm(gradient) / 0.5)
 
-    found = path(optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(RATE)))
-    np.testing.assert_allclose(found, by_hand(clipped), rtol=1e-11)
-    lengths = np.linalg.norm(np.diff(found, axis=0), axis=1)
+    result = path(optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(RATE)))
+    np.testing.assert_allclose(result, by_hand(clipped), rtol=1e-11)
+    lengths = np.linalg.norm(np.diff(result, axis=0), axis=1)
     assert np.all(lengths <= 0.5 * RATE * (1 + 1e-12))
 
 
@@ -124,9 +124,9 @@ def test_a_changing_rate_parts_the_two_ways_to_write_momentum(x64):
         memory["v"] = MU * memory.get("v", 0.0) + gradient
         return x - rates[t] * memory["v"]
 
-    found = path(optax.sgd(optax.piecewise_constant_schedule(RATE, {10: 0.5, 20: 0.5}), MU))
-    np.testing.assert_allclose(found, by_hand(newest), rtol=1e-11)
-    assert np.max(np.abs(found - by_hand(remembers))) > 0.01
+    result = path(optax.sgd(optax.piecewise_constant_schedule(RATE, {10: 0.5, 20: 0.5}), MU))
+    np.testing.assert_allclose(result, by_hand(newest), rtol=1e-11)
+    assert np.max(np.abs(result - by_hand(remembers))) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,11 @@ def test_random_points_try_more_values_of_what_matters(key):
 def test_narrowed_ranges_hold_the_best_points():
     points = {"rate": 10.0 ** jnp.arange(-6.0, 2.0), "dropout": jnp.linspace(0.2, 1.0, 8)}
     scores = jnp.abs(jnp.arange(8) - 3.0).at[3].set(jnp.nan)
-    found = search.narrow(SPACE, points, scores, keep=0.25)
+    result = search.narrow(SPACE, points, scores, keep=0.25)
     # The two best are at 1e-4 and 1e-2, half a step is a quarter of seven powers of ten.
-    np.testing.assert_allclose(np.log10(found["rate"][:2]), [-5.75, -0.25], rtol=1e-5)
-    assert found["rate"].log
-    low, high, _ = found["dropout"]
+    np.testing.assert_allclose(np.log10(result["rate"][:2]), [-5.75, -0.25], rtol=1e-5)
+    assert result["rate"].log
+    low, high, _ = result["dropout"]
     assert 0.2 <= low < points["dropout"][2] < points["dropout"][4] < high <= 1.0
 
 
@@ -67,13 +67,13 @@ def test_coarse_to_fine_finds_the_minimum_with_one_compilation(key, rounds):
         traces.append(1)
         return (jnp.log10(point["rate"]) + 2) ** 2 + 4 * (point["dropout"] - 0.5) ** 2
 
-    found = search.search(error, SPACE, key=key, count=60, rounds=rounds)
+    result = search.search(error, SPACE, key=key, count=60, rounds=rounds)
     assert len(traces) == 1
-    assert found.scores.shape == found.points["rate"].shape == (60 * rounds,)
-    assert float(found.best["rate"]) == float(found.points["rate"][np.argmin(found.scores)])
-    sizes = [np.log(space["rate"].high / space["rate"].low) for space in found.spaces]
+    assert result.scores.shape == result.points["rate"].shape == (60 * rounds,)
+    assert float(result.best["rate"]) == float(result.points["rate"][np.argmin(result.scores)])
+    sizes = [np.log(space["rate"].high / space["rate"].low) for space in result.spaces]
     assert all(later < earlier for earlier, later in itertools.pairwise(sizes))
-    closest = np.abs(np.log10(float(found.best["rate"])) + 2)
+    closest = np.abs(np.log10(float(result.best["rate"])) + 2)
     assert closest < (0.4 if rounds == 1 else 0.05)
 
 
@@ -91,18 +91,18 @@ def test_a_training_run_is_searched_and_divergence_is_the_worst_score(key):
         return loss(fitted.params, (), data, key)[0]
 
     space = {"rate": search.log_uniform(1e-6, 1e6)}
-    found = search.search(error, space, key=key, count=40, rounds=2)
-    assert not np.all(np.isfinite(found.scores))
-    assert np.nanmin(found.scores) < 1e-6
-    assert 0.05 < float(found.best["rate"]) < 1.0
+    result = search.search(error, space, key=key, count=40, rounds=2)
+    assert not np.all(np.isfinite(result.scores))
+    assert np.nanmin(result.scores) < 1e-6
+    assert 0.05 < float(result.best["rate"]) < 1.0
 
 
 def test_a_round_without_a_number_is_a_result(key):
-    found = search.search(lambda point: jnp.nan * point["rate"], SPACE, key=key, count=3, rounds=2)
-    assert np.isnan(found.scores).all()
-    assert found.scores.shape == (6,)
-    assert found.spaces == (SPACE, SPACE)
-    assert all(np.isnan(value) for value in found.best.values())
+    result = search.search(lambda point: jnp.nan * point["rate"], SPACE, key=key, count=3, rounds=2)
+    assert np.isnan(result.scores).all()
+    assert result.scores.shape == (6,)
+    assert result.spaces == (SPACE, SPACE)
+    assert all(np.isnan(value) for value in result.best.values())
 
 
 def test_points_lie_within_their_range():

@@ -30,9 +30,9 @@ def test_fractions_are_those_of_the_table(examples, with_dev, without):
 def test_fractions_between_are_a_power_of_the_number_of_examples():
     # Half-way on the logarithmic axis: the geometric mean.
     for dev, ends in ((True, (0.2, 0.01)), (False, (0.3, 0.01))):
-        found = splits.fractions(100_000, dev=dev)
-        assert sum(found) == pytest.approx(1.0, abs=1e-9)
-        np.testing.assert_allclose(found[1:], np.sqrt(ends[0] * ends[1]), rtol=1e-9)
+        result = splits.fractions(100_000, dev=dev)
+        assert sum(result) == pytest.approx(1.0, abs=1e-9)
+        np.testing.assert_allclose(result[1:], np.sqrt(ends[0] * ends[1]), rtol=1e-9)
 
 
 def test_class_counts_have_the_right_sums_and_are_rounded_shares():
@@ -69,11 +69,11 @@ def test_split_is_disjoint_complete_and_stratified_as_that_of_scikit_learn(key):
     train, test = splits.split(LABELS, (0.7, 0.3), key=key)
     assert train.dtype == jnp.int32
     np.testing.assert_array_equal(np.sort(np.r_[train, test]), np.arange(60))
-    theirs = train_test_split(np.arange(60), test_size=0.3, stratify=LABELS, random_state=0)
-    for ours, other in zip((train, test), theirs, strict=True):
+    expected = train_test_split(np.arange(60), test_size=0.3, stratify=LABELS, random_state=0)
+    for ours, other in zip((train, test), expected, strict=True):
         assert len(ours) == len(other)
-        apart = np.bincount(LABELS[ours]) - np.bincount(LABELS[other])
-        assert np.abs(apart).max() <= 1
+        differences = np.bincount(LABELS[ours]) - np.bincount(LABELS[other])
+        assert np.abs(differences).max() <= 1
 
 
 def test_members_are_drawn_uniformly_within_their_class(key):
@@ -112,7 +112,7 @@ def test_split_of_a_number_ignores_classes_and_keys_differ(key):
         (LABELS, (1.2, -0.2), None, ValueError, "fractions must be finite and greater than 0"),
         (LABELS, (1.0, 0.0), None, ValueError, "fractions must be finite and greater than 0"),
         (LABELS, (np.nan, 1.0), None, ValueError, "fractions must be finite"),
-        (LABELS, (1.0,), None, ValueError, r"fractions must be at least 2 numbers \[sets\]"),
+        (LABELS, (1.0,), None, ValueError, r"fractions must have shape \[sets\] with 2 or more"),
         (LABELS, "most", None, TypeError, "fractions must be numbers"),
         (LABELS, (0.99, 0.01), None, ValueError, "got 1 of 60 examples for set 1"),
         (10, (0.97, 0.03), None, ValueError, "fractions must leave no set empty"),
@@ -147,17 +147,17 @@ def test_statistics_are_those_of_scipy(key):
     # Ties within and between sets, and a feature that does not vary.
     first[:, 1], second[:, 1] = np.round(first[:, 1]), np.round(second[:, 1])
     first[:, 2] = second[:, 2] = 0.1
-    found = splits.compare(first, second, key=key, permutations=19)
+    result = splits.compare(first, second, key=key, permutations=19)
     expected = [scipy.stats.ks_2samp(a, b)[0] for a, b in zip(first.T, second.T, strict=True)]
-    np.testing.assert_allclose(found.ks, expected, rtol=1e-6)
-    assert found.ks[2] == 0.0
-    assert found.feature_p_values[2] == 1.0
+    np.testing.assert_allclose(result.ks, expected, rtol=1e-6)
+    assert result.ks[2] == 0.0
+    assert result.feature_p_values[2] == 1.0
     # With one feature that varies, the distance is that of scipy's energy distance squared.
     first[:, [0, 3]] = second[:, [0, 3]] = 0.1
     spread = np.concatenate([first[:, 1], second[:, 1]]).std()
     expected = scipy.stats.energy_distance(first[:, 1], second[:, 1]) ** 2 / spread
-    found = splits.compare(first, second, key=key, permutations=19)
-    np.testing.assert_allclose(found.energy, expected, rtol=1e-5)
+    result = splits.compare(first, second, key=key, permutations=19)
+    np.testing.assert_allclose(result.energy, expected, rtol=1e-5)
 
 
 def test_energy_distance_is_joint_and_does_not_depend_on_scales(key):
@@ -167,18 +167,18 @@ def test_energy_distance_is_joint_and_does_not_depend_on_scales(key):
     distances = np.linalg.norm(pooled[:, None] - pooled[None], axis=-1)
     within = distances[:24, :24].mean() + distances[24:, 24:].mean()
     expected = 2 * distances[:24, 24:].mean() - within
-    found = splits.compare(first, second, key=key, permutations=19)
-    np.testing.assert_allclose(found.energy, expected, rtol=1e-5)
+    result = splits.compare(first, second, key=key, permutations=19)
+    np.testing.assert_allclose(result.energy, expected, rtol=1e-5)
     scaled = splits.compare(100 + 5 * first, 100 + 5 * second, key=key, permutations=19)
     np.testing.assert_allclose(scaled.energy, expected, rtol=1e-3)
-    np.testing.assert_allclose(scaled.ks, found.ks, rtol=1e-6)
+    np.testing.assert_allclose(scaled.ks, result.ks, rtol=1e-6)
 
 
 def test_p_values_are_uniform_under_one_distribution(key):
     def one(key):
         sets = jax.random.normal(key, (2, 20, 3))
-        found = splits.compare(sets[0], sets[1], key=jax.random.fold_in(key, 1), permutations=39)
-        return found.p_value, jnp.min(found.feature_p_values), splits.same(found, level=0.1)
+        result = splits.compare(sets[0], sets[1], key=jax.random.fold_in(key, 1), permutations=39)
+        return result.p_value, jnp.min(result.feature_p_values), splits.same(result, level=0.1)
 
     joint, smallest, passed = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=100))(
         jax.random.split(key, 400)
@@ -196,28 +196,28 @@ def test_p_values_are_uniform_under_one_distribution(key):
 def test_a_shifted_feature_is_named_and_a_correlation_is_found_jointly(key):
     first, second = draw(0, 80, 3), draw(1, 80, 3)
     second[:, 2] += 1.5
-    found = splits.compare(first, second, key=key, permutations=199)
-    assert (np.asarray(found.feature_p_values) < 0.01).tolist() == [False, False, True]
-    assert not splits.same(found)
+    result = splits.compare(first, second, key=key, permutations=199)
+    assert (np.asarray(result.feature_p_values) < 0.01).tolist() == [False, False, True]
+    assert not splits.same(result)
     # Standard normal features in both sets, of opposite correlation.
     first, second = draw(2, 80, 3), draw(3, 80, 3)
     for rows, sign in ((first, 1), (second, -1)):
         rows[:, 1] = 0.95 * sign * rows[:, 0] + np.sqrt(1 - 0.95**2) * rows[:, 1]
-    found = splits.compare(first, second, key=key, permutations=199)
-    assert found.p_value <= 0.01
-    assert found.feature_p_values.min() > 0.1
-    assert not splits.same(found)
+    result = splits.compare(first, second, key=key, permutations=199)
+    assert result.p_value <= 0.01
+    assert result.feature_p_values.min() > 0.1
+    assert not splits.same(result)
 
 
 def test_equal_sets_and_sets_without_variation_pass(key):
     rows = draw(0, 16, 4)
-    found = splits.compare(rows, rows, key=key, permutations=19)
-    assert bool(splits.same(found))
-    np.testing.assert_array_equal(found.feature_p_values, 1.0)
+    result = splits.compare(rows, rows, key=key, permutations=19)
+    assert bool(splits.same(result))
+    np.testing.assert_array_equal(result.feature_p_values, 1.0)
     constant = np.full_like(rows, 0.1)
-    found = splits.compare(constant, constant, key=key, permutations=19)
-    assert found.p_value == 1.0
-    assert found.energy == 0.0
+    result = splits.compare(constant, constant, key=key, permutations=19)
+    assert result.p_value == 1.0
+    assert result.energy == 0.0
 
 
 @pytest.mark.parametrize(
