@@ -8,7 +8,7 @@ in a process of its own; imports are not counted, compilation is.
   off by 0.1 % of the leaf's root mean square.
 - `large`: the same for the larger network.
 - `small`: the same for 10-8-3 with biases, 115 parameters.
-- `exhaustive`: `differences.central_difference`, every weight.
+- `exhaustive`: `finite_differences.central_difference`, every weight.
 - `plain`: the same difference of the ravelled vector, `lax.map(batch_size=256)`.
 - `pytorch`: `torch.autograd.gradcheck`, slow mode. Needs PyTorch; without it the line is left out.
 """
@@ -134,7 +134,7 @@ def exhaustive(plain: bool) -> dict[str, Any]:
     import jax.numpy as jnp
     from jax.flatten_util import ravel_pytree
 
-    from jaxgrad.checking import differences
+    from jaxgrad.checking import finite_differences
 
     with jax.enable_x64(True):
         weights, x, labels = jax.tree.map(jnp.asarray, arrays(SIZES))
@@ -144,7 +144,7 @@ def exhaustive(plain: bool) -> dict[str, Any]:
 
         def difference(weights):
             if not plain:
-                return differences.central_difference(f, weights, EPS)
+                return finite_differences.central_difference(f, weights, EPS)
             theta, unravel = ravel_pytree(weights)
 
             def along(i):
@@ -156,7 +156,7 @@ def exhaustive(plain: bool) -> dict[str, Any]:
         start = time.perf_counter()
         numeric = jax.block_until_ready(jax.jit(difference)(weights))
         seconds = time.perf_counter() - start
-        error = float(differences.relative_error(numeric, jax.grad(f)(weights)))
+        error = float(finite_differences.relative_error(numeric, jax.grad(f)(weights)))
     return {"seconds": seconds, "note": f"relative error {error:.0e}"}
 
 

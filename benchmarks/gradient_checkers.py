@@ -37,7 +37,7 @@ from jax import test_util
 
 import jaxgrad
 from benchmarks.gradient_corpus import CASES, Case
-from jaxgrad.checking.differences import central_difference, relative_error
+from jaxgrad.checking.finite_differences import central_difference, relative_error
 
 GRADCHECK_ELEMENTS = 200
 

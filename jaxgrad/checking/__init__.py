@@ -1,10 +1,10 @@
-"""Is a gradient right?"""
+"""Is a gradient right? Checks of any function against numeric derivatives."""
 
-from jaxgrad.checking import differences
-from jaxgrad.checking.check import check_grads
-from jaxgrad.checking.practice import check_along_training, check_terms
-from jaxgrad.checking.report import Leaf, Report
-from jaxgrad.checking.verdicts import Verdict
+from jaxgrad.checking import finite_differences
+from jaxgrad.checking._check import check_grads
+from jaxgrad.checking._loss import check_along_training, check_terms
+from jaxgrad.checking._report import Leaf, Report
+from jaxgrad.checking._verdict import Verdict
 
 __all__ = [
     "Leaf",
@@ -13,5 +13,5 @@ __all__ = [
     "check_along_training",
     "check_grads",
     "check_terms",
-    "differences",
+    "finite_differences",
 ]

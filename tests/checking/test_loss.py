@@ -21,15 +21,15 @@ small_angle_sine.defvjp(
 
 def test_terms_are_checked_one_by_one():
     def terms(w):
-        return {"data": 1e-9 * small_angle_sine(w), "regulariser": 1e6 * jnp.sum(w**2)}
+        return {"data": 1e-9 * small_angle_sine(w), "regularizer": 1e6 * jnp.sum(w**2)}
 
     w = jnp.linspace(0.5, 2.0, 5)
     together = check_grads(lambda w: sum(terms(w).values()), w)
     assert together.ok
-    apart = check_terms(terms, w)
-    assert list(apart) == ["['data']", "['regulariser']"]
-    assert apart["['data']"].verdict is Verdict.WRONG
-    assert apart["['regulariser']"].verdict is Verdict.AGREE
+    by_term = check_terms(terms, w)
+    assert list(by_term) == ["['data']", "['regularizer']"]
+    assert by_term["['data']"].verdict is Verdict.WRONG
+    assert by_term["['regularizer']"].verdict is Verdict.AGREE
 
 
 def test_an_error_that_shows_after_training():
@@ -37,8 +37,10 @@ def test_an_error_that_shows_after_training():
         return -small_angle_sine(w * x)
 
     batches = [(jnp.ones(3),)] * 30
-    found = check_along_training(loss, jnp.full(3, 1e-3), batches, optax.sgd(0.05), at=(29, 0, 2))
-    assert [found[step].verdict for step in (0, 2, 29)] == [
+    reports = check_along_training(
+        loss, jnp.full(3, 1e-3), batches, optax.sgd(0.05), steps=(29, 0, 2)
+    )
+    assert [reports[step].verdict for step in (0, 2, 29)] == [
         Verdict.AGREE,
         Verdict.AGREE,
         Verdict.WRONG,
@@ -54,20 +56,22 @@ def test_any_optimizer_and_aux(optimizer):
         return value, {"value": value}
 
     params = {"w": jnp.ones(4), "b": jnp.zeros(())}
-    found = check_along_training(
-        loss, params, ((jnp.eye(4),) for _ in range(6)), optimizer, at=[5], has_aux=True
+    reports = check_along_training(
+        loss, params, ((jnp.eye(4),) for _ in range(6)), optimizer, steps=[5], has_aux=True
     )
-    assert list(found) == [5]
-    assert found[5].ok
+    assert list(reports) == [5]
+    assert reports[5].ok
     first = check_grads(loss, params, jnp.eye(4), has_aux=True)
-    assert found[5].leaves[0].numeric != first.leaves[0].numeric
+    assert reports[5].leaves[0].numeric != first.leaves[0].numeric
 
 
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
         (
-            lambda: check_along_training(jnp.sum, jnp.ones(2), [()] * 3, optax.sgd(1.0), at=(3,)),
+            lambda: check_along_training(
+                jnp.sum, jnp.ones(2), [()] * 3, optax.sgd(1.0), steps=(3,)
+            ),
             ValueError,
             "batches must have at least 4 entries to check after 3 steps, got 3",
         ),
@@ -77,21 +81,21 @@ def test_any_optimizer_and_aux(optimizer):
             "got 0",
         ),
         (
-            lambda: check_along_training(jnp.sum, jnp.ones(2), [()], optax.sgd(1.0), at=()),
+            lambda: check_along_training(jnp.sum, jnp.ones(2), [()], optax.sgd(1.0), steps=()),
             ValueError,
-            "at must not be empty",
+            "steps must not be empty",
         ),
         (
-            lambda: check_along_training(jnp.sum, jnp.ones(2), [()], optax.sgd(1.0), at=(-1,)),
+            lambda: check_along_training(jnp.sum, jnp.ones(2), [()], optax.sgd(1.0), steps=(-1,)),
             ValueError,
-            "at must be at least 0",
+            "steps must be at least 0",
         ),
         (
             lambda: check_along_training(
-                lambda w: jnp.sum(w**4), jnp.full(2, 1e3), [()] * 9, optax.sgd(1e3), at=(8,)
+                lambda w: jnp.sum(w**4), jnp.full(2, 1e3), [()] * 9, optax.sgd(1e3), steps=(8,)
             ),
             ValueError,
-            "stay finite, got NaN or infinity at .* after 8 steps; lower the rate",
+            "stay finite, got NaN or infinity at .* after 8 steps; lower the learning rate",
         ),
         (lambda: check_terms(jnp.sin, 1.0, has_aux=True), TypeError, "has_aux must not be given"),
     ],

@@ -1,11 +1,11 @@
-"""A traced function evaluated again with every floating-point number in float64.
+"""A traced function, evaluated with every floating-point number in float64.
 
-A function may round to a narrower type inside, by a cast or beside an array that it holds, and then
-a difference of two of its values says little about its derivative. Its trace says what it computes;
-here that is computed without the rounding.
+A function may round to a narrower type inside, by a cast or by an array that it holds. A difference
+of two of its values then says little about its derivative. The trace of the function shows its
+operations, and this file carries them out without the rounding.
 
-This file alone reads JAX's program representation operation by operation. Whatever it does not know
-makes `widened` return `None`, and the function is then evaluated as it is.
+This is the only file that reads JAX's program representation operation by operation. If it does not
+know an operation, `widen` returns `None`, and the function is evaluated as it is.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ import jax
 import jax.numpy as jnp
 
 INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
+OPAQUE = ("callback", "ffi", "custom_call", "pallas", "shard_map")
 
 
-class _UnknownError(Exception):
-    """An operation whose widened form is not known."""
+class _UnknownOperationError(Exception):
+    """An operation that cannot be carried out in float64."""
 
 
-def widened(
-    call: Callable[..., list[jax.Array]], moved: Sequence[Any], fixed: Sequence[Any]
+def widen(
+    function: Callable[..., list[jax.Array]], moved: Sequence[Any], fixed: Sequence[Any]
 ) -> Callable[..., list[jax.Array]] | None:
-    """`call` with the same arguments, in float64 throughout; `None` where that is not possible.
+    """Return `function` in float64 throughout, or `None` if that is not possible.
 
-    To be called in the precision that `call` is traced in; what it returns, in float64.
+    It is traced at `moved` and `fixed` in the precision of the call. Call the result, a function of
+    the same arguments, under `jax.enable_x64(True)`.
     """
-    closed = jax.make_jaxpr(lambda moved, fixed: call(moved, fixed))(list(moved), list(fixed))
+    closed = jax.make_jaxpr(lambda moved, fixed: function(moved, fixed))(list(moved), list(fixed))
 
     def wide(moved, fixed):
-        flat = jax.tree.leaves((list(moved), list(fixed)))
-        return _evaluate(closed, flat)
+        return _evaluate(closed, jax.tree.leaves((list(moved), list(fixed))))
 
     with jax.enable_x64(True):
         try:
-            jax.eval_shape(wide, [_wide(v) for v in moved], [_wide(v) for v in fixed])
-        except Exception:  # what an operation raises that does not allow it
+            jax.eval_shape(wide, *([to_float64(v) for v in part] for part in (moved, fixed)))
+        except Exception:  # an unknown operation, or one that JAX does not allow in float64
             return None
     return wide
 
 
-def _wide(value: Any) -> Any:
+def to_float64(value: Any) -> Any:
+    """Return a floating or complex value in float64 or complex128, any other value as it is."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         return value
@@ -63,58 +65,67 @@ def _is_inexact(value: Any) -> bool:
 def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
     """Evaluate a closed program, or an open one without constants."""
     jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-    known: dict[Any, Any] = {}
+    values: dict[Any, Any] = {}
 
     def read(atom):
-        return _wide(jnp.asarray(atom.val)) if hasattr(atom, "val") else known[atom]
+        return to_float64(jnp.asarray(atom.val)) if hasattr(atom, "val") else values[atom]
 
-    known.update(zip(jaxpr.constvars, map(_wide, consts), strict=True))
-    known.update(zip(jaxpr.invars, map(_wide, args), strict=True))
+    values.update(zip(jaxpr.constvars, map(to_float64, consts), strict=True))
+    values.update(zip(jaxpr.invars, map(to_float64, args), strict=True))
     for equation in jaxpr.eqns:
-        found = _apply(equation, [read(atom) for atom in equation.invars])
-        known.update(zip(equation.outvars, map(_wide, found), strict=True))
+        results = _apply(equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, map(to_float64, results), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if equation.effects:
-        raise _UnknownError(name)
+        raise _UnknownOperationError(name)
     if name in _CONTROL:
         return _CONTROL[name](params, args)
+    # A call of an inner program (jit, checkpoint, a custom rule) becomes its operations.
     inner = [params[key] for key in INLINED if key in params]
     if len(inner) == 1 and not isinstance(inner[0], tuple):
         return _evaluate(inner[0], args)
     if any(hasattr(getattr(value, "jaxpr", value), "eqns") for value in params.values()):
-        raise _UnknownError(name)
-    if any(word in name for word in ("callback", "ffi", "custom_call", "pallas", "shard_map")):
-        raise _UnknownError(name)
+        raise _UnknownOperationError(name)
+    if any(word in name for word in OPAQUE):
+        raise _UnknownOperationError(name)
 
-    def plain(params):
-        found = equation.primitive.bind(*args, **params)
-        return found if equation.primitive.multiple_results else [found]
+    def bind(params):
+        results = equation.primitive.bind(*args, **params)
+        return results if equation.primitive.multiple_results else [results]
 
     if not any(map(_is_inexact, args)):
-        return plain(params)
+        return bind(params)
+    # The bits of a float64 are others, and twice as many.
     if name == "bitcast_convert_type":
-        raise _UnknownError(name)
-    made = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in equation.outvars]
-    if name == "reduce_precision" or (name == "convert_element_type" and made[0]):
-        complex_made = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.complexfloating)
-        return [args[0].astype(jnp.complex128) if complex_made else args[0]]
-    return plain({key: _wide_parameter(key, value) for key, value in params.items()})
+        raise _UnknownOperationError(name)
+    # The roundings themselves: nothing is left of them but a change to complex numbers.
+    if name == "reduce_precision" or (
+        name == "convert_element_type" and _is_inexact(equation.outvars[0].aval)
+    ):
+        to_complex = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.complexfloating)
+        return [args[0].astype(jnp.complex128) if to_complex else args[0]]
+    return bind({key: _wide_parameter(key, value) for key, value in params.items()})
 
 
 def _wide_parameter(key: str, value: Any) -> Any:
+    """Replace types among the parameters of an operation, such as that of an accumulator."""
     if key == "precision":
         return jax.lax.Precision.HIGHEST
     try:
         dtype = jnp.dtype(value) if isinstance(value, (type, jnp.dtype)) else None
-    except TypeError:
+    except TypeError:  # a class that is no type of arrays
         return value
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         return value
     return jnp.dtype(_wide_type(dtype))
+
+
+# Operations with inner programs whose arguments have to be sorted, and those whose parameters hold
+# a program that a call of their public function makes anew.
 
 
 def _scan(params, args):
@@ -124,14 +135,8 @@ def _scan(params, args):
         out = _evaluate(params["jaxpr"], [*args[:consts], *state, *xs])
         return out[: params["num_carry"]], out[params["num_carry"] :]
 
-    last, stacked = jax.lax.scan(
-        body,
-        args[consts:carry],
-        args[carry:],
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    last, stacked = jax.lax.scan(body, args[consts:carry], args[carry:], **options)
     return [*last, *stacked]
 
 
@@ -146,7 +151,7 @@ def _while(params, args):
 
 
 def _cond(params, args):
-    branches = [lambda *given, b=branch: _evaluate(b, given) for branch in params["branches"]]
+    branches = [lambda *inputs, b=branch: _evaluate(b, inputs) for branch in params["branches"]]
     return jax.lax.switch(args[0], branches, *args[1:])
 
 
@@ -160,11 +165,7 @@ def _linear_solve(params, args):
 
 def _scatter(function):
     names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-
-    def apply(params, args):
-        return [function(*args, **{name: params[name] for name in names})]
-
-    return apply
+    return lambda params, args: [function(*args, **{name: params[name] for name in names})]
 
 
 _CONTROL: dict[str, Callable[[Any, list[Any]], Sequence[Any]]] = {

@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from jaxgrad.checking import ladders
+from jaxgrad.checking import _step_sizes as step_sizes
 
 FUNCTIONS = {
     "exp": lambda m, x: m.exp(x),
@@ -28,8 +28,8 @@ FUNCTIONS = {
 }
 
 
-def ladder(f, x, largest, count=14):
-    steps = largest * ladders.RATIO ** -np.arange(float(count))
+def sequence(f, x, largest, count=14):
+    steps = largest * step_sizes.RATIO ** -np.arange(float(count))
     up, down = x + steps, x - steps
     with np.errstate(all="ignore"):
         before = f(np.float64(x))
@@ -37,10 +37,10 @@ def ladder(f, x, largest, count=14):
     return (up - down) / 2, plus, minus, abs(before) * np.finfo(np.float64).eps
 
 
-def resolve(f, x, largest):
-    steps, plus, minus, floor = ladder(f, x, largest)
-    found = ladders.resolve(steps[None], plus[None], minus[None], floor)
-    return ladders.Derivative(*(a[0] for a in found))
+def estimate(f, x, largest):
+    steps, plus, minus, floor = sequence(f, x, largest)
+    result = step_sizes.estimate(steps[None], plus[None], minus[None], floor)
+    return step_sizes.Derivative(*(a[0] for a in result))
 
 
 def test_true_derivative_lies_inside_the_bar_over_many_scales():
@@ -57,12 +57,12 @@ def test_true_derivative_lies_inside_the_bar_over_many_scales():
                 kind = mpmath.mpf if m is mpmath else np.float64
                 return FUNCTIONS[name](m, t / kind(scale)) * kind(factor)
 
-            found = resolve(f, x, abs(x) / 8)
+            result = estimate(f, x, abs(x) / 8)
             step = mpmath.mpf(x) * mpmath.mpf(10) ** -15
             true = mpmath.diff(lambda t, f=f: f(t, mpmath), mpmath.mpf(x), h=step)
-            if not abs(mpmath.mpf(found.value) - true) <= found.error:
-                outside.append((name, x, float(true), found.value, found.error))
-            widths.append(found.error / abs(float(true)))
+            if not abs(mpmath.mpf(result.value) - true) <= result.error:
+                outside.append((name, x, float(true), result.value, result.error))
+            widths.append(result.error / abs(float(true)))
     # 99 of 100 are asked for.
     assert len(outside) <= 3, outside
     # A bar that is always wide would hold as well.
@@ -153,46 +153,46 @@ def test_bar_holds_under_noise_kinks_and_edges(make, width):
     widths = []
     for _ in range(200):
         f, x, true, largest = make(generator)
-        found = resolve(f, x, largest)
-        assert abs(found.value - true) <= found.error, (x, true, found)
-        assert not found.kink
-        widths.append(found.error / abs(true))
+        result = estimate(f, x, largest)
+        assert abs(result.value - true) <= result.error, (x, true, result)
+        assert not result.kink
+        widths.append(result.error / abs(true))
     assert np.median(widths) < width
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
 def test_one_sided_derivatives_at_a_kink(size):
-    found = resolve(lambda t: np.where(t > 0, np.exp(t), np.exp(3 * t)) * size, 0.0, 0.125)
-    assert found.kink
-    assert found.left == pytest.approx(size, rel=1e-6)
-    assert found.right == pytest.approx(3 * size, rel=1e-6)
-    assert found.error < 1e-5 * size
+    result = estimate(lambda t: np.where(t > 0, np.exp(t), np.exp(3 * t)) * size, 0.0, 0.125)
+    assert result.kink
+    assert result.left == pytest.approx(size, rel=1e-6)
+    assert result.right == pytest.approx(3 * size, rel=1e-6)
+    assert result.error < 1e-5 * size
 
 
 def test_a_smooth_function_of_high_curvature_has_no_kink():
     for rate in (1.0, 1e3, 1e6):
-        assert not resolve(lambda t, rate=rate: np.cos(rate * t), 0.0, 0.125).kink
-        assert not resolve(lambda t, rate=rate: (rate * t) ** 2, 0.0, 0.125).kink
-        assert not resolve(lambda t: np.abs(t) ** 1.5, 0.0, 0.125).kink
+        assert not estimate(lambda t, rate=rate: np.cos(rate * t), 0.0, 0.125).kink
+        assert not estimate(lambda t, rate=rate: (rate * t) ** 2, 0.0, 0.125).kink
+        assert not estimate(lambda t: np.abs(t) ** 1.5, 0.0, 0.125).kink
 
 
 def test_a_jump_is_not_resolved_and_a_cusp_is_not_taken_for_a_slope():
-    step = resolve(lambda t: np.where(t > 0, 1.0, 0.0), 0.0, 0.125)
+    step = estimate(lambda t: np.where(t > 0, 1.0, 0.0), 0.0, 0.125)
     assert step.error > abs(step.value)
-    cusp = resolve(np.cbrt, 0.0, 0.125)
+    cusp = estimate(np.cbrt, 0.0, 0.125)
     assert cusp.error > abs(cusp.value)
 
 
 def test_edges_of_the_domain():
-    edge = resolve(lambda t: np.where(t >= 0, np.abs(t) ** 2.5 + 2 * t, np.nan), 0.0, 0.125)
+    edge = estimate(lambda t: np.where(t >= 0, np.abs(t) ** 2.5 + 2 * t, np.nan), 0.0, 0.125)
     assert edge.sides == 1
     assert abs(edge.value - 2) <= edge.error < 1e-6
-    other = resolve(lambda t: np.where(t <= 0, 2 * t + t * t, np.nan), 0.0, 0.125)
+    other = estimate(lambda t: np.where(t <= 0, 2 * t + t * t, np.nan), 0.0, 0.125)
     assert other.sides == 1
     assert abs(other.value - 2) <= other.error < 1e-6
-    steep = resolve(np.sqrt, 0.0, 0.125)
+    steep = estimate(np.sqrt, 0.0, 0.125)
     assert steep.error > abs(steep.value)
-    nowhere = resolve(lambda t: np.where(t == 0, 0.0, np.nan), 0.0, 0.125)
+    nowhere = estimate(lambda t: np.where(t == 0, 0.0, np.nan), 0.0, 0.125)
     assert nowhere.sides == 0
     assert np.isnan(nowhere.value)
     assert nowhere.error == np.inf
@@ -200,11 +200,11 @@ def test_edges_of_the_domain():
 
 def test_the_noise_of_a_group_is_a_floor_for_each():
     generator = np.random.default_rng(0)
-    steps = np.broadcast_to(0.1 * ladders.RATIO ** -np.arange(4.0), (200, 4))
+    steps = np.broadcast_to(0.1 * step_sizes.RATIO ** -np.arange(4.0), (200, 4))
     noise = 1e-6 * generator.uniform(-1, 1, size=(2, 200, 4))
     plus, minus = steps + noise[0], -steps + noise[1]
-    alone = ladders.resolve(steps, plus, minus)
-    together = ladders.resolve_together(steps, plus, minus, 0.0, np.inf, np.zeros(200))
+    alone = step_sizes.estimate(steps, plus, minus)
+    together = step_sizes.estimate(steps, plus, minus, 0.0, np.inf, np.zeros(200))
     outside = [int(np.sum(np.abs(d.value - 1) > d.error)) for d in (alone, together)]
     assert outside[0] > 3
     assert outside[1] == 0
@@ -212,9 +212,9 @@ def test_the_noise_of_a_group_is_a_floor_for_each():
 
 def test_a_jump_larger_than_rounding_is_a_jump():
     x = 0.3
-    steps, plus, minus, floor = ladder(np.round, x, 0.25)
-    as_rounding = ladders.resolve(steps[None], plus[None], minus[None], floor)
-    as_jump = ladders.resolve(steps[None], plus[None], minus[None], floor, coarsest=1e-3)
+    steps, plus, minus, floor = sequence(np.round, x, 0.25)
+    as_rounding = step_sizes.estimate(steps[None], plus[None], minus[None], floor)
+    as_jump = step_sizes.estimate(steps[None], plus[None], minus[None], floor, coarsest=1e-3)
     assert as_rounding.error[0] > 1
     assert as_jump.value[0] == 0
     assert as_jump.error[0] < 1e-6
@@ -224,21 +224,21 @@ def test_extrapolation_is_of_fourth_order():
     for f, x, true in ((np.exp, 0.3, np.exp(0.3)), (np.sin, 0.7, np.cos(0.7))):
         errors = []
         for largest in (0.4, 0.2, 0.1):
-            steps, plus, minus, floor = ladder(f, x, largest, 3)
-            found = ladders.resolve(steps[None], plus[None], minus[None], floor)
+            steps, plus, minus, floor = sequence(f, x, largest, 3)
+            result = step_sizes.estimate(steps[None], plus[None], minus[None], floor)
             # The middle step is the only one with a larger and a smaller one.
-            assert found.step[0] == pytest.approx(largest / 8)
-            errors.append(abs(found.value[0] - true))
+            assert result.step[0] == pytest.approx(largest / 8)
+            errors.append(abs(result.value[0] - true))
             plain = abs((plus - minus)[1] / (2 * steps[1]) - true)
             assert errors[-1] < 0.1 * plain
         assert errors[0] / errors[1] == pytest.approx(16, rel=0.1)
 
 
-def test_short_ladders_with_coarse_steps_have_wide_bars():
+def test_short_sequences_with_coarse_steps_have_wide_bars():
     generator = np.random.default_rng(1)
     for _ in range(300):
         rate, phase = generator.uniform(0.5, 30), generator.uniform(0, 6)
         x = generator.normal()
-        steps, plus, minus, floor = ladder(lambda t: np.sin(rate * t + phase), x, 0.5, 4)  # noqa: B023
-        found = ladders.resolve(steps[None], plus[None], minus[None], floor)
-        assert abs(found.value[0] - rate * np.cos(rate * x + phase)) <= found.error[0]
+        steps, plus, minus, floor = sequence(lambda t: np.sin(rate * t + phase), x, 0.5, 4)  # noqa: B023
+        result = step_sizes.estimate(steps[None], plus[None], minus[None], floor)
+        assert abs(result.value[0] - rate * np.cos(rate * x + phase)) <= result.error[0]

@@ -1,0 +1,136 @@
+"""`check_grads`: the gradient of any function against numeric derivatives, leaf by leaf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgrad import _validate
+from jaxgrad.checking._autodiff import differentiate
+from jaxgrad.checking._compare import compare
+from jaxgrad.checking._conclude import combine, conclude, reject
+from jaxgrad.checking._identities import check_identities
+from jaxgrad.checking._localize import localize
+from jaxgrad.checking._numeric import differentiate_numerically
+from jaxgrad.checking._orders import problems
+from jaxgrad.checking._report import Report
+from jaxgrad.checking._tolerance import choose_tolerance
+
+
+def check_grads(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    modes: Sequence[str] = ("rev",),
+    order: int = 1,
+    exhaustive: int = 1024,
+    directions: int = 6,
+    rtol: float = 1e-5,
+    strict: bool = False,
+    key: jax.Array | None = None,
+) -> Report:
+    """Check the gradient of `f` at `args` against numeric derivatives, leaf by leaf.
+
+    Numeric derivatives are taken in float64 if `f` allows it, whatever the type of the arguments.
+    Their steps and error bars depend only on values of `f`, never on the gradient. An element of
+    the gradient is wrong if its distance from the numeric derivative exceeds the error bar, plus
+    `rtol` of the element, plus 1e-5 of the root mean square of its leaf. The last two are larger if
+    `f` computes in float32 or less; `rtol` is at least 1e-3 if `f` has loops that stop at a
+    tolerance, as iterative solvers do.
+
+    Args:
+      f: returns a real number, or an array or pytree of them, which is then weighted by a random
+        cotangent. It is called with tracers and compiled once for each function, as by `jax.jit`;
+        a function that cannot be traced is called point by point.
+      *args: as for `jax.grad`. Leaves that are not floating point are held fixed.
+      argnums: which of `args` are differentiated.
+      has_aux: whether `f` returns a pair whose second part is not differentiated.
+      holomorphic: whether `f` is a holomorphic function of complex arguments.
+      modes: "rev" checks reverse mode, "fwd" forward mode.
+      order: 2 checks the derivative of the gradient along a random direction, too, and so on.
+      exhaustive: if the leaves have at most this many coordinates in all, each is checked.
+        Otherwise leaves of more than 16 are checked along random directions, and the wrong elements
+        of a wrong leaf are searched.
+      directions: number of random directions for each such leaf. Half of them are random signs,
+        half normal.
+      rtol: relative error of an element, or of a whole leaf, that may pass.
+      strict: whether `report.ok` is false for `UNRESOLVED`.
+      key: PRNG key of directions and cotangents; `None` takes the same ones each time.
+
+    Returns:
+      `Report`; `print` it.
+
+    Raises:
+      TypeError, ValueError: if an argument is not as described, if nothing can be differentiated,
+        if an argument is not finite, or if `f` raises.
+
+    >>> import jax, jax.numpy as jnp
+    >>> @jax.custom_vjp
+    ... def scaled(x, w):
+    ...     return x * w
+    >>> scaled.defvjp(lambda x, w: (x * w, (x, w)), lambda saved, ct: (ct * saved[1], ct))
+    >>> report = check_grads(lambda p: scaled(p["x"], p["w"]).sum(),
+    ...                      {"x": jnp.arange(3.0), "w": jnp.ones(3)})
+    >>> [(leaf.path, str(leaf.verdict)) for leaf in report.leaves]
+    [("['w']", 'WRONG'), ("['x']", 'AGREE')]
+    """
+    if not callable(f):
+        raise TypeError(
+            f"f must be a function, got {type(f).__name__}; pass it before its arguments"
+        )
+    order = _validate.integer("order", order, 1)
+    exhaustive = _validate.integer("exhaustive", exhaustive, 0)
+    count = _validate.integer("directions", directions, 2)
+    _validate.scalar("rtol", rtol, minimum=0.0)
+    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    for mode in modes:
+        _validate.choice("modes", mode, ("rev", "fwd"))
+    _validate.distinct("modes", modes)
+    seed = 0 if key is None else _seed(key)
+
+    report = None
+    for problem in problems(
+        f, args, order, seed, argnums=argnums, has_aux=has_aux, holomorphic=holomorphic
+    ):
+        if problem.rejection is not None:
+            result = reject(problem, *problem.rejection, strict)
+        else:
+            # The same random directions each time, whatever the function.
+            generator = np.random.default_rng([seed, 1])
+            autodiff = differentiate(problem, "rev" in modes, generator)
+            identities = check_identities(problem, autodiff, rtol)
+            # Values that change under vmap belong to another function.
+            mapped = all(i.holds is not False for i in identities if i.name == "vmap")
+            problem = dataclasses.replace(problem, batched=problem.batched and mapped)
+            tolerance = choose_tolerance(problem, autodiff.eps, rtol, exhaustive)
+            numeric = differentiate_numerically(
+                problem, autodiff, tolerance, modes, count, generator
+            )
+            # Many leaves agree and are only passed on; the others get a reason.
+            rows = [
+                localize(problem, autodiff, numeric, tolerance, comparison, generator)
+                for comparison in compare(problem, autodiff, numeric, tolerance)
+            ]
+            result = conclude(problem, autodiff, identities, rows, tolerance, strict)
+        report = result if report is None else combine(report, result, problem)
+        # A wrong derivative makes those of higher order wrong as well.
+        if not report.ok:
+            break
+    assert report is not None
+    return report
+
+
+def _seed(key: Any) -> int:
+    try:
+        data = jax.random.key_data(key)
+    except TypeError:
+        raise TypeError(
+            f"key must be a PRNG key, got {type(key).__name__}; use jax.random.key(0)"
+        ) from None
+    return int.from_bytes(np.asarray(data).tobytes()[-8:], "little")

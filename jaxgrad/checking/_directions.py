@@ -1,0 +1,83 @@
+"""Directions in the space of all coordinates, and how the function changes along them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgrad.checking._prepare import Problem
+
+SIGNS = np.array([-1, 1], np.float32)
+ONE = np.ones(1, np.float32)
+# Bounds on the memory of directions as vectors, and of perturbed copies of the arguments.
+CHUNK_BYTES = 2**23
+ROWS_BYTES = 2**22
+
+
+class Direction(NamedTuple):
+    """A direction within one leaf; a single value is a single coordinate."""
+
+    leaf: int  # index of the leaf
+    start: int  # the first coordinate
+    values: np.ndarray  # the values from there on
+
+
+def unit_directions(leaf: int, coordinates: Sequence[int]) -> list[Direction]:
+    """Return the unit vectors of some coordinates of a leaf."""
+    return [Direction(leaf, i, ONE) for i in coordinates]
+
+
+def leaf_indices(directions: Sequence[Direction]) -> np.ndarray:
+    """Return the index of the leaf of each direction, `[P]`."""
+    return np.array([direction.leaf for direction in directions])
+
+
+def products(gradient: np.ndarray, directions: Sequence[Direction]) -> np.ndarray:
+    """Return the product of a gradient with each direction, `[P]`."""
+    with np.errstate(invalid="ignore"):
+        return np.array(
+            [
+                float(gradient[start : start + len(values)] @ values.astype(np.float64))
+                for _, start, values in directions
+            ]
+        )
+
+
+def changes(problem: Problem, directions: Sequence[Direction], steps: np.ndarray) -> np.ndarray:
+    """Return the weighted change of the outputs for signed steps along each direction, `[P, K]`."""
+    return _evaluate(problem, "changes", directions, steps)
+
+
+def tangents(problem: Problem, directions: Sequence[Direction]) -> np.ndarray:
+    """Return the weighted tangent of the outputs along each direction by forward mode, `[P]`."""
+    return _evaluate(problem, "tangents", directions, np.ones((len(directions), 1)))[:, 0]
+
+
+def _evaluate(
+    problem: Problem, kind: str, directions: Sequence[Direction], steps: np.ndarray
+) -> np.ndarray:
+    size, results = len(problem.point), []
+    computation = problem.numeric if kind == "changes" else problem.checked
+    chunk = int(np.clip(CHUNK_BYTES // (4 * size), 8, 1024))
+    together = int(np.clip(ROWS_BYTES // (8 * size), 1, 64)) if problem.batched else 1
+    for start in range(0, len(directions), chunk):
+        part, moves = directions[start : start + chunk], steps[start : start + chunk]
+        # All chunks have one shape, so that one program serves them.
+        dense = np.zeros((chunk, size), np.result_type(*(d.values.dtype for d in part)))
+        for row, (_, first, values) in zip(dense, part, strict=False):
+            row[first : first + len(values)] = values
+        out = getattr(computation.programs, kind)(
+            computation.moved,
+            computation.fixed,
+            problem.cotangents,
+            dense,
+            np.concatenate([[0], np.repeat(np.arange(len(part)), moves.shape[1])]),
+            np.concatenate([[0.0], moves.ravel()]),
+            together,
+        )
+        # Two programs may round differently, so the change for a step of zero is not quite zero.
+        base = out[0] if kind == "changes" else 0.0
+        results.append((out[1:] - base).reshape(moves.shape))
+    return np.concatenate(results)

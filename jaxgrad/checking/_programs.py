@@ -1,0 +1,228 @@
+"""Everything that JAX computes of the checked function: values, changes, tangents and gradients.
+
+A function of (moved leaves, fixed arrays) returns a list of outputs. The elements of the moved
+leaves, real parts before imaginary ones, are the coordinates `0 ... size - 1` of a real vector.
+Directions are vectors of coordinates. Outputs are weighted by cotangents, so that each of these
+programs differentiates one real number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Function = Callable[[Sequence[Any], Sequence[Any]], list[jax.Array]]
+
+STACKED = 4
+"""How many cotangents `Programs.gradients` takes at once."""
+LEAST_ROWS = 1024
+
+
+class Programs(NamedTuple):
+    """Functions of (moved, fixed, ...), each compiled when it is first called.
+
+    `changes` and `tangents` are those of the weighted outputs for a list of directions and steps,
+    see `_rows_compiled`; for `gradients` see `_gradients`.
+    """
+
+    outputs: Callable[..., Any]
+    changes: Callable[..., np.ndarray]
+    tangents: Callable[..., np.ndarray]
+    gradients: Callable[..., Any]
+    backward: Callable[..., Any]  # the gradient of the weighted outputs, as leaves
+    backward_original: Callable[..., Any]  # the same in the caller's precision
+    mapped: bool  # whether the function can be mapped by `jax.vmap`
+
+
+def build_programs(
+    function: Function, moved: list[Any], fixed: list[Any], *, wide: bool, compiled: bool = True
+) -> Programs:
+    """Build the programs of `function`; `moved` and `fixed` are arguments of the right shapes.
+
+    `wide` enables float64; programs of a function that cannot be traced are not `compiled`.
+    """
+    backward = functools.partial(gradient_of, function)
+    gradients = functools.partial(_gradients, function)
+    along = _rows_compiled if compiled else _rows_one_by_one
+
+    def compile(program, **options):
+        return jax.jit(program, **options) if compiled else program
+
+    def inside(program):
+        def call(*args, **options):
+            with precision(wide):
+                return program(*args, **options)
+
+        return call
+
+    return Programs(
+        outputs=inside(compile(lambda moved, fixed: function(moved, fixed))),
+        changes=inside(along(_change, function)),
+        tangents=inside(along(_tangent, function)),
+        gradients=inside(compile(gradients, static_argnames=("batched", "forward"))),
+        backward=inside(compile(backward)),
+        backward_original=compile(backward),
+        mapped=compiled and inside(_can_be_mapped)(function, moved, fixed),
+    )
+
+
+@contextlib.contextmanager
+def precision(wide: bool) -> Iterator[None]:
+    """Enable float64 if `wide`, and exact matrix products; JAX's settings are restored."""
+    # TensorFloat-32 or bfloat16 products would drown a small step.
+    float64 = jax.enable_x64(True) if wide else contextlib.nullcontext()
+    with jax.default_matmul_precision("highest"), float64:
+        yield
+
+
+def gradient_of(function: Function, moved: Any, fixed: Any, cotangents: Any) -> list[jax.Array]:
+    """Return the gradient of the weighted outputs by reverse mode, as leaves."""
+    out, pullback = jax.vjp(lambda m: function(m, fixed), list(moved))
+    return pullback([jnp.asarray(c, v.dtype) for c, v in zip(cotangents, out, strict=True)])[0]
+
+
+def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, forward):
+    """Everything that a check needs of autodiff, in one program.
+
+    Returns the gradient; gradients for `stacked`, `STACKED` cotangents along a first axis, under
+    `vmap` if `batched`; and, if `forward`, the tangent along the part of `signs` in each leaf.
+    """
+    gradient = gradient_of(function, moved, fixed, cotangents)
+    if batched:
+        # The arguments are mapped as well, since a rule may treat a constant argument differently.
+        copies = [jnp.broadcast_to(v[None], (STACKED, *v.shape)) for v in moved]
+        several = jax.vmap(lambda m, c: gradient_of(function, m, fixed, c))(copies, stacked)
+    else:
+        rows = [
+            gradient_of(function, moved, fixed, [c[i] for c in stacked]) for i in range(STACKED)
+        ]
+        several = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
+    tangent = _shifts(moved, 1.0, signs)
+
+    def push(leaf):
+        part = [jnp.where(leaf == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
+        return _weighted(
+            cotangents, jax.jvp(lambda m: function(m, fixed), (list(moved),), (part,))[1]
+        )
+
+    return gradient, several, jax.lax.map(push, jnp.arange(len(moved))) if forward else None
+
+
+def _change(function, moved, fixed, cotangents, base, direction, step):
+    shifts = _shifts(moved, step, direction)
+    out = function([leaf + shift for leaf, shift in zip(moved, shifts, strict=True)], fixed)
+    # Differences of outputs are weighted, since a sum of weighted outputs would cancel digits.
+    return _weighted(cotangents, [v - b for v, b in zip(out, base, strict=True)])
+
+
+def _tangent(function, moved, fixed, cotangents, base, direction, step):
+    del base
+    tangent = _shifts(moved, step, direction)
+    return _weighted(cotangents, jax.jvp(lambda m: function(m, fixed), (moved,), (tangent,))[1])
+
+
+def _rows_one_by_one(program, function):
+    def evaluate(moved, fixed, cotangents, directions, indices, steps, rows):
+        del rows
+        base = function(moved, fixed)
+        row = functools.partial(program, function, moved, fixed, cotangents, base)
+        pairs = zip(indices, steps, strict=True)
+        return np.array([float(row(directions[i], step)) for i, step in pairs])
+
+    return evaluate
+
+
+def _rows_compiled(program, function):
+    """Return a function that evaluates `program` at many (direction, step), `rows` at a time."""
+
+    # `program` and `function` are fixed here, so that each pair is compiled on its own.
+    @functools.partial(jax.jit, static_argnames="rows")
+    def loop(moved, fixed, cotangents, directions, indices, steps, count, rows):
+        base = function(moved, fixed)
+
+        def one(index, step):
+            return program(function, moved, fixed, cotangents, base, directions[index], step)
+
+        def body(i, out):
+            index, step = (
+                jax.lax.dynamic_slice_in_dim(a, i * rows, rows) for a in (indices, steps)
+            )
+            # A single row is not mapped: the function may not allow it.
+            result = jax.vmap(one)(index, step) if rows > 1 else one(index[0], step[0])[None]
+            return jax.lax.dynamic_update_slice_in_dim(out, result.astype(out.dtype), i * rows, 0)
+
+        return jax.lax.fori_loop(0, count, body, jnp.zeros_like(steps))
+
+    def evaluate(moved, fixed, cotangents, directions, indices, steps, rows):
+        count = -(-len(steps) // rows)
+        # Few sizes, so that few programs are compiled; rows beyond `count` are not computed.
+        size = max(LEAST_ROWS, 1 << (count * rows - 1).bit_length())
+        padding = (0, size - len(steps))
+        dtype = jnp.finfo(jnp.result_type(*moved)).dtype
+        out = loop(
+            moved,
+            fixed,
+            [jnp.asarray(c) for c in cotangents],
+            directions,
+            np.pad(indices, padding).astype(np.int32),
+            jnp.asarray(np.pad(steps, padding), dtype),
+            np.int32(count),
+            rows,
+        )
+        return np.asarray(out, np.float64)[: len(steps)]
+
+    return evaluate
+
+
+def _can_be_mapped(function, moved, fixed) -> bool:
+    try:
+        jax.eval_shape(jax.vmap(lambda m: function(m, fixed)), [jnp.stack([v, v]) for v in moved])
+    except Exception:  # whatever a user's function raises
+        return False
+    return True
+
+
+def _shifts(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]:
+    """Return `step` times the direction, as leaves."""
+    shifts, start = [], 0
+    for leaf in leaves:
+        real, parts = jnp.finfo(leaf.dtype).dtype, []
+        for _ in range(2 if jnp.iscomplexobj(leaf) else 1):
+            part = direction[start : start + leaf.size].reshape(leaf.shape)
+            parts.append(jnp.asarray(step, real) * jnp.asarray(part, real))
+            start += leaf.size
+        shifts.append(parts[0] if len(parts) == 1 else jax.lax.complex(*parts))
+    return shifts
+
+
+def _weighted(cotangents: Sequence[Any], values: Sequence[Any]) -> Any:
+    """Return the real part of `<cotangents, values>`, without a conjugate, as JAX defines it."""
+    total = 0.0
+    for cotangent, value in zip(cotangents, values, strict=True):
+        cotangent = jnp.asarray(cotangent, value.dtype)
+        # An output without a weight may be infinite.
+        product = jnp.where(cotangent == 0, 0, value * cotangent)
+        total = total + jnp.sum(jnp.real(product))
+    return total
+
+
+def coordinates(value: Any) -> np.ndarray:
+    """Return the elements of a leaf as real coordinates, real parts before imaginary ones."""
+    flat = np.asarray(value).ravel()
+    parts = [np.real(flat), np.imag(flat)] if np.iscomplexobj(flat) else [flat]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def gradient_coordinates(leaves: Sequence[Any]) -> np.ndarray:
+    """Return a gradient as real coordinates `g`, so that `g @ shift` is the change of the function.
+
+    JAX's gradient with respect to `x + iy` is `df/dx - i df/dy`, hence the conjugate.
+    """
+    arrays = map(np.asarray, leaves)
+    return np.concatenate([coordinates(np.conj(a) if np.iscomplexobj(a) else a) for a in arrays])

@@ -1,0 +1,197 @@
+"""From function values at a sequence of steps to a derivative with an error bar.
+
+A sequence holds `f(x + h) - f(x)` and `f(x - h) - f(x)` for steps `h` that shrink by `RATIO`. Large
+steps err by the curvature of `f`, small steps by its rounding, and a kink or an edge of the domain
+may lie anywhere between. The sequence alone decides which step to use: nothing here knows the
+derivative that autodiff gives. Everything is NumPy in float64, for many sequences at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+RATIO = 8.0
+
+
+class Derivative(NamedTuple):
+    """Numeric derivatives; each field has shape `[P]`, one entry for each sequence of steps.
+
+    Attributes:
+      value: central estimate, or the one-sided one at an edge of the domain; NaN if there is none.
+      error: its error bar; infinite if nothing is known.
+      left, right: the smaller and the larger one-sided derivative if `kink`, else the value.
+      kink: whether the one-sided derivatives differ by more than curvature and rounding explain.
+      sides: on how many sides the function is finite close by: 2, 1 at an edge, or 0.
+      noise: size of the errors of `f` that the sequence shows.
+      step: the step that was used.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    kink: np.ndarray
+    sides: np.ndarray
+    noise: np.ndarray
+    step: np.ndarray
+
+    def select(self, rows: np.ndarray) -> Derivative:
+        """Return the entries `rows`."""
+        return Derivative(*(values[rows] for values in self))
+
+    def replace(self, rows: np.ndarray, other: Derivative) -> Derivative:
+        """Return a copy with `other` in the places `rows`."""
+        copies = [values.copy() for values in self]
+        for values, new in zip(copies, other, strict=True):
+            values[rows] = new
+        return Derivative(*copies)
+
+
+class _Choice(NamedTuple):
+    value: np.ndarray
+    error: np.ndarray
+    noise: np.ndarray
+    step: np.ndarray
+
+
+def estimate(
+    steps: np.ndarray,
+    plus: np.ndarray,
+    minus: np.ndarray,
+    floor: np.ndarray | float = 0.0,
+    coarsest: float = np.inf,
+    group: np.ndarray | None = None,
+) -> Derivative:
+    """Estimate derivatives from sequences of steps.
+
+    The estimate of each step is corrected by that of the next larger step (Richardson, 1911). Its
+    error bar is the size of this correction plus the noise over the step. All smaller steps bear
+    witness to the noise: where curvature no longer counts, their estimates differ by the errors of
+    `f` over the step. The step with the smallest error bar is used.
+
+    Args:
+      steps: `[P, K]`, positive, each `RATIO` times smaller than the one before, `K >= 3`.
+      plus, minus: `f(x + h) - f(x)` and `f(x - h) - f(x)`, `[P, K]`; not finite outside the domain.
+      floor: least error of a value of `f`, `[P]`, such as its rounding.
+      coarsest: the largest change that rounding of `f` can make; a larger one is a jump of `f`.
+      group: labels, `[P]`, of sequences whose errors have one size. As one may look less noisy than
+        it is, each in a group of four or more is taken for at least as noisy as their median.
+    """
+    derivative = _estimate(steps, plus, minus, floor, coarsest)
+    if group is None:
+        return derivative
+    common = np.zeros(len(steps))
+    for label in np.unique(group):
+        rows = (group == label) & np.isfinite(derivative.error)
+        if rows.sum() >= 4:
+            common[group == label] = np.median(derivative.noise[rows])
+    return _estimate(steps, plus, minus, np.maximum(floor, common), coarsest)
+
+
+def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
+    steps, plus, minus = (np.asarray(a, np.float64) for a in (steps, plus, minus))
+    floor = np.broadcast_to(np.asarray(floor, np.float64), steps.shape[:1])
+    with np.errstate(all="ignore"):
+        # Errors are not larger than the changes that the smallest steps make, if they make any.
+        last = np.abs(np.concatenate([plus[:, -3:], minus[:, -3:]], axis=1))
+        last = np.max(np.where(np.isfinite(last), last, 0.0), axis=1)
+        floor = np.where(last > 0, np.minimum(floor, last), floor)
+        floor = np.maximum(floor, _rounding_unit(plus, minus, coarsest))
+        central = _best((plus - minus) / (2 * steps), steps, 2, floor)
+        right = _best(plus / steps, steps, 1, floor)
+        left = _best(-minus / steps, steps, 1, floor)
+        kink, low, high, spread = _kink(steps, plus, minus, central.noise)
+    inside_left, inside_right = (np.isfinite(side[:, -2:]).all(axis=1) for side in (minus, plus))
+    sides = inside_left.astype(int) + inside_right
+    kink &= sides == 2
+
+    # Where the function is finite on one side only, that side's estimate is all there is.
+    value, error, noise, step = (
+        np.where(sides == 2, both, np.where(inside_right, from_right, from_left))
+        for both, from_right, from_left in zip(central, right, left, strict=True)
+    )
+    value = np.where(sides > 0, value, np.nan)
+    error = np.where(sides > 0, error, np.inf)
+    return Derivative(
+        value,
+        np.where(kink, np.maximum(error, spread), error),
+        np.where(kink, low, value),
+        np.where(kink, high, value),
+        kink,
+        sides,
+        noise,
+        step,
+    )
+
+
+def _best(raw, steps, order, floor) -> _Choice:
+    """Choose among the estimates `raw`, `[P, K]`, whose error shrinks as `steps ** order`."""
+    none = np.full_like(raw[:, :1], np.nan)
+    raw = np.where(np.isfinite(raw), raw, np.nan)
+    larger = np.concatenate([none, raw[:, :-1]], axis=1)
+    smaller = np.concatenate([raw[:, 1:], none], axis=1)
+    # raw(h) = f' + c h^p, so f' = raw(h) + (raw(h) - raw(r h)) / (r^p - 1).
+    correction = (raw - larger) / (RATIO**order - 1)
+    value = np.where(np.isfinite(correction), raw + correction, raw)
+    before = np.concatenate([none, value[:, :-1]], axis=1)
+    curvature = np.fmin(np.abs(correction), np.abs(value - before))
+    # The largest step has no larger one; the next smaller one shows its error instead.
+    curvature = np.where(np.isfinite(correction), curvature, np.abs(raw - smaller))
+
+    noise = np.zeros_like(raw)
+    for k in range(raw.shape[1] - 1):
+        # An error of f by e changes the estimate of a step h by e / h.
+        error = np.abs(raw[:, k + 1 :] - value[:, [k]]) * steps[:, k + 1 :]
+        noise[:, k] = np.nanmax(np.where(np.isfinite(error), error, 0.0), axis=1)
+    error = curvature + (RATIO * noise + 4 * floor[:, None]) / steps
+    error += 4 * np.finfo(np.float64).eps * np.abs(value)
+    # A step without a smaller one has no witness.
+    error = np.where(np.isfinite(error) & np.isfinite(smaller), error, np.inf)
+    best = np.argmin(error, axis=1)
+    rows = np.arange(len(raw))
+    usable = np.isfinite(error[rows, best])
+    return _Choice(
+        np.where(usable, value[rows, best], np.nan),
+        error[rows, best],
+        np.maximum(noise[rows, best], floor),
+        steps[rows, best],
+    )
+
+
+def _rounding_unit(plus, minus, coarsest):
+    """Return the smallest change of `f`, `[P]`, where smaller steps change nothing; 0 for a jump.
+
+    A plateau of exact zeros shows that `f` is rounded to multiples of that change.
+    """
+    size = np.abs(np.concatenate([plus, minus], axis=1))
+    still = (plus == 0) & (minus == 0)
+    smallest = np.min(np.where(np.isfinite(size) & (size > 0), size, np.inf), axis=1)
+    rounded = still.any(axis=1) & (smallest <= coarsest) & np.isfinite(smallest)
+    return np.where(rounded, smallest, 0.0)
+
+
+def _kink(steps, plus, minus, noise):
+    """Return whether one-sided derivatives differ; the smaller, the larger and their error bar."""
+    jump = (plus + minus) / steps
+    doubt = RATIO * noise[:, None] / steps
+    clear = np.isfinite(jump) & (np.abs(jump) > 2 * doubt)
+    # Curvature makes the jump shrink with the step; a kink at this point does not.
+    ratio = jump[:, 1:] / jump[:, :-1]
+    stays = clear[:, 1:] & clear[:, :-1] & (ratio > 0.6) & (ratio < 1.6)
+    rows = np.arange(len(jump))
+    last = jump.shape[1] - 2 - np.argmax(stays[:, ::-1], axis=1)
+    size = np.abs(jump[rows, last + 1])[:, None]
+    # A kink close by is invisible to steps that are shorter than its distance.
+    gone = np.abs(jump) < 0.5 * size - doubt
+    gone &= np.arange(jump.shape[1])[None] > last[:, None]
+    kink = stays.any(axis=1) & ~gone.any(axis=1)
+
+    # One-sided slopes err by a term linear in the step, removed as above with p = 1.
+    slopes = np.stack([-minus, plus]) / steps
+    change = (slopes[..., 1:] - slopes[..., :-1]) / (RATIO - 1)
+    spread = np.where(stays, np.max(np.abs(change), axis=0) + doubt[:, 1:], np.inf)
+    best = np.argmin(spread, axis=1)
+    sides = (slopes[..., 1:] + change)[:, rows, best]
+    return kink, sides.min(axis=0), sides.max(axis=0), spread[rows, best]

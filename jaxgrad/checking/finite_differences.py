@@ -1,0 +1,328 @@
+"""Numeric derivatives of a function, by several methods.
+
+`derivative` and `gradient` choose their steps and give an error bar. `central_difference`,
+`one_sided_difference` and `complex_step` are the textbook methods: they use one fixed step for
+every coordinate and are pure functions that you can jit. `taylor_remainder` tests a gradient along
+one direction. `relative_error` and `tier` give the verdict of the course notes.
+
+All raise `ValueError` or `TypeError` if an argument is not as described or the function raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
+
+from jaxgrad import _validate
+from jaxgrad._numerics import norm
+from jaxgrad.checking._directions import Direction, unit_directions
+from jaxgrad.checking._numeric import LARGEST_STEP, measure, numeric_derivatives, plan_steps
+from jaxgrad.checking._prepare import Problem, prepare
+from jaxgrad.checking._step_sizes import Derivative
+from jaxgrad.checking._tolerance import Tolerance
+from jaxgrad.checking._verdict import Verdict
+
+TIERS = {
+    "course": ((1e-7, "right"), (1e-5, "look again"), (1e-3, "suspicious"), (jnp.inf, "wrong")),
+    "second text": ((1e-7, "right"), (1e-4, "acceptable"), (1e-2, "look"), (jnp.inf, "wrong")),
+}
+"""The verdict of each text on a relative error below the number."""
+
+BATCH_BYTES = 2**22
+"""Size of the perturbed copies of a leaf that are evaluated at once; it fits a core's cache."""
+
+
+class Gradient(NamedTuple):
+    """A numeric gradient; both fields are pytrees like the argument, NumPy arrays of float64."""
+
+    value: Any  # NaN where there is no derivative
+    error: Any  # the error bar; infinite where nothing is known
+
+
+class TaylorRemainder(NamedTuple):
+    """The rest of a function after its first-order Taylor polynomial, for each step."""
+
+    steps: Float[Array, " steps"]
+    remainder: Float[Array, " steps"]  # its size
+    slope: Float[Array, ""]  # of the log of the remainder against that of the step
+
+
+def derivative(f: Callable[[Any], Any], x: Any, direction: Any = None) -> Derivative:
+    """Return the derivative of `f` at `x` along a direction, with an error bar.
+
+    Steps shrink from an eighth of the size of `x` to rounding. The step is chosen from values of
+    the function: Richardson's extrapolation shows the error of large steps, and the differences
+    between small steps show the noise. `f` is evaluated in float64 if it allows that.
+
+    Args:
+      f: maps a pytree of real floating-point arrays to a real scalar.
+      x: the point.
+      direction: a pytree like `x`; by default all ones, which is the derivative if `x` is a scalar.
+
+    Returns:
+      `Derivative` with scalars: the value, its error bar, one-sided derivatives, whether these
+      differ, the noise of the function and the step that was used.
+
+    >>> result = derivative(jnp.sin, 0.5)
+    >>> bool(abs(result.value - np.cos(0.5)) < result.error < 1e-9)
+    True
+    """
+    problem = _prepare(f, x)
+    if direction is None:
+        vector = np.ones(len(problem.point))
+    else:
+        _check_like("direction", direction, x)
+        leaves = jax.tree.leaves(direction)
+        vector = np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves])
+    size = np.max(np.abs(vector))
+    if not size > 0 or not np.isfinite(size):
+        raise ValueError(f"direction must be finite and not zero, got a largest entry of {size}")
+    # The first step moves x by an eighth of its norm, or at the origin an entry by an eighth.
+    scale = norm(problem.point) / norm(vector) or 1 / size
+    result = measure(problem, [Direction(0, 0, vector)], np.array([scale * LARGEST_STEP]))
+    return Derivative(*(values[0] for values in result))
+
+
+def gradient(f: Callable[[Any], Any], x: Any) -> Gradient:
+    """Return the gradient of `f` at `x`, coordinate by coordinate, each with an error bar.
+
+    The arguments are those of `derivative`.
+
+    >>> result = gradient(lambda p: p["a"] ** 2 + jnp.sum(p["b"]), {"a": 3.0, "b": jnp.ones(2)})
+    >>> print(result.value["a"].round(6), result.value["b"].round(6))
+    6.0 [1. 1.]
+    """
+    problem = _prepare(f, x)
+    plan = plan_steps(problem, np.random.default_rng(0))
+    everywhere = [
+        direction
+        for j, info in enumerate(problem.leaves)
+        for direction in unit_directions(j, range(info.start, info.stop))
+    ]
+    tolerance = Tolerance(1e-7, 0.0, 0.0, np.ones(len(problem.leaves), bool))
+    numeric = numeric_derivatives(problem, plan, everywhere, tolerance)
+    return Gradient(*(_like(problem, x, values) for values in (numeric.value, numeric.error)))
+
+
+def _like(problem: Problem, x: Any, values: np.ndarray) -> Any:
+    """Return the values of all coordinates as a pytree like `x`; empty leaves stay empty."""
+    parts = iter([values[leaf.start : leaf.stop] for leaf in problem.leaves])
+    return jax.tree.map(
+        lambda leaf: (next(parts) if np.size(leaf) else np.zeros(0)).reshape(np.shape(leaf)), x
+    )
+
+
+def _prepare(f: Callable[[Any], Any], x: Any) -> Problem:
+    _check(f, x)
+    problem = prepare(f, (x,))
+    if problem.rejection is not None and problem.rejection[0] is Verdict.NONDETERMINISTIC:
+        raise ValueError(problem.rejection[1])
+    return problem
+
+
+def central_difference(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array = 1e-4) -> Any:
+    """Return the two-sided difference `(f(x + eps e_i) - f(x - eps e_i)) / (2 eps)`, like `x`.
+
+    One fixed step serves every coordinate, as in the course. The error is of order `eps^2`, plus
+    rounding of order `|f| 2^-24 / eps` in float32, so use it under `jax.enable_x64(True)`.
+
+    Args:
+      f: maps a pytree to a scalar.
+      x: a pytree of floating-point arrays.
+      eps: the step, positive.
+
+    Source: CS230/Deep Learning Specialization, "Gradient checking".
+
+    >>> with jax.enable_x64(True):
+    ...     slope = central_difference(lambda theta: theta**2, jnp.asarray(3.0))
+    >>> round(float(slope), 6)
+    6.0
+    """
+    _validate.scalar("eps", eps, minimum=0.0, above=True)
+    _check(f, x)
+    return _by_coordinate(f, x, eps, (1.0, -1.0), lambda v, h: (v[0] - v[1]) / (2 * h))
+
+
+def one_sided_difference(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array = 1e-7) -> Any:
+    """Return the one-sided difference `(f(x + eps e_i) - f(x)) / eps`; its error is of order `eps`.
+
+    A negative `eps` takes the other side; at a kink the two differ. See `central_difference`.
+
+    >>> slopes = [one_sided_difference(jnp.abs, jnp.float32(0.0), eps) for eps in (0.5, -0.5)]
+    >>> [float(slope) for slope in slopes]
+    [1.0, -1.0]
+    """
+    _validate.scalar("eps", eps)
+    if not _validate.is_traced(eps) and eps == 0:
+        raise ValueError("eps must not be 0, got 0; pass a small number")
+    _check(f, x)
+    return _by_coordinate(f, x, eps, (1.0, 0.0), lambda v, h: (v[0] - v[1]) / h)
+
+
+def complex_step(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array = 1e-20) -> Any:
+    """Return the complex-step derivative `Im f(x + i eps e_i) / eps`, without cancellation.
+
+    It is exact up to rounding for analytic functions made of operations that JAX defines for
+    complex numbers. It is wrong without notice for `abs`, `max`, comparisons and conjugates, and
+    impossible for most functions with a custom derivative rule.
+
+    The square of the step must be negligible beside 1; see `central_difference` for the rest.
+
+    Source: Squire, Trapp (1998), "Using complex variables to estimate derivatives of real
+    functions".
+
+    >>> round(float(complex_step(jnp.exp, jnp.float32(0.0))), 6)
+    1.0
+    """
+    _validate.scalar("eps", eps, minimum=0.0, above=True)
+    _check(f, x)
+    complex_x = jax.tree.map(lambda a: jax.lax.complex(jnp.asarray(a), jnp.zeros_like(a)), x)
+    out = _by_coordinate(f, complex_x, eps, (1j,), lambda v, h: jnp.imag(v[0]) / h)
+    return jax.tree.map(jnp.real, out)
+
+
+def taylor_remainder(
+    f: Callable[[Any], Any],
+    x: Any,
+    gradient: Any,
+    direction: Any,
+    steps: Sequence[float] | Float[ArrayLike, " steps"] = tuple(2.0**-k for k in range(2, 12)),
+) -> TaylorRemainder:
+    """Measure how `|f(x + h d) - f(x) - h <gradient, d>|` shrinks with the step `h`.
+
+    With the right gradient the remainder falls as `h^2`, with a wrong one as `h`: the slope of its
+    logarithm is 2 or 1. The steps must be much larger than rounding, so use float64.
+
+    Args:
+      f: maps a pytree to a scalar.
+      x: a pytree of floating-point arrays.
+      gradient, direction: pytrees like `x`.
+      steps: positive.
+
+    Returns:
+      `TaylorRemainder`; the slope is NaN if fewer than two remainders are larger than rounding, as
+      for a linear function with its right gradient.
+
+    Source: the remainder test of dolfin-adjoint and Manopt; Farrell et al. (2013).
+
+    >>> with jax.enable_x64(True):
+    ...     out = taylor_remainder(jnp.exp, jnp.float64(0.0), jnp.float64(1.0), jnp.float64(1.0))
+    >>> round(float(out.slope), 1)
+    2.0
+    """
+    _check(f, x)
+    for name, tree in (("gradient", gradient), ("direction", direction)):
+        _check_like(name, tree, x)
+    (theta, unravel), (vector, _) = ravel_pytree(x), ravel_pytree(direction)
+    predicted = jnp.vdot(ravel_pytree(gradient)[0], vector)
+    steps = jnp.asarray(steps, theta.dtype)
+    values = jax.lax.map(lambda h: f(unravel(theta + h * vector)), steps)
+    start = f(x)
+    remainder = jnp.abs(values - start - steps * predicted)
+    above = remainder > 100 * jnp.finfo(theta.dtype).eps * (jnp.abs(start) + jnp.abs(values))
+    # A least-squares line through the logs of the remainders that are above rounding.
+    logs = jnp.log(jnp.stack([jnp.where(above, remainder, 1.0), steps]))
+    count = jnp.sum(above)
+    logs = (logs - jnp.sum(logs * above[None], axis=1, keepdims=True) / count) * above[None]
+    slope = jnp.sum(logs[0] * logs[1]) / jnp.sum(logs[1] ** 2)
+    return TaylorRemainder(steps, remainder, jnp.where(count > 1, slope, jnp.nan))
+
+
+def _by_coordinate(f, x, eps, moves, combine):
+    """Return `combine` of `f` at `x + move eps e_i` and of `eps`, leaf by leaf.
+
+    The other leaves are not copied, so what is computed from them alone is computed once.
+    """
+    leaves, tree = jax.tree.flatten(x)
+    out = []
+    for j, leaf in enumerate(map(jnp.asarray, leaves)):
+        if leaf.size == 0:
+            out.append(leaf)
+            continue
+
+        def value(moved, j=j, leaf=leaf):
+            return f(tree.unflatten([*leaves[:j], moved.reshape(leaf.shape), *leaves[j + 1 :]]))
+
+        columns = leaf.shape[-1] if leaf.ndim else 1
+        rows = leaf.reshape(-1, columns)
+        size = leaf.size * leaf.dtype.itemsize * len(moves)
+        batch = int(np.clip(BATCH_BYTES // size, 1, min(leaf.size, 64)))
+        steps = jnp.tile(jnp.asarray([m * eps for m in moves], leaf.dtype), batch)
+        copies = batch * len(moves)
+
+        def along(start, rows=rows, columns=columns, steps=steps, copies=copies, value=value):
+            # The last batch repeats the last coordinate.
+            index = jnp.minimum(start + jnp.arange(copies) // len(moves), rows.size - 1)
+            # Copies are an axis before the last one: a matrix product then runs over all of them.
+            moved = jnp.broadcast_to(rows[:, None], (len(rows), copies, columns))
+            moved = moved.at[index // columns, jnp.arange(copies), index % columns].add(steps)
+            values = jax.vmap(value, in_axes=1)(moved)
+            return combine(values.reshape(-1, len(moves)).T, eps)
+
+        slopes = jax.lax.map(along, jnp.arange(0, leaf.size, batch))
+        out.append(slopes.ravel()[: leaf.size].reshape(leaf.shape))
+    return tree.unflatten(out)
+
+
+def _check(f, x):
+    for leaf in jax.tree.leaves(x):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"x must have floating-point leaves, got {jnp.result_type(leaf)}; close over the "
+                "others"
+            )
+    out = jax.eval_shape(f, x)
+    if getattr(out, "shape", None) != ():
+        raise ValueError(f"f must return a scalar, got {out}; sum or weigh its outputs")
+
+
+def _check_like(name, tree, x):
+    structures, shapes = zip(*map(_structure_and_shapes, (tree, x)), strict=True)
+    if structures[0] != structures[1] or shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must have the structure and shapes of x, got {structures[0]}")
+
+
+def _structure_and_shapes(tree):
+    return jax.tree.structure(tree), list(map(jnp.shape, jax.tree.leaves(tree)))
+
+
+def relative_error(numeric: Any, autodiff: Any) -> Float[Array, ""]:
+    """Return `|numeric - autodiff| / (|numeric| + |autodiff|)`, Euclidean norms over all leaves.
+
+    Args:
+      numeric, autodiff: pytrees of the same structure and shapes.
+
+    Returns:
+      A scalar between 0 and 1; 0 where both are zero, NaN where an entry is NaN or infinite.
+
+    Source: CS230/Deep Learning Specialization, "Gradient checking".
+    """
+    structures, shapes = zip(*map(_structure_and_shapes, (numeric, autodiff)), strict=True)
+    for name, (expected, other) in (("structure", structures), ("shapes", shapes)):
+        if expected != other:
+            raise ValueError(f"autodiff must have the {name} of numeric, {expected}, got {other}")
+    a, b = ravel_pytree(numeric)[0], ravel_pytree(autodiff)[0]
+    # Divided by the largest entry, so that no square underflows. A NaN is neither equal to zero nor
+    # hidden by the division.
+    size = jnp.max(jnp.abs(jnp.concatenate([a, b])), initial=0.0)
+    a, b = (part / jnp.where(size == 0, 1.0, size) for part in (a, b))
+    total = jnp.linalg.norm(a) + jnp.linalg.norm(b)
+    return jnp.linalg.norm(a - b) / jnp.where(size == 0, 1.0, total)
+
+
+def tier(error: float | np.floating | Array, text: str = "course") -> str:
+    """Return the verdict of a course text, a key of `TIERS`, on a relative error.
+
+    >>> tier(1e-8), tier(1e-6), tier(1e-2)
+    ('right', 'look again', 'wrong')
+    """
+    _validate.choice("text", text, TIERS)
+    # A NaN is below no limit, so it comes out as the last tier, wrong.
+    return next((name for limit, name in TIERS[text] if error < limit), TIERS[text][-1][1])

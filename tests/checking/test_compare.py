@@ -1,0 +1,159 @@
+"""Verdicts on numbers: kinks, edges of the domain, tolerances."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgrad.checking import Verdict, check_grads
+from jaxgrad.checking._compare import judge
+from jaxgrad.checking._step_sizes import Derivative
+from jaxgrad.checking._verdict import ORDER
+from tests.checking.cases import by_path, with_backward
+
+
+def test_detectable_errors_are_detected_and_smaller_ones_are_not_promised(key):
+    w = jax.random.normal(key, (30,))
+
+    def f(w):
+        return jnp.sum(jnp.sin(w))
+
+    detectable = check_grads(f, w).leaves[0].minimum_detectable
+    for size, expected in ((1.1, Verdict.WRONG), (-1.1, Verdict.WRONG), (1e-3, Verdict.AGREE)):
+
+        def backward(args, ct, size=size):
+            return (ct * jnp.cos(args[0]).at[4].add(size * detectable),)
+
+        with jax.enable_x64(True):
+            report = check_grads(with_backward(f, backward), w)
+        assert report.verdict is expected
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (lambda x: jnp.sum(jnp.abs(x)), [0.0, 1.0, -2.0]),
+        (lambda x: jnp.sum(jax.nn.relu(x)), [0.0, 1.0]),
+        (jnp.max, [2.0, 2.0, 1.0]),
+        (lambda x: jnp.sum(jnp.clip(x, -1, 1)), [1.0, 0.3]),
+        (lambda x: jnp.sum(jnp.sort(x) * jnp.arange(3.0)), [1.0, 1.0, 0.5]),
+        (lambda x: jnp.abs(x[0] - x[1]) ** 1.0 + x[2], [3.0, 3.0, 1.0]),
+    ],
+)
+def test_kinks_are_kinks_not_errors(f, x):
+    report = check_grads(f, jnp.float32(x))
+    assert report.verdict is Verdict.KINK
+    assert report.ok
+    assert check_grads(f, jnp.float32(x), strict=True).ok
+    assert "one-sided slopes" in report.leaves[0].reason
+
+
+def test_outside_of_the_one_sided_slopes_is_wrong():
+    rule = with_backward(jax.nn.relu, lambda args, ct: (ct * jnp.where(args[0] >= 0, 1.5, 0.0),))
+    report = check_grads(lambda x: jnp.sum(rule(x)), jnp.float32([0.0, -1.0]))
+    assert report.verdict is Verdict.WRONG
+    assert report.leaves[0].worst_index == (0,)
+
+
+def test_a_relu_network_with_a_large_batch_is_not_flagged(key):
+    for seed in range(4):
+        keys = jax.random.split(jax.random.fold_in(key, seed), 3)
+        w = [jax.random.normal(k, s) for k, s in zip(keys, ((8, 20), (20, 1)), strict=False)]
+        x = jax.random.normal(keys[2], (200, 8))
+        report = check_grads(lambda w, x=x: jnp.mean((jax.nn.relu(x @ w[0]) @ w[1]) ** 2), w)
+        assert report.verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (jnp.linalg.norm, [0.0, 0.0]),
+        (lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0)), [0.0, 1.0]),
+        (lambda x: jnp.sum(jnp.where(x != 0, jnp.sin(x) / x, 1.0)), [0.0, 1.0]),
+    ],
+)
+def test_a_nan_where_the_function_is_finite(f, x):
+    report = check_grads(f, jnp.float32(x))
+    assert report.verdict is Verdict.NONFINITE
+    assert not report.ok
+
+
+def test_edges_of_the_domain_are_not_resolved():
+    report = check_grads(lambda x: jnp.sum(jnp.sqrt(x)), jnp.float32([0.0, 1.0]))
+    assert report.verdict is Verdict.UNRESOLVED
+    assert report.ok
+    assert "edge of the domain" in report.leaves[0].reason
+    assert not check_grads(lambda x: jnp.sum(jnp.sqrt(x)), jnp.float32([0.0]), strict=True).ok
+    close = jnp.float32([1e-30, 1e-10, 1.0])
+    assert check_grads(lambda x: jnp.sum(jnp.log(x)), close).verdict is Verdict.AGREE
+
+
+def test_the_tolerance_of_a_solver_is_no_mistake():
+    matrix = jnp.diag(jnp.arange(1.0, 21.0)) + 0.1
+
+    def solved(b, tol):
+        solve = functools.partial(jax.scipy.sparse.linalg.cg, tol=tol)
+        x = jax.lax.custom_linear_solve(
+            lambda v: matrix @ v, b, lambda _, b: solve(matrix, b)[0], symmetric=True
+        )
+        return jnp.sum(x**3 * jnp.arange(20.0))
+
+    b = jnp.linspace(1.0, 2.0, 20)
+    assert check_grads(lambda b: solved(b, 1e-4), b).ok
+    rule = with_backward(
+        lambda b: solved(b, 1e-4), lambda args, ct: (0.99 * ct * jax.grad(solved)(args[0], 1e-4),)
+    )
+    assert check_grads(rule, b).verdict is Verdict.WRONG
+
+
+def test_a_small_leaf_beside_a_large_one_and_a_regulariser(key):
+    point = {"w": 1e3 * jax.random.normal(key, (30, 30)), "b": jnp.float32([1e-3, 2e-3])}
+
+    def f(p):
+        return 1e6 * jnp.sum(p["w"] ** 2) + jnp.sum(jnp.sin(p["b"]))
+
+    def backward(args, ct):
+        return ({"w": ct * 2e6 * args[0]["w"], "b": ct * 0.9 * jnp.cos(args[0]["b"])},)
+
+    report = check_grads(with_backward(f, backward), point)
+    found = by_path(report)
+    assert found["['w']"].verdict is Verdict.AGREE
+    # The bias moves the value by less than its rounding: said, not guessed.
+    assert found["['b']"].verdict in (Verdict.WRONG, Verdict.UNRESOLVED)
+
+
+def numeric(**fields):
+    """Three numeric derivatives of value 1 with an error bar of 0.01."""
+    ones = np.ones(3)
+    values = {"value": ones, "error": 0.01 * ones, "left": ones, "right": ones, "noise": 0 * ones}
+    values |= {"kink": np.zeros(3, bool), "sides": np.full(3, 2), "step": ones} | fields
+    return Derivative(**values)
+
+
+@pytest.mark.parametrize(
+    ("autodiff", "fields", "verdicts"),
+    [
+        ([1.0, 1.019, 0.981], {}, ["AGREE"] * 3),
+        ([1.021, 0.979, -1.0], {}, ["WRONG"] * 3),
+        ([np.nan, np.inf, 1.0], {}, ["NONFINITE", "NONFINITE", "AGREE"]),
+        # At an edge of the domain an infinite slope may be right, NaN is not.
+        ([np.nan, np.inf, 1.0], {"sides": np.ones(3, int)}, ["NONFINITE", "UNRESOLVED", "AGREE"]),
+        (
+            [np.nan, 5.0, 1.0],
+            {"sides": np.zeros(3, int), "error": np.full(3, np.inf)},
+            ["UNRESOLVED"] * 3,
+        ),
+        ([1.0, 1.05, 1.2], {"error": np.full(3, 0.06)}, ["UNRESOLVED", "UNRESOLVED", "WRONG"]),
+        (
+            [0.0, 2.0, 2.03],
+            {"kink": np.ones(3, bool), "left": np.zeros(3), "right": np.full(3, 2.0)},
+            ["KINK", "KINK", "WRONG"],
+        ),
+    ],
+)
+def test_verdicts_on_numbers(autodiff, fields, verdicts):
+    allowed, wide = np.full(3, 0.01), np.full(3, 0.05)
+    positions = judge(np.array(autodiff), numeric(**fields), allowed, wide)
+    assert [ORDER[i] for i in positions] == verdicts

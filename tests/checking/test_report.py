@@ -1,0 +1,97 @@
+"""The printed report, and what counts as success."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from jaxgrad.checking import Leaf, Report, Verdict
+from jaxgrad.checking._identities import Identity
+
+WRONG = Leaf(
+    path="['b']",
+    verdict=Verdict.WRONG,
+    shape=(4,),
+    relative_error=0.9375,
+    error_bar=2e-9,
+    minimum_detectable=3e-5,
+    worst_index=(1,),
+    autodiff=-0.114179,
+    numeric=-1.826870,
+    dtype=jnp.dtype("float32"),
+    working_error=1e-7,
+    reason="autodiff is 0.0625 times the numeric one",
+)
+LARGE = Leaf(
+    path="['w']",
+    verdict=Verdict.AGREE,
+    shape=(80, 40),
+    relative_error=3.2e-10,
+    error_bar=1e-8,
+    minimum_detectable=4e-5,
+    autodiff=2.67541,
+    numeric=2.67541,
+    dtype=jnp.dtype("float32"),
+    coverage="directions",
+    miss_probability=5e-4,
+    working_error=2e-3,
+)
+REPORT = Report(
+    leaves=(WRONG, LARGE),
+    identities=(
+        Identity("linear", True),
+        Identity("zero", False, 0.5),
+        Identity("vmap", None, reason="f cannot be mapped"),
+    ),
+    left_out=(("['n']", "int32[3]"),),
+    notes=("functions with a custom derivative rule: layer",),
+)
+PRINTED = """\
+WRONG: 1 WRONG, 1 AGREE; numeric derivative in float64
+
+leaf   verdict  relative error  worst index   autodiff   numeric  error bar  visible error
+['b']  WRONG           9.4e-01  [1]          -0.114179  -1.82687      2e-09          3e-05
+['w']  AGREE           3.2e-10  a direction    2.67541   2.67541      1e-08          4e-05
+
+['b']: autodiff is 0.0625 times the numeric one
+does not hold: a zero cotangent gives a zero gradient (relative error 5.0e-01)
+
+['w']: float32 loses 4 digits here and keeps 3 (relative distance 2.0e-03 from the float64 gradient)
+
+functions with a custom derivative rule: layer
+checked along random directions: ['w']; one element off by more than the visible error is always \
+seen, errors of ten times that norm over many elements are missed with a probability below 5e-04
+identities that hold: linear
+identity vmap not tried: f cannot be mapped
+not differentiated: ['n'] (int32[3])"""
+
+
+def test_the_printed_report():
+    assert str(REPORT) == PRINTED
+
+
+def test_modes_and_orders_are_named_where_there_are_several():
+    other = dataclasses.replace(WRONG, mode="fwd", order=2)
+    lines = str(dataclasses.replace(REPORT, leaves=(WRONG, other))).splitlines()
+    assert lines[3].startswith("['b'] rev order 1")
+    assert lines[4].startswith("['b'] fwd order 2")
+    assert "rev" not in str(REPORT)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ok", "strictly_ok"),
+    [
+        (Verdict.AGREE, True, True),
+        (Verdict.KINK, True, True),
+        (Verdict.UNRESOLVED, True, False),
+        (Verdict.WRONG, False, False),
+        (Verdict.NONFINITE, False, False),
+        (Verdict.NONDETERMINISTIC, False, False),
+    ],
+)
+def test_success(verdict, ok, strictly_ok):
+    leaf = dataclasses.replace(WRONG, verdict=verdict)
+    report = Report((LARGE, leaf))
+    assert report.verdict is verdict
+    assert report.ok is ok
+    assert Report((LARGE, leaf), strict=True).ok is strictly_ok
