@@ -22,7 +22,8 @@ A layer is a pytree whose leaves are its hyper-parameters, so that they can be s
 >>> round(float(sizes[1] / sizes[0]), 4)
 2.0
 
-A layer of your own is a class with these methods:
+All functions raise `ValueError` or `TypeError` if an argument is not as described, or if layers,
+shapes and moments do not fit each other. A layer of your own is a class with these methods:
 
 >>> import dataclasses
 >>> from jaxgrad.theory import Moments

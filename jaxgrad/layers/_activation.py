@@ -86,11 +86,8 @@ def activation(function: str | Activation | Callable[..., Any]) -> Elementwise:
     Its parameters are those of the activation that are trained, `{name: []}`.
 
     Args:
-      function: see `jaxgrad.activations.get`. A randomized one draws where `apply` gets a key.
-
-    Raises:
-      ValueError, TypeError: if the activation is unknown; by `predict`, if its inputs are not
-        Gaussian.
+      function: see `jaxgrad.activations.get`. A randomized one draws where `apply` gets a key. For
+        a prediction its inputs must be Gaussian, as they are after a layer of weights.
 
     >>> activation("leaky_relu").homogeneous, activation("selu").homogeneous
     (True, False)

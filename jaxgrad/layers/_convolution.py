@@ -37,6 +37,7 @@ class Convolution(Weights):
     def apply(self, params, state, h, *, key=None):
         kernel, rank = params["kernel"], len(self.kernel_size)
         dtype = jnp.result_type(h, kernel)
+        # Padded here, since XLA's convolutions pad with zeros only.
         h = self._pad(h, range(1, rank + 1))
         # Batch first and channels last; the kernel is [*window, in, out].
         space = tuple(range(1, rank + 1))
@@ -53,6 +54,7 @@ class Convolution(Weights):
         rank = len(self.kernel_size)
         arrays = [moments.log_q, moments.log_gradient, moments.mean, moments.gap]
         shape = np.broadcast_shapes(*(np.shape(array) for array in arrays if array is not None))
+        # Without spatial axes the moments are those of every position.
         if len(shape) < rank:
             if self.padding == "CIRCULAR":
                 return self.weigh(moments)
@@ -83,10 +85,10 @@ class Convolution(Weights):
 
     def _window_mean(self, a):
         """Average over the window around each position, with zeros where it is padded."""
-        # A box window is a product of one-dimensional ones; each sum makes its axis short again.
         axes = range(-len(self.kernel_size), 0)
         lengths = [a.shape[axis] for axis in axes]
         a = self._pad(a, axes)
+        # The mean over a box is a mean over each axis in turn, which cuts the padding off again.
         for axis, size, length in zip(axes, self.kernel_size, lengths, strict=True):
             parts = [jax.lax.slice_in_dim(a, i, i + length, axis=axis) for i in range(size)]
             a = sum(parts[1:], start=parts[0]) / size
@@ -119,10 +121,6 @@ def convolution(
       w_variance, b_variance, bias, kernel_init, parameterization: as of `dense`, with
         `fan_in = prod(kernel_size) in`.
 
-    Raises:
-      ValueError, TypeError: if an argument is not as described; by `predict`, if the padding is
-        "SAME" and the moments have no spatial axes.
-
     Source: Xiao et al. (2018), eq. 2.5, for circular padding; zeros by counting.
 
     >>> from jaxgrad.theory import Moments
@@ -142,6 +140,7 @@ def convolution(
 
 def exp_scaled(logs, axes):
     """Return `exp(logs)` divided by the largest along `axes`, and the log of the divisor."""
+    # The divisor cancels in what is made of the result, so that its derivative may be left out.
     top = jax.lax.stop_gradient(jnp.max(logs, axis=axes, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     return jnp.exp(logs - top), top

@@ -24,9 +24,6 @@ def drop_units(
       rate: at least 0, below 1, may be traced.
       key: PRNG key; `None` for a network in use, which changes nothing.
 
-    Raises:
-      ValueError, TypeError: if `rate` is not as described.
-
     Source: Srivastava et al. (2014), in the inverted form.
 
     >>> drop_units(jnp.ones(6), 0.5, key=jax.random.key(0)).tolist()
@@ -78,9 +75,6 @@ def dropout(rate: Any) -> Dropout:
 
     Args:
       rate: probability of being set to zero, at least 0, below 1, may be traced.
-
-    Raises:
-      ValueError, TypeError: if `rate` is not as described.
 
     Source of the prediction: Schoenholz et al. (2017), sec. 4.
     """

@@ -43,10 +43,9 @@ def static(**options: Any) -> Any:
 def layer(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass and a pytree, as every layer is.
 
-    Fields declared with `static()` must be hashable; the others hold numbers, arrays or layers. Do
-    not check values in `__post_init__`, since JAX builds layers of tracers; check them in a
-    function that makes the layer.
+    Fields declared with `static()` must be hashable; the others hold numbers, arrays or layers.
     """
+    # JAX calls `__init__` with tracers, so that values are checked where layers are made.
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
@@ -55,10 +54,8 @@ class Layer:
 
     @property
     def homogeneous(self) -> bool:
-        """Whether an example times `c > 0` gives outputs times `c`.
-
-        The signal of such a layer is rescaled on its way through a deep network, which is exact.
-        """
+        """Whether an example times `c > 0` gives outputs times `c`."""
+        # The signal of such a layer may be rescaled on its way through a deep network.
         return False
 
     @property
@@ -87,9 +84,7 @@ class Layer:
 
     def predict(self, moments: Moments) -> Moments:
         """Return the moments of the outputs at infinite width, from those of the inputs."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no prediction; define predict(self, moments)"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must define predict to be predicted")
 
     def linearize(
         self, params: Params, h: Scaled, *, key: PRNGKeyArray | None = None
@@ -134,10 +129,11 @@ def init(
     >>> params["kernel"].shape, state
     ((3, 8), ())
     """
-    _check_leaves(layer)
+    _check_fields(layer)
     shape = _validate.shape("shape", shape, 1)
     _validate.key("key", key)
     dtype = jnp.dtype(dtype)
+    # Integers cannot be differentiated.
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be floating, got {dtype}; pass jnp.float32")
     return _init(layer, shape, key, dtype)
@@ -177,13 +173,14 @@ def apply(
     >>> h.shape
     (32, 8)
     """
-    _check_leaves(layer)
+    _check_fields(layer)
     x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
     if key is not None:
         _validate.key("key", key)
     return _apply(layer, params, state, x, key)
 
 
+# The layer is an argument: its structure selects the program, its numbers are data.
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _init(layer, shape, key, dtype):
     params, _ = layer.draw(shape, key=key, dtype=dtype)
@@ -200,29 +197,25 @@ def _apply(layer, params, state, x, key):
 def check_fit(layer: Layer, params: Params, state: State, x: Array) -> None:
     """Raise unless `params` and `state` have the shapes that the layer draws for `x`."""
     shape = x.shape[1:]
-
-    def draw(layer):
-        # Nothing is drawn, so that any key will do.
-        return layer.draw(shape, key=jax.random.key(0), dtype=jnp.float32)[0]
-
-    drawn = jax.eval_shape(draw, layer)
-    expected = {"params": drawn}
-    if state is not None:
-        expected["state"] = jax.eval_shape(layer.init_state, drawn)
-    for name, value in (("params", params), ("state", state)):
-        wanted, actual = (
-            {
-                jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (expected.get(name), value)
-        )
+    # Only shapes are computed, so that any key and dtype will do.
+    drawn, initial = jax.eval_shape(
+        lambda layer: _init(layer, shape, jax.random.key(0), jnp.dtype(jnp.float32)), layer
+    )
+    expected = {"params": drawn, "state": None if state is None else initial}
+    for name, value in {"params": params, "state": state}.items():
+        wanted, actual = _shapes(expected[name]), _shapes(value)
         if wanted != actual:
             raise ValueError(
                 f"{name} must have the shapes {wanted} to fit x of shape [batch, *{shape}], got "
                 f"{actual}; take {name} from jaxgrad.layers.init(layer, {shape}, ...), or pass x "
                 "of the shape that was given there"
             )
+
+
+def _shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {keystr(path): np.shape(leaf) for path, leaf in leaves}
 
 
 def check_is_layer(name: str, value: Any) -> None:
@@ -234,8 +227,9 @@ def check_is_layer(name: str, value: Any) -> None:
         )
 
 
-def _check_leaves(layer):
+def _check_fields(layer):
     check_is_layer("layer", layer)
+    # A leaf of another kind would be refused by JAX, without the name of the field.
     for leaf in jax.tree.leaves(layer):
         if not isinstance(leaf, (int, float, np.ndarray, np.generic, jax.Array)):
             raise TypeError(

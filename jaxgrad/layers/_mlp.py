@@ -62,17 +62,19 @@ class Mlp(Weights):
         def step(carry, layer_params):
             h, index = carry
             z = self.scale_and_shift(layer_params, h @ layer_params["kernel"])
+            # The index of a layer, from 1, sets its draws.
             trained, key_layer = layer_params.get("activation", {}), fold_key(key, index)
             h, _ = Elementwise(self.function).apply(trained, None, z, key=key_layer)
             return (h, index + 1), None
 
         carry, _ = step((h, 1), params["first"])
         (h, _), _ = jax.lax.scan(step, carry, params["hidden"])
+        # A readout is linear: weights of variance 1 and no activation.
         if self.out_features is not None:
             h, _ = self._readout.apply(params["readout"], None, h)
         return h, state
 
-    # That of one layer of weights does not fit.
+    # The one that is inherited is for a single layer of weights.
     linearize = Layer.linearize
 
     def stacks(self, params, *, key=None):
@@ -144,9 +146,6 @@ def mlp(
       w_variance, b_variance, bias, kernel_init, parameterization: as of `dense`.
       bias_init: initializer of unit variance, whose variance is multiplied by `b_variance`; `None`
         for a normal one.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
 
     >>> from jaxgrad import layers
     >>> network = mlp(8, 5, "relu", out_features=2, bias=True)

@@ -42,10 +42,7 @@ def normalize(
 ) -> Float[Array, "*shape"]:
     """Return `(h - mean) / sqrt(variance + epsilon)`, and 0 where that root is 0.
 
-    Args:
-      h: a signal.
-      statistics: of this signal or of other batches, of shapes that broadcast to `h`.
-      epsilon: at least 0, may be traced.
+    The statistics are of this signal or of other batches, in shapes that broadcast to `h`.
 
     Source: Ioffe, Szegedy (2015), algorithm 1; Ba, Kiros, Hinton (2016), eq. 4.
     """
@@ -61,14 +58,10 @@ def normalize(
 def update(running: Statistics, batch: Statistics, momentum: Any) -> Statistics:
     """Return `momentum running + (1 - momentum) batch`, in the shapes of `running`.
 
-    The variance of the batch is divided by the number of values, as in flax and Keras; PyTorch and
-    Ioffe, Szegedy (2015) divide by one less.
-
-    Args:
-      running: the statistics so far, for example means 0 and variances 1.
-      batch: statistics of as many values, in any shape.
-      momentum: from 0 to 1, may be traced; 1 leaves `running` as it is.
+    The momentum is from 0 to 1 and may be traced; 1 leaves `running` as it is.
     """
+    # The variance of the batch is divided by the number of values, as in flax and Keras; PyTorch
+    # and Ioffe, Szegedy (2015) divide by one less.
 
     def mixed(old, new):
         return momentum * old + (1 - momentum) * jnp.reshape(new, old.shape).astype(old.dtype)
@@ -109,9 +102,6 @@ def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
       epsilon: added to the variance, at least 0, may be traced. With 0 a constant example becomes
         zeros.
 
-    Raises:
-      ValueError, TypeError: if `epsilon` is not as described.
-
     Source: Ba, Kiros, Hinton (2016), eq. 4; the prediction by the law of large numbers.
     """
     _validate.scalar("epsilon", epsilon, minimum=0.0)
@@ -143,6 +133,7 @@ class BatchNorm(Layer):
         return Statistics(jnp.zeros(shape), jnp.ones(shape))
 
     def apply(self, params, state, h, *, key=None):
+        # In use: an example does not depend on the others.
         if state is not None and key is None:
             return _rescale(params, normalize(h, state, self.epsilon)), state
         batch = statistics(h, range(self.spatial + 1))
@@ -161,6 +152,7 @@ class BatchNorm(Layer):
                 "differ, got None; pass for example gap=1.0, examples without correlation"
             )
         shape = np.broadcast_shapes(np.shape(moments.log_q), np.shape(moments.gap))
+        # Moments without spatial axes are those of every position.
         axes = tuple(range(-self.spatial, 0)) if len(shape) >= self.spatial else ()
         log_q, gap = (jnp.broadcast_to(a, shape) for a in (moments.log_q, moments.gap))
         q, log_scale = exp_scaled(log_q, axes)
@@ -180,24 +172,21 @@ def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> 
     Its parameters are `{"scale": [features], "shift": [features]}`, at first ones and zeros. Its
     state is the running mean and variance, `[features]` each.
 
-    Batch norm makes the growth of gradients independent of the weight variance, but not level: at
-    the start of training the squared gradients of deep ReLU networks grow by `pi / (pi - 1)` a
-    layer, and the first steps mend that. `python -m experiments.norm_layers` measures both.
+    Batch norm makes the growth of gradients the same at all weight variances, but not level: at the
+    start of training the squared gradients of deep ReLU networks grow by `pi / (pi - 1)` a layer,
+    and the first steps mend that. `python -m experiments.norm_layers` measures both.
 
-    The prediction is for a large batch; growth rates are off by order `1 / batch`. It assumes that
-    all units have the same variance over the batch. That holds after a layer of weights. After an
-    activation it holds only where the arguments have gap 1, as in a block that normalizes too and
-    has no biases; elsewhere the growth may be off by 10 % a block. With spatial axes it assumes
-    that the correlation of two examples does not depend on position.
+    The prediction needs moments with a gap, which tells how much examples differ. It is for a large
+    batch; growth rates are off by order `1 / batch`. It assumes that all units have the same
+    variance over the batch. That holds after a layer of weights. After an activation it holds only
+    where the arguments have gap 1, as in a block that normalizes too and has no biases; elsewhere
+    the growth may be off by 10 % a block. With spatial axes it assumes that the correlation of two
+    examples does not depend on position.
 
     Args:
       epsilon: as of `layer_norm`.
       spatial: number of spatial axes, which are averaged like the batch.
       momentum: share of the running statistics that stays in an update, at least 0, may be traced.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described, or inputs have other axes; by
-        `predict`, if the moments have no gap, which tells how much examples differ.
 
     Source: Ioffe, Szegedy (2015); Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz (2019).
     """

@@ -62,9 +62,10 @@ class Repeat(Layer):
 
             if self.active is None:
                 return act(h, copy_state)
+            # A branch, so that copies that do not act cost no products, except under a vmap.
             return jax.lax.cond(index < self.active, act, lambda *same: same, h, copy_state)
 
-        # A scan needs one dtype throughout.
+        # A scan needs one dtype throughout. A state of None has no leaves to scan over.
         h = h.astype(jnp.result_type(h, *jax.tree.leaves(params)))
         return jax.lax.scan(step, h, (jnp.arange(self.depth), params, state))
 
@@ -99,10 +100,6 @@ def repeat(block: Layer, depth: int, *, active: Any = None) -> Repeat:
       depth: number of copies, at least 1.
       active: how many of them act, from 0 to `depth`, may be traced; the others, last in order,
         return their input, and only a penalty moves their parameters. `None` for all.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described; by `draw`, if the block changes the
-        shape or has no parameters.
 
     >>> from jaxgrad.layers import activation, apply, dense, init, sequential
     >>> block = sequential(dense(8), activation("relu"))

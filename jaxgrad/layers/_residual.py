@@ -41,6 +41,7 @@ class Residual(Layer):
 
     def apply(self, params, state, h, *, key=None):
         added, state = self.branch.apply(params, state, h, key=key)
+        # A scale of float32 must not widen a signal of half precision.
         return h + (self.scale * added).astype(h.dtype), state
 
     def linearize(self, params, h, *, key=None):
@@ -58,6 +59,7 @@ class Residual(Layer):
 
     @in_float64
     def predict(self, moments):
+        # Whether the branch has weights shows in what it makes of moments that are not fresh.
         added = self.branch.predict(dataclasses.replace(moments, fresh=False))
         if not added.fresh:
             raise ValueError(
@@ -92,10 +94,6 @@ def residual(branch: Layer, scale: Any = 1.0) -> Residual:
     Args:
       branch: a layer that keeps the shape of its input and, to be predicted, has weights.
       scale: one number, may be traced.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described; by `draw`, if the branch changes
-        the shape; by `predict`, if the branch has no weights that make it independent of its input.
 
     Source: He, Zhang, Ren, Sun (2016), eq. 1; the prediction as in Yang, Schoenholz (2017), by the
     independence of the branch's weights.

@@ -43,6 +43,7 @@ class Sequential(Layer):
             after.append(part_state)
         return h, None if state is None else tuple(after)
 
+    # Part i draws from fold_in(key, i), here and wherever else there is a key.
     def linearize(self, params, h, *, key=None):
         derivatives = []
         for i, part in enumerate(self.layers):
@@ -73,9 +74,6 @@ def sequential(*layers: Layer) -> Sequential:
 
     Layer `i` of 0, 1, ... draws from `fold_in(key, i)`. Parameters and state are tuples with one
     entry for each layer.
-
-    Raises:
-      TypeError: if an argument is not a `Layer`.
 
     >>> import jax
     >>> from jaxgrad.layers import activation, dense, init

@@ -44,6 +44,7 @@ class Weights(Layer):
 
     @property
     def homogeneous(self) -> bool:
+        # The argument decides, not the size of the biases, which may be traced.
         return not self.bias
 
     def draw_weights(self, key_kernel, key_bias, kernel_shape, dtype):
@@ -107,7 +108,7 @@ class Weights(Layer):
         log_q = weighted_log_sum_exp((w, b), (moments.log_q, 0.0))
         gap = moments.gap
         if gap is not None:
-            # q' gap' = w q gap: all examples have the same biases.
+            # q' gap' = w q gap: biases are the same for all examples.
             gap = gap * w * jnp.exp(jnp.minimum(moments.log_q - log_q, LARGE))
         return dataclasses.replace(
             moments,
@@ -173,11 +174,8 @@ def dense(
         draws with unit variances and multiplies the outputs, so that one draw serves all variances.
         The outputs are the same for the same key.
 
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
-
-    Source of the prediction: Poole et al. (2016), eq. 3, 5; Schoenholz et al. (2017), eq. 9. Of
-    "ntk": Jacot, Gabriel, Hongler (2018).
+    Source: Poole et al. (2016), eq. 3 and 5, and Schoenholz et al. (2017), eq. 9, for the
+    prediction; Jacot, Gabriel, Hongler (2018) for "ntk".
 
     >>> from jaxgrad import layers
     >>> params, _ = layers.init(dense(16, w_variance=2.0), (8,), key=jax.random.key(0))
@@ -191,6 +189,7 @@ def weights(
     features, w_variance, b_variance, bias, kernel_init, parameterization, bias_init=None
 ) -> dict[str, Any]:
     """Return the checked fields of `Weights`."""
+    # A variance in the place of `bias` would pass for true.
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be True or False, got {bias!r}; give its size as b_variance")
     _validate.scalar("w_variance", w_variance, minimum=0.0)

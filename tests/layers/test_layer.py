@@ -197,7 +197,7 @@ class Clip(layers.Layer):
         return out, state
 
 
-def test_layers_of_ones_own_compose(key):
+def test_custom_layers_compose(key):
     block = layers.residual(layers.sequential(layers.dense(4), Clip(0.5)))
     stack = layers.sequential(layers.repeat(block, 3), Clip(0.25))
     params, state = layers.init(stack, (4,), key=key)
@@ -210,7 +210,7 @@ def test_layers_of_ones_own_compose(key):
     assert state[1] == {"count": 2}
     assert not stack.homogeneous
     assert not stack.mixes
-    with pytest.raises(NotImplementedError, match="Clip has no prediction"):
+    with pytest.raises(NotImplementedError, match="Clip must define predict"):
         stack.predict(Moments(0.0, gaussian=True))
 
 
