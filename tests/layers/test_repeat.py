@@ -159,6 +159,28 @@ def test_sequences_draw_and_compute_in_order(key, x):
     np.testing.assert_array_equal(layers.apply(layers.sequential(), (), (), x)[0], x)
 
 
+def test_a_residual_prediction_in_closed_form():
+    branch = layers.dense(4, w_variance=0.5, b_variance=0.2, bias=True)
+    start = Moments(np.log(1.2), np.log(3.0), 0.3, 0.4)
+    result = layers.residual(branch, -0.7).predict(start)
+    added = 0.5 * 1.2 + 0.2
+    q = 1.2 + 0.49 * added
+    np.testing.assert_allclose(np.exp(result.log_q), q, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(result.log_gradient), 3.0 * (1 + 0.49 * 0.5), rtol=1e-12)
+    np.testing.assert_allclose(result.mean, 0.3 * np.sqrt(1.2 / q), rtol=1e-12)
+    # Biases are common to two examples, so that only the rest of the branch differs.
+    np.testing.assert_allclose(result.gap * q, (1.2 + 0.49 * 0.5 * 1.2) * 0.4, rtol=1e-12)
+    assert (result.gaussian, result.fresh) == (False, False)
+    # Of two parts with means, the product of the means counts too.
+    branch = layers.sequential(layers.dense(4), layers.activation("relu"))
+    added = branch.predict(start)
+    result = layers.residual(branch, 2.0).predict(start)
+    cross = 2 * 2.0 * 0.3 * added.mean * np.exp((np.log(1.2) + added.log_q) / 2)
+    np.testing.assert_allclose(
+        np.exp(result.log_q), 1.2 + 4 * np.exp(added.log_q) + cross, rtol=1e-12
+    )
+
+
 def test_errors(key):
     with pytest.raises(ValueError, match="depth must be at least 1"):
         layers.repeat(BLOCK, 0)
