@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import frontend, trainability
+from experiments import _kit, trainability
 
 SAMPLE = (1, 4, 16, 45, 128)
 """Depths that PyTorch trains."""
@@ -30,8 +30,8 @@ def pytorch(cells: int) -> dict[str, Any]:
     """Seconds and accuracy of `cells` networks of each sampled depth, spread over the variances."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    config = trainability.Config()
-    arrays = trainability.digits(config)
+    config = trainability.Options()
+    arrays = [a for part in trainability.digits(config) for a in part]
     x, y, x_test, y_test = (torch.from_numpy(np.array(a)) for a in arrays)
     y, y_test = y.long(), y_test.long()
     variances = np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
@@ -77,12 +77,12 @@ def pytorch(cells: int) -> dict[str, Any]:
 
 def jaxgrad() -> dict[str, Any]:
     """Seconds for the whole map, accuracy of every cell, and the rates of arithmetic."""
-    frontend.use_all_cores()
+    _kit.use_all_cores()
     import jax
     import jax.numpy as jnp
     from jax.sharding import Mesh, PartitionSpec
 
-    config = trainability.Config()
+    config = trainability.Options()
     devices = np.array(jax.local_devices())
 
     def timed(function) -> tuple[float, Any]:
@@ -149,7 +149,7 @@ def main() -> None:
     if options.part:
         print(json.dumps(pytorch(options.cells) if options.part == "pytorch" else jaxgrad()))
         return
-    config = trainability.Config()
+    config = trainability.Options()
     each = config.w_variances * config.seeds
     ours = in_process("jaxgrad", 0)
     print(

@@ -1,15 +1,15 @@
-"""Which networks can be trained, over depth and weight variance, and did theory say so before?
+"""Which networks can be trained, over depth and weight variance, and did theory predict it?
 
-Run `python -m experiments.trainability`, or `--help` for its options. A run that was stopped goes
-on where it was when the same command is given again.
+Run `python -m experiments.trainability`, or `--help` for its options. The command continues a run
+that was stopped.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,185 +18,142 @@ import optax
 import xarray
 from scipy import stats
 
-from experiments import frontend
-from jaxgrad import (
-    activations,
-    initializers,
-    layers,
-    plotting,
-    sweeps,
-    theory,
-    training,
-)
-from jaxgrad.training import normalization
+from experiments import _kit
+from experiments._kit import Claim, Estimate, Report, classifier, figures, option, paragraph, table
+from jaxgrad import activations, initializers, layers, propagation, sweeps, theory
+from jaxgrad.plotting.style import THEORY, halo
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Kind = Literal["plain", "orthogonal", "critical", "batch_norm", "residual"]
 CLASSES = 10
 SCALES = 6
-"""Depth scales to which networks are trainable, Schoenholz et al. (2017)."""
+"""Depth scales up to which networks are trainable, Schoenholz et al. (2017)."""
 NEAR = 1.5
-"""In depth, a cell within this factor of the border is on it."""
+"""A cell within this factor of the border in depth is near it."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Options(_kit.SeededOptions):
     """Options of the map of trained networks."""
 
-    kinds: tuple[Kind, ...] = ("plain",)
-    """plain, orthogonal (weights), critical (biases as the weights' variance needs them, to keep
-    angles longest), batch_norm (before the activation), residual (branches); a map of each."""
-    activation: str = "tanh"
-    """A name of jaxgrad.activations.TABLE."""
-    depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 80, 96, 112, 128)
-    """Numbers of hidden layers; each is compiled."""
-    w_variance_min: float = 0.5
-    """Smallest weight variance, times fan-in."""
-    w_variance_max: float = 4.0
-    """Largest weight variance, times fan-in."""
-    w_variances: int = 24
-    """How many weight variances, in even ratios, at least 2."""
-    b_variance: float = 0.05
-    """Variance of the biases at the start, but for the kind critical."""
-    rates: tuple[float, ...] = (0.01,)
-    """Learning rates of gradient descent; of several the best one counts, cell by cell."""
-    width: int = 64
-    """Units of every layer."""
-    steps: int = 300
-    """Of training."""
-    longer: int = 5
-    """Cells that do not learn although theory says so are trained again, for so many times the
-    steps at as many times smaller rates, and as many beyond theory's border; 1 leaves them."""
-    batch: int = 64
-    """Examples in a step."""
-    seeds: int = 2
-    """How many networks for each cell, at least 2."""
-    first_seed: int = 0
-    """The seeds are first_seed, first_seed + 1, ..."""
-    output: Path = Path("results/trainability")
-    """Where to write the store (.zarr) and the figure (.png)."""
+    kinds: tuple[Kind, ...] = option(
+        ("plain",),
+        "plain, orthogonal (weights), critical (biases of the critical line), batch_norm (before "
+        "the activation), residual (branches); a map for each.",
+        choices=get_args(Kind),
+    )
+    activation: str = option("tanh", "Name of an activation.", choices=tuple(activations.TABLE))
+    depths: tuple[int, ...] = option(
+        (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 80, 96, 112, 128),
+        "Numbers of hidden layers; each is compiled.",
+        minimum=1,
+        ascending=True,
+    )
+    w_variance_min: float = option(0.5, "Smallest weight variance, times fan-in.", above=0)
+    w_variance_max: float = option(4.0, "Largest weight variance, times fan-in.", above=0)
+    w_variances: int = option(24, "Number of weight variances, in even ratios.", minimum=2)
+    b_variance: float = option(0.05, "Variance of the biases, except of critical.", minimum=0)
+    rates: tuple[float, ...] = option(
+        (0.01,), "Learning rates; of several the best one counts.", above=0, ascending=True
+    )
+    width: int = option(64, "Units of every layer.", minimum=1)
+    steps: int = option(300, "Training steps.", minimum=1)
+    longer: int = option(
+        5,
+        "Cells that do not learn against the prediction are trained again for LONGER times the "
+        "steps at as many times smaller rates, and as many beyond the border; 1 skips that.",
+        minimum=1,
+    )
+    batch: int = option(64, "Examples in a step.", minimum=1)
+    seeds: int = option(2, "Networks for each cell.", minimum=2)
+    output: Path = option(Path("results/trainability"), "Where to write: OUTPUT.zarr, OUTPUT.png.")
+
+    def check(self) -> None:
+        """Raise ValueError if the range is empty or a kind is not possible."""
+        if self.w_variance_min >= self.w_variance_max:
+            raise ValueError(
+                "w_variance_min and w_variance_max must be in this order, got "
+                f"{self.w_variance_min:g} and {self.w_variance_max:g}"
+            )
+        for kind in self.kinds:
+            biases(kind, self)
+
+    @property
+    def variances(self) -> np.ndarray:
+        """The weight variances of the map, times fan-in."""
+        return np.geomspace(self.w_variance_min, self.w_variance_max, self.w_variances)
+
+    def identity(self) -> dict[str, Any]:
+        """The options on which a network's training depends."""
+        return {k: v for k, v in _kit.as_plain(self).items() if k not in ("output", "longer")}
+
+    def store(self, name: str = "") -> Path:
+        """The path of measurements."""
+        return self.output.with_name(f"{self.output.name}{name}.zarr")
 
 
-def checked(config: Config) -> None:
-    """Raise if the config cannot be run, before anything starts."""
-    activations.get(config.activation)
-    for name, least in (
-        *((name, 2) for name in ("w_variances", "seeds")),
-        *((name, 1) for name in ("width", "steps", "longer", "batch")),
-        ("first_seed", 0),
-    ):
-        value = getattr(config, name)
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}; raise it")
-    for name in ("depths", "rates"):
-        values = getattr(config, name)
-        if not values or not np.all(np.diff([0, *values]) > 0):
-            raise ValueError(f"{name} must be ascending numbers above 0, got {values}; sort them")
-    if any(depth != int(depth) for depth in config.depths):
-        raise ValueError(f"depths must be whole numbers, got {config.depths}; round them")
-    kinds = get_args(Kind)
-    if not config.kinds or len(set(config.kinds)) < len(config.kinds) or {*config.kinds} - {*kinds}:
-        raise ValueError(f"kinds must be different ones of {', '.join(kinds)}; got {config.kinds}")
-    if not np.isfinite(config.rates).all():
-        raise ValueError(f"rates must be finite, got {config.rates}; correct them")
-    if not 0 < config.w_variance_min < config.w_variance_max < np.inf:
-        raise ValueError(
-            "w_variance_min and w_variance_max must be above 0, finite and in this order, got "
-            f"{config.w_variance_min:g} and {config.w_variance_max:g}; swap or correct them"
-        )
-    if not 0 <= config.b_variance < np.inf:
-        raise ValueError(
-            f"b_variance must be at least 0 and finite, got {config.b_variance:g}; correct it"
-        )
-    if "critical" in config.kinds:
-        biases("critical", config)
-    frontend.writable("output", config.output)
-
-
-def w_variances(config: Config) -> np.ndarray:
-    """The weight variances of the map, times fan-in."""
-    return np.geomspace(config.w_variance_min, config.w_variance_max, config.w_variances)
-
-
-def biases(kind: str, config: Config) -> np.ndarray:
+def biases(kind: str, options: Options) -> np.ndarray:
     """Variance of the biases for each weight variance.
 
-    On the critical line where that is possible; weights too small for it want no biases.
+    For critical networks, that of the critical line; smaller weights than those of the line have no
+    biases.
     """
-    variances = w_variances(config)
     if kind != "critical":
-        return np.full(len(variances), config.b_variance)
-    line = theory.critical_line(config.activation, np.geomspace(1e-8, 1e4, 4001))
+        return np.full(options.w_variances, options.b_variance)
+    line = theory.critical_line(options.activation, np.geomspace(1e-8, 1e4, 4001))
     w_line, b_line = (np.asarray(a) for a in (line.w_variance, line.b_variance))
     if not np.all(np.diff(w_line) > 0):
         raise ValueError(
             "activation must have a critical point for every large weight variance, as tanh, for "
-            f"the kind critical, got {config.activation!r}; leave the kind out"
+            f"the kind critical, got {options.activation!r}; omit the kind"
         )
-    return np.interp(np.log(variances), np.log(w_line), b_line)
+    return np.interp(np.log(options.variances), np.log(w_line), b_line)
 
 
-def hidden(kind: str, config: Config, w_variance: Any, b_variance: Any) -> layers.Layer:
+def hidden(kind: str, options: Options, w_variance: Any, b_variance: Any) -> layers.Layer:
     """One hidden layer; its biases are drawn, or start at 0, and are trained."""
     kernel_init = initializers.orthogonal() if kind == "orthogonal" else None
-    dense = layers.dense(config.width, w_variance, jnp.asarray(b_variance), kernel_init=kernel_init)
-    phi = layers.activation(config.activation)
-    if kind == "batch_norm":
-        return layers.sequential(dense, layers.batch_norm(1e-5), phi)
-    return layers.sequential(dense, phi)
+    variances = {"w_variance": w_variance, "b_variance": b_variance}
+    dense = layers.dense(options.width, bias=True, kernel_init=kernel_init, **variances)
+    norm = [layers.batch_norm(1e-5)] * (kind == "batch_norm")
+    return layers.sequential(dense, *norm, layers.activation(options.activation))
 
 
-def repeated(kind: str, config: Config, w_variance: Any, b_variance: Any) -> layers.Layer:
-    """What every hidden layer but the first is: `hidden`, or a branch of it."""
-    layer = hidden(kind, config, w_variance, b_variance)
+def block(kind: str, options: Options, w_variance: Any, b_variance: Any) -> layers.Layer:
+    """Every hidden layer but the first: `hidden`, or a residual branch of it."""
+    layer = hidden(kind, options, w_variance, b_variance)
     return layers.residual(layer) if kind == "residual" else layer
 
 
 def network(
-    kind: str, config: Config, depth: int, w_variance: Any, b_variance: Any, active: Any = None
+    kind: str, options: Options, depth: int, w_variance: Any, b_variance: Any, active: Any = None
 ) -> layers.Layer:
     """A classifier of `depth` hidden layers, of which `active` act."""
-    first, block = (make(kind, config, w_variance, b_variance) for make in (hidden, repeated))
+    variances = (options, w_variance, b_variance)
     others = None if active is None else active - 1
-    rest = [layers.repeat(block, depth - 1, others)] if depth > 1 else []
-    return layers.sequential(first, *rest, layers.dense(CLASSES, 1.0, jnp.zeros(())))
+    stack = [layers.repeat(block(kind, *variances), depth - 1, active=others)] * (depth > 1)
+    return layers.sequential(hidden(kind, *variances), *stack, layers.dense(CLASSES, bias=True))
 
 
-def digits(config: Config) -> tuple[np.ndarray, ...]:
-    """Inputs and labels of a training and a test set, 80/20, standardized alike."""
-    from sklearn import datasets
-
-    loaded: Any = datasets.load_digits()
-    x, y = loaded.data.astype(np.float32), loaded.target.astype(np.int32)
-    key = jax.random.key(config.first_seed)
-    train, test = (np.asarray(rows) for rows in training.splits.split(y, (0.8, 0.2), key=key))
-    x = np.asarray(normalization.apply(normalization.fit(x[train]), x))
-    return x[train], y[train], x[test], y[test]
+def digits(options: Options) -> list[_kit.Examples]:
+    """A training and a test set, 80/20, standardized alike."""
+    data, key = _kit.load("digits"), jax.random.key(options.first_seed)
+    return _kit.split(data.x, data.labels, (0.8, 0.2), key=key)
 
 
-def train(net: layers.Layer, key, rate, steps, batch, data) -> dict[str, jax.Array]:
-    """Accuracy and loss of one network after training; what diverges goes on to its end."""
-    x, y, x_test, y_test = data
+def train(layer: layers.Layer, rate, steps, batch, data, *, key) -> dict[str, jax.Array]:
+    """Accuracy and loss of one network after training; one that diverges is trained to the end."""
+    train, test = data
     key_init, key_fit = jax.random.split(key)
-    params, _ = net.init(key_init, (x.shape[1],), jnp.float32)
-
-    def loss(params, state, batch, key):
-        logits, state = layers.apply_state(net, params, state, batch[0], key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-        return jnp.mean(losses), state
-
-    fitted = training.fit(
-        loss,
-        params,
-        optax.sgd(rate),
-        (x, y),
-        key=key_fit,
-        steps=steps,
-        batch_size=batch,
-        state=layers.init_state(net, params),
-    )
-    logits, _ = layers.apply_state(net, fitted.params, fitted.state, x_test, None)
-    right = (jnp.argmax(logits, axis=1) == y_test) & jnp.all(jnp.isfinite(logits), axis=1)
-    return {"accuracy": jnp.mean(right), "loss": fitted.loss[-1]}
+    params, _ = layer.draw(train.x.shape[1:], key=key_init, dtype=jnp.float32)
+    sizes = {"steps": steps, "batch_size": batch}
+    fit = classifier.train(layer, params, optax.sgd(rate), train, key=key_fit, **sizes)
+    logits = classifier.logits(layer, fit.params, fit.state, test.x)
+    right = jnp.argmax(logits, axis=1) == test.labels
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
+    return {"accuracy": jnp.mean(right & finite), "loss": fit.loss[-1]}
 
 
 VARIABLES = {
@@ -205,30 +162,30 @@ VARIABLES = {
 }
 
 
-def measure(config: Config, progress: Any = None, store: Path | None = None) -> xarray.Dataset:
-    """Train every network; a cell that diverges gets a loss that is not finite and goes on."""
-    variances = w_variances(config)
+def measure(options: Options, progress: Any = None, store: Path | None = None) -> xarray.Dataset:
+    """Train every network; a cell that diverges gets a loss that is not finite."""
+    variances = options.variances
 
-    def cell(key, point, b_variances, *data):
+    def cell(key, point, b_variances, data):
         kind, w_variance = point["kind"], point["w_variance"]
         b_variance = jnp.interp(w_variance, jnp.asarray(variances), b_variances[kind])
-        net = network(kind, config, point["depth"], w_variance, b_variance)
-        return train(net, key, point["rate"], config.steps, config.batch, data)
+        layer = network(kind, options, point["depth"], w_variance, b_variance)
+        return train(layer, point["rate"], options.steps, options.batch, data, key=key)
 
     return sweeps.run(
         cell,
         {
-            "kind": config.kinds,
-            "depth": config.depths,
-            "rate": config.rates,
+            "kind": options.kinds,
+            "depth": options.depths,
+            "rate": options.rates,
             "w_variance": variances.tolist(),
-            "seed": range(config.first_seed, config.first_seed + config.seeds),
+            "seed": options.seed_values,
         },
         VARIABLES,
         key=jax.random.key(0),
-        args=({kind: biases(kind, config) for kind in config.kinds}, *digits(config)),
+        args=({kind: biases(kind, options) for kind in options.kinds}, digits(options)),
         units={"w_variance": "1/fan_in"},
-        config=identity(config),
+        config=options.identity(),
         store=store,
         static=["depth"],
         vectorized=False,
@@ -236,68 +193,54 @@ def measure(config: Config, progress: Any = None, store: Path | None = None) -> 
     )
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """The options that decide a network's training."""
-    return {k: v for k, v in frontend.described(config).items() if k not in ("output", "longer")}
-
-
 def measure_again(
-    kind: str,
-    config: Config,
-    cells: np.ndarray,
-    progress: Any = None,
-    store: Path | None = None,
+    kind: str, options: Options, cells: np.ndarray, progress: Any = None, store: Path | None = None
 ) -> xarray.Dataset:
-    """Train the cells at `[[w_variance index, depth index], ...]` for longer at smaller rates.
+    """Train the cells `[[w_variance index, depth index], ...]` for longer at smaller rates.
 
     Their depths are data of one program, which has layers for the deepest.
     """
-    depths = np.asarray(config.depths)[cells[:, 1]]
+    depths = np.asarray(options.depths)[cells[:, 1]]
     variances, b_variances = (
-        a[cells[:, 0]].astype(np.float32) for a in (w_variances(config), biases(kind, config))
+        a[cells[:, 0]].astype(np.float32) for a in (options.variances, biases(kind, options))
     )
     deepest = max(2, int(depths.max()))
 
-    def cell(key, point, depths, variances, b_variances, *data):
-        index = point["cell"]
-        found = variances[index], b_variances[index], depths[index]
-        net = network(kind, config, deepest, *found)
-        rate = point["rate"] / config.longer
-        return train(net, key, rate, config.steps * config.longer, config.batch, data)
+    def cell(key, point, depths, variances, b_variances, data):
+        index, rate = point["cell"], point["rate"] / options.longer
+        numbers = variances[index], b_variances[index], depths[index]
+        layer = network(kind, options, deepest, *numbers)
+        return train(layer, rate, options.steps * options.longer, options.batch, data, key=key)
 
     return sweeps.run(
         cell,
-        {
-            "cell": range(len(cells)),
-            "rate": config.rates,
-            "seed": range(config.first_seed, config.first_seed + config.seeds),
-        },
+        {"cell": range(len(cells)), "rate": options.rates, "seed": options.seed_values},
         VARIABLES,
         key=jax.random.key(0),
-        args=(depths, variances, b_variances, *digits(config)),
-        config=identity(config) | {"kind": kind, "longer": config.longer},
+        args=(depths, variances, b_variances, digits(options)),
+        config=options.identity() | {"kind": kind, "longer": options.longer},
         store=store,
         vectorized=False,
         progress=progress,
     )
 
 
-def scales(kind: str, config: Config) -> np.ndarray:
+def scales(kind: str, options: Options) -> np.ndarray:
     """Theory's depth scale by weight variance, in layers.
 
-    Of plain, orthogonal and critical networks that over which the angle between two examples
-    approaches its limit; of the others that over which a squared gradient changes by e, as their
-    angles have no such limit or hardly move.
+    For plain, orthogonal and critical networks it is the scale over which the angle between two
+    examples approaches its limit. Angles of the other kinds have no such limit or hardly change:
+    for these it is the scale over which a squared gradient changes by e.
     """
-    variances, b_variances = w_variances(config), biases(kind, config)
+    variances, b_variances = options.variances, biases(kind, options)
     if kind not in ("batch_norm", "residual"):
-        return np.asarray(theory.correlation(config.activation, variances, b_variances).xi_c)
+        return np.asarray(theory.correlation(options.activation, variances, b_variances).xi_c)
+    depth = max(2, *options.depths)
 
     def growth(w_variance, b_variance):
-        block = repeated(kind, config, w_variance, b_variance)
-        first = theory.Moments(log_q=jnp.log(w_variance + b_variance), gap=1.0)
-        depth = max(2, *config.depths)
-        logs = theory.predict_blocks(block.predict, first, depth).log_gradient
+        stack = layers.repeat(block(kind, options, w_variance, b_variance), depth)
+        inputs = theory.Moments(log_q=jnp.log(w_variance + b_variance), gap=1.0)
+        logs = propagation.predict(stack, inputs).log_gradient
         return (logs[-1] - logs[depth // 2 - 1]) / (depth - depth // 2)
 
     with jax.enable_x64(True):
@@ -305,34 +248,34 @@ def scales(kind: str, config: Config) -> np.ndarray:
 
 
 class Map(NamedTuple):
-    """What became of one kind of network beside what theory says; arrays `[w_variance, depth]`.
+    """One kind of network, trained and predicted; arrays `[w_variance, depth]`.
 
     Attributes:
       accuracy: at the best rate, mean over seeds.
       learns: more than half of the way from chance to the best accuracy of the map.
-      should: whether theory says so, a depth of up to `SCALES` depth scales.
+      predicted: whether the depth is at most `SCALES` depth scales.
       threshold: of the accuracy.
-      room: log of the depth to which theory says so over the depth.
-      lost: share of runs whose loss is not finite at the end.
+      margin: log of the largest predicted depth over the depth.
+      diverged: share of runs whose loss is not finite at the end.
     """
 
     accuracy: np.ndarray
     learns: np.ndarray
-    should: np.ndarray
+    predicted: np.ndarray
     threshold: float
-    room: np.ndarray
-    lost: float
+    margin: np.ndarray
+    diverged: float
 
     @property
-    def agree(self) -> float:
-        """Share of cells on the side that theory says."""
-        return float(np.mean(self.learns == self.should))
+    def agreement(self) -> float:
+        """Share of cells that are as predicted."""
+        return float(np.mean(self.learns == self.predicted))
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, of accuracy with the room that theory leaves."""
-        found: Any = stats.spearmanr(self.room.ravel(), self.accuracy.ravel())
-        return found.statistic
+        """Spearman's, of accuracy and margin."""
+        result: Any = stats.spearmanr(self.margin.ravel(), self.accuracy.ravel())
+        return result.statistic
 
 
 def best_rate(dataset: xarray.Dataset) -> np.ndarray:
@@ -340,153 +283,202 @@ def best_rate(dataset: xarray.Dataset) -> np.ndarray:
     return dataset["accuracy"].mean("seed").max("rate").values
 
 
-def compared(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
+def compare(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
     """Set the accuracies of one kind beside theory's depth scale, `[w_variance]`."""
     accuracy = best_rate(dataset.transpose("seed", "rate", "w_variance", "depth"))
     threshold = (1 / CLASSES + float(accuracy.max())) / 2
-    room = np.log(SCALES * scale[:, None] / dataset["depth"].values[None])
-    lost = float(np.mean(~np.isfinite(dataset["loss"].values)))
-    return Map(accuracy, accuracy > threshold, room >= 0, threshold, room, lost)
+    margin = np.log(SCALES * scale[:, None] / dataset["depth"].values[None])
+    diverged = float(np.mean(~np.isfinite(dataset["loss"].values)))
+    return Map(accuracy, accuracy > threshold, margin >= 0, threshold, margin, diverged)
 
 
-def report(kind: str, found: Map, config: Config) -> str:
-    """Theory's trainable region against accuracy: a table, a share, a correlation, exceptions."""
-    variances = w_variances(config)
+def map_report(kind: str, result: Map, options: Options) -> list[str]:
+    """Predicted and measured region: a table, a share, a correlation, exceptions."""
     rows = []
-    for i, depth in enumerate(config.depths):
-        learns, should, accuracy = (a[:, i] for a in (found.learns, found.should, found.accuracy))
-        means = (f"{accuracy[s].mean():.0%}" if s.any() else "" for s in (should, ~should))
-        agree = f"{np.mean(learns == should):.0%}"
-        rows.append((str(depth), _range(variances, should), _range(variances, learns)))
-        rows[-1] += (*means, agree)
+    for i, depth in enumerate(options.depths):
+        learns, inside = result.learns[:, i], result.predicted[:, i]
+        accuracy = result.accuracy[:, i]
+        means = (f"{accuracy[s].mean():.0%}" if s.any() else "" for s in (inside, ~inside))
+        regions = (_range(options.variances, cells) for cells in (inside, learns))
+        rows.append((str(depth), *regions, *means, f"{np.mean(learns == inside):.0%}"))
     headings = ("depth", "theory: trains", "measured", "accuracy inside", "outside", "agree")
-    late, early = found.learns & ~found.should, ~found.learns & found.should
-    text = [
-        f"{config.activation}, {kind}, width {config.width}: weight variances (x fan-in) at which",
-        f"networks learn, after {config.steps} steps; theory: depth up to {SCALES} scales;",
-        f"measured: test accuracy above {found.threshold:.0%}, half of the way from chance to the "
-        "best.",
-        frontend.table(headings, rows),
-        f"\n{found.agree:.1%} of {late.size} cells lie on the side that theory says; rank "
-        f"correlation of accuracy with log({SCALES} scale / depth): {found.rank_correlation:+.2f}.",
-    ]
+    title = (
+        f"{options.activation}, {kind}, width {options.width}: weight variances (x fan-in) at "
+        f"which networks learn, after {options.steps} steps; theory: depth up to {SCALES} scales; "
+        f"measured: test accuracy above {result.threshold:.0%}, half of the way from chance to the "
+        "best."
+    )
+    late, early = result.learns & ~result.predicted, ~result.learns & result.predicted
+    text = (
+        f"{result.agreement:.1%} of {late.size} cells are as predicted; rank correlation of "
+        f"accuracy with log({SCALES} scale / depth): {result.rank_correlation:+.2f}."
+    )
     if (late | early).any():
-        factor = np.exp(np.median(np.abs(found.room[late | early])))
-        text.append(
-            f"Exceptions: {late.sum()} learn beyond {SCALES} scales, {early.sum()} do not learn "
-            "within; half of all lie "
-            + (f"within a factor {factor:.2f} of" if factor < 10 else "far from")
-            + " the border in depth."
+        factor = np.exp(np.median(np.abs(result.margin[late | early])))
+        distance = f"within a factor {factor:.2f} of" if factor < 10 else "far from"
+        text += (
+            f" Exceptions: {late.sum()} learn beyond {SCALES} scales, {early.sum()} do not learn "
+            f"within; half of all are {distance} the border in depth."
         )
-    if found.lost:
-        text.append(f"{found.lost:.1%} of the runs ended with a loss that is not finite.")
-    return "\n".join(text)
+    if result.diverged:
+        text += f" {result.diverged:.1%} of the runs ended with a loss that is not finite."
+    return [table(headings, rows, title), paragraph(text)]
 
 
-def exceptions_and_control(found: Map) -> tuple[np.ndarray, np.ndarray]:
+def exceptions_and_control(result: Map) -> tuple[np.ndarray, np.ndarray]:
     """Cells `[[w_variance, depth], ...]` that do not learn: all within, as many nearest beyond."""
-    within, beyond = (np.argwhere(~found.learns & side) for side in (found.should, ~found.should))
-    nearest = np.argsort(-found.room[tuple(beyond.T)], kind="stable")
+    within, beyond = (
+        np.argwhere(~result.learns & side) for side in (result.predicted, ~result.predicted)
+    )
+    nearest = np.argsort(-result.margin[tuple(beyond.T)], kind="stable")
     return within, beyond[nearest[: len(within)]]
 
 
-def report_again(
-    found: Map,
+def again_report(
+    result: Map,
     cells: np.ndarray,
     again: xarray.Dataset,
     control: xarray.Dataset | None,
-    config: Config,
+    options: Options,
 ) -> str:
-    """What became of the cells that were trained again, and of which it remains to be said why."""
-    learnt = best_rate(again) > found.threshold
+    """How many of the cells that were trained again learn, and where the others are."""
+    learned = best_rate(again) > result.threshold
     text = (
-        f"The {len(cells)} that do not learn within, trained again at 1/{config.longer} of the rate"
-        f" for {config.longer} times the steps: {learnt.sum()} learn."
+        f"The {len(cells)} that do not learn within, trained again at 1/{options.longer} of the "
+        f"rate for {options.longer} times the steps: {learned.sum()} learn."
     )
-    if not learnt.all():
-        rest = cells[~learnt]
-        near = np.sum(np.exp(found.room[tuple(rest.T)]) < NEAR)
-        depths = ", ".join(map(str, np.unique(np.asarray(config.depths)[rest[:, 1]])))
+    if not learned.all():
+        rest = cells[~learned]
+        near = np.sum(np.exp(result.margin[tuple(rest.T)]) < NEAR)
+        depths = ", ".join(map(str, np.unique(np.asarray(options.depths)[rest[:, 1]])))
         text += (
-            f"\nOf the other {len(rest)}, of depth {depths}, {near} lie within a factor "
-            f"{NEAR:g} of the border in depth."
+            f" Of the other {len(rest)}, of depth {depths}, {near} are within a factor {NEAR:g} of "
+            "the border in depth."
         )
-    as_said = (found.learns == found.should).sum() + learnt.sum()
+    count = (result.learns == result.predicted).sum() + learned.sum()
     if control is not None:
-        strayed = best_rate(control) > found.threshold
-        as_said -= strayed.sum()
-        text += f"\nOf the {strayed.size} nearest beyond, trained alike, {strayed.sum()} learn."
-    return f"{text}\nThen {as_said / found.learns.size:.1%} of the cells are as theory says."
+        beyond = best_rate(control) > result.threshold
+        count -= beyond.sum()
+        text += f" Of the {beyond.size} nearest beyond, trained alike, {beyond.sum()} learn."
+    return paragraph(f"{text} Then {count / result.learns.size:.1%} of the cells are as predicted.")
 
 
-def summary(maps: dict[str, Map], config: Config) -> str:
+def summary(maps: Mapping[str, Map], options: Options) -> str:
     """The kinds beside each other."""
     rows = [
         (
             kind,
-            f"{found.learns.mean():.0%}",
-            f"{found.learns[:, -1].mean():.0%}",
-            f"{found.accuracy.max():.0%}",
-            f"{found.should.mean():.0%}",
-            f"{found.agree:.1%}",
-            f"{found.rank_correlation:+.2f}",
+            f"{result.learns.mean():.0%}",
+            f"{result.learns[:, -1].mean():.0%}",
+            f"{result.accuracy.max():.0%}",
+            f"{result.predicted.mean():.0%}",
+            f"{result.agreement:.1%}",
+            f"{result.rank_correlation:+.2f}",
         )
-        for kind, found in maps.items()
+        for kind, result in maps.items()
     ]
-    deepest = f"at depth {max(config.depths)}"
+    deepest = f"at depth {max(options.depths)}"
     headings = ("kind", "cells that learn", deepest, "best accuracy", "theory: learn", "agree")
-    return frontend.table((*headings, "rank correlation"), rows)
+    return table((*headings, "rank correlation"), rows)
 
 
 def _range(variances: np.ndarray, inside: np.ndarray) -> str:
     if not inside.any():
         return "none"
-    at = np.flatnonzero(inside)
-    gaps = "" if len(at) == at[-1] - at[0] + 1 else ", with gaps"
-    return f"{variances[at[0]]:.2f} to {variances[at[-1]]:.2f}{gaps}"
+    index = np.flatnonzero(inside)
+    gaps = "" if len(index) == index[-1] - index[0] + 1 else ", with gaps"
+    return f"{variances[index[0]]:.2f} to {variances[index[-1]]:.2f}{gaps}"
 
 
-def train_again(name: str, kind: str, cells: np.ndarray, config: Config) -> xarray.Dataset:
-    """`measure_again` with a bar and a store of this name."""
-    store = config.output.with_name(f"{config.output.name}_{kind}_{name}.zarr")
-    return measure_again(kind, config, cells, frontend.Bar(f"{kind}, {name}"), store)
+def figure(maps: Mapping[str, Map], borders: Mapping[str, np.ndarray], options: Options) -> Figure:
+    """Accuracy after training over depth and weight variance, with the predicted border.
+
+    Args:
+      maps: by kind.
+      borders: by kind, depth up to which theory predicts that networks learn, `[w_variances]`.
+      options: of the run.
+    """
+    rows = -(-len(maps) // 3)
+    columns = -(-len(maps) // rows)
+    size = (9.5, 6.2) if len(maps) == 1 else (5.0 * columns + 1, 4.4 * rows + 1)
+    figure, axes = figures.panels(rows, columns, size, sharex=True, sharey=True)
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    for index, (kind, result) in enumerate(maps.items()):
+        ax = axes.flat[index]
+        mesh, line = draw_map(ax, result.accuracy, borders[kind], options)
+        ax.set_title(f"{kind.replace('_', ' ')}: {result.agreement:.1%} of cells as predicted")
+        if index + columns >= len(maps):
+            ax.set_xlabel("depth, hidden layers")
+            ax.tick_params(labelbottom=True)
+        if index % columns == 0:
+            ax.set_ylabel("weight variance × fan-in")
+    figure.colorbar(mesh, ax=axes, label="test accuracy, %")
+    words = f"{options.activation} networks after {options.steps} steps"
+    figure.suptitle(f"Which networks learn, and theory's border: {words}", fontsize=14)
+    label = "theory, made without training: trainable to the left, six depth scales"
+    figure.legend([line], [label], loc="outside lower center", frameon=False)
+    return figure
 
 
-def run(config: Config) -> None:
+def draw_map(
+    ax: Any, accuracy: np.ndarray, border: np.ndarray, options: Options
+) -> tuple[Any, Any]:
+    """One panel of the figure."""
+    depths, variances = np.asarray(options.depths), options.variances
+    x, y = cell_edges(depths), cell_edges(variances)
+    look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
+    mesh = ax.pcolormesh(x, y, 100 * accuracy, **look)
+    # An infinite depth is drawn beyond the edge, so that the line leaves the map there.
+    border = np.minimum(border, 10 * x[-1])
+    (line,) = ax.plot(border, variances, color=THEORY, linewidth=2.5, path_effects=halo(5))
+    ax.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=y[[0, -1]])
+    for axis, values in ((ax.xaxis, depths), (ax.yaxis, variances)):
+        low, high = np.log2(values[[0, -1]])
+        powers = 2.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
+        figures.ticks(axis, powers[(powers >= values[0]) & (powers <= values[-1])])
+    return mesh, line
+
+
+def cell_edges(values: np.ndarray) -> np.ndarray:
+    """Borders of cells around values on a logarithmic axis."""
+    logs = np.log(np.asarray(values, float))
+    middle = (logs[1:] + logs[:-1]) / 2
+    first = logs[0] - (middle[0] - logs[0] if len(middle) else 0.5)
+    last = logs[-1] + (logs[-1] - middle[-1] if len(middle) else 0.5)
+    return np.exp(np.concatenate([[first], middle, [last]]))
+
+
+def run(options: Options) -> None:
     """Train a network for each depth and weight variance, and compare with theory's depth scale."""
-    checked(config)
-    start = time.perf_counter()
-    named = config.output.with_name
-    store = named(config.output.name + ".zarr")
-    dataset = measure(config, frontend.Bar("networks"), store)
-    trained = dataset["accuracy"].size
-    reach = {kind: SCALES * scales(kind, config) for kind in config.kinds}
-    maps = {kind: compared(dataset.sel(kind=kind), reach[kind] / SCALES) for kind in config.kinds}
-    for kind, found in maps.items():
-        print(report(kind, found, config))
-        cells, beyond = exceptions_and_control(found)
-        if len(cells) and config.longer > 1:
-            again = train_again("again", kind, cells, config)
-            control = train_again("control", kind, beyond, config) if len(beyond) else None
-            print(report_again(found, cells, again, control, config))
-            trained += (len(cells) + len(beyond)) * len(config.rates) * config.seeds
-        print(flush=True)
+    dataset = measure(options, _kit.progress("networks"), options.store())
+    borders = {kind: SCALES * scales(kind, options) for kind in options.kinds}
+    maps = {k: compare(dataset.sel(kind=k), border / SCALES) for k, border in borders.items()}
+    sections, claims = [], []
+    for kind, result in maps.items():
+        sections += map_report(kind, result, options)
+        cells, beyond = exceptions_and_control(result)
+        if len(cells) and options.longer > 1:
+            again, control = (
+                measure_again(
+                    kind, options, part, _kit.progress(name), options.store(f"_{kind}_{name}")
+                )
+                if len(part)
+                else None
+                for name, part in (("again", cells), ("control", beyond))
+            )
+            sections.append(again_report(result, cells, again, control, options))
+        text = f"{kind}: cells are as predicted more often than by the more frequent outcome"
+        more = max(result.learns.mean(), 1 - result.learns.mean())
+        estimate = Estimate.exact(result.agreement)
+        claims.append(Claim(text, estimate, "greater", float(more), form=".1%"))
     if len(maps) > 1:
-        print(summary(maps, config))
-    figure = plotting.trainability(
-        {kind.replace("_", " "): found.accuracy for kind, found in maps.items()},
-        np.asarray(config.depths),
-        w_variances(config),
-        list(reach.values()),
-        [found.agree for found in maps.values()],
-        f"{config.activation} networks after {config.steps} steps",
-    )
-    path = named(config.output.name + ".png")
-    figure.savefig(path, dpi=110)
-    print(f"\n{trained} networks; {time.perf_counter() - start:.0f} s, without what was there.")
-    print(f"Figure: {path}\nMeasurements: {store}")
+        sections.append(summary(maps, options))
+    sections.append(f"{dataset['accuracy'].size} networks in {options.store()}")
+    estimates = {kind: result._asdict() for kind, result in maps.items()}
+    _kit.publish(Report(sections, claims, estimates), options, figure(maps, borders, options))
 
 
 if __name__ == "__main__":
-    frontend.use_all_cores()
-    frontend.main(Config, run)
+    _kit.use_all_cores()
+    _kit.command(Options, run, resumable=True)

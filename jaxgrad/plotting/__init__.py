@@ -3,11 +3,9 @@
 from jaxgrad.plotting._depth_map import depth_map
 from jaxgrad.plotting._phase_diagram import phase_diagram
 from jaxgrad.plotting.diagnosis import diagnosis
-from jaxgrad.plotting.trainability import trainability
 
 __all__ = [
     "depth_map",
     "diagnosis",
     "phase_diagram",
-    "trainability",
 ]
