@@ -133,7 +133,9 @@ def network(
     """A classifier of `depth` hidden layers, of which `active` act."""
     variances = (options, w_variance, b_variance)
     others = None if active is None else active - 1
-    stack = [layers.repeat(block(kind, *variances), depth - 1, active=others)] * (depth > 1)
+    stack = []
+    if depth > 1:
+        stack = [layers.repeat(block(kind, *variances), depth - 1, active=others)]
     return layers.sequential(hidden(kind, *variances), *stack, layers.dense(CLASSES, bias=True))
 
 

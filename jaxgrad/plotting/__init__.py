@@ -2,10 +2,8 @@
 
 from jaxgrad.plotting._depth_map import depth_map
 from jaxgrad.plotting._phase_diagram import phase_diagram
-from jaxgrad.plotting.diagnosis import diagnosis
 
 __all__ = [
     "depth_map",
-    "diagnosis",
     "phase_diagram",
 ]

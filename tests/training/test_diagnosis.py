@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.planted_faults import CASES, runs
+from experiments.diagnosis.planted_faults import CASES, runs
 from jaxgrad import training
 from jaxgrad.training import monitoring
 from jaxgrad.training.diagnosis import Fault, diagnose

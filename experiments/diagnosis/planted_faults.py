@@ -1,7 +1,7 @@
-"""Small training runs with one fault each, and healthy ones, on real data, watched.
+"""Small training runs with one fault each, and healthy ones, on real data, with their records.
 
-Faults are data, so that all runs of a group are one compiled program. `CASES` holds the runs by
-which `jaxgrad.training.diagnosis` is judged, in its tests and in `experiments.diagnosis`.
+Faults are data, so that all runs of a group are one compiled program. `CASES` holds the runs that
+test `jaxgrad.training.diagnosis`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import _kit
 from jaxgrad import activations, layers, training
 from jaxgrad.training import monitoring, normalization
 
@@ -22,10 +23,10 @@ STACKED = "^hidden/"
 """Paths of the parameters that have a leading axis of layers."""
 EVERY = 20
 """Steps between evaluations."""
-EXAMPLES = {"digits": 600, "cancer": 320, "wine": 120}
-"""For training."""
-DEV = {"digits": 200, "cancer": 200, "wine": 58}
-"""Examples of the dev set."""
+EXAMPLES = {"digits": 600, "breast_cancer": 320, "wine": 120}
+"""Training examples of each data set."""
+DEV = {"digits": 200, "breast_cancer": 200, "wine": 58}
+"""Dev examples of each data set."""
 OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": functools.partial(optax.sgd, momentum=0.9),
@@ -37,7 +38,7 @@ OPTIMIZERS = {
 
 
 class Group(NamedTuple):
-    """What the runs of one compiled program share.
+    """The settings that all runs of one compiled program share.
 
     Attributes:
       activation: a name of `jaxgrad.activations.TABLE`.
@@ -63,7 +64,7 @@ class Group(NamedTuple):
 
 
 class Plant(NamedTuple):
-    """One run: its seed and how it departs from the healthy runs of its group.
+    """One run: its seed and how it differs from the healthy runs of its group.
 
     Attributes:
       fault: a value of `jaxgrad.training.faults.Fault`, `None` for a healthy run.
@@ -115,7 +116,7 @@ CASES: dict[Group, tuple[Plant, ...]] = {
         Plant("label noise", 9, noise=0.5),
         Plant("frozen layer", 10, frozen=2, since=50),
     ),
-    Group("relu", 3, "sgd", "cancer", rate=0.05, w_variance=2.0, width=16): (
+    Group("relu", 3, "sgd", "breast_cancer", rate=0.05, w_variance=2.0, width=16): (
         *HEALTHY[:2],
         Plant("exploding", 3, w_variance=100),
         Plant("unnormalised inputs", 4, raw=True),
@@ -146,28 +147,15 @@ CASES: dict[Group, tuple[Plant, ...]] = {
 """Every fault in two groups at least, and healthy runs beside most of them."""
 
 
-@functools.cache
-def table(data: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of a data set that scikit-learn ships, by its name in `EXAMPLES`."""
-    from sklearn import datasets
-
-    load = {
-        "digits": datasets.load_digits,
-        "cancer": datasets.load_breast_cancer,
-        "wine": datasets.load_wine,
-    }[data]
-    loaded: Any = load()
-    return loaded.data.astype(np.float32), loaded.target.astype(np.int32)
-
-
-def pieces(group: Group, plant: Plant) -> dict[str, Any]:
-    """The arrays of one run, of the same shapes for all plants of a group."""
-    x, labels = table(group.data)
+def arrays(group: Group, plant: Plant) -> dict[str, Any]:
+    """The data of one run, of the same shapes for all plants of a group."""
+    data = _kit.load(group.data)
+    x, labels = data.x.astype(np.float32), data.labels
     rng = np.random.default_rng(plant.seed)
     order = rng.permutation(len(labels))
     train = order[: EXAMPLES[group.data]]
     dev = order[len(train) : len(train) + DEV[group.data]]
-    # Few examples over and over, so that all runs have the shapes of one.
+    # Few examples are repeated, so that all runs have the same shapes.
     train = train[np.arange(len(train)) % (plant.examples or len(train))]
     if not plant.raw:
         x = np.asarray(normalization.apply(normalization.fit(x[train]), x))
@@ -189,7 +177,7 @@ def pieces(group: Group, plant: Plant) -> dict[str, Any]:
 
 
 def affine(layer: Any, h: Any) -> jax.Array:
-    """`h W + b` of one layer."""
+    """`h W + b`."""
     z = h @ layer["kernel"]
     return z + jnp.broadcast_to(layer["bias"], z.shape)
 
@@ -218,7 +206,7 @@ def cross_entropy(params: Any, batch: Any, activation: str) -> jax.Array:
 def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTransformation:
     """One of `OPTIMIZERS`, with updates times `moving`, `[depth + 1]`, from step `since` on."""
 
-    def held(updates, state, params=None):
+    def update(updates, state, params=None):
         factors = jnp.where(state >= since, moving, 1.0)
         shares = {"first": factors[0], "hidden": factors[1:-1], "readout": factors[-1]}
         scaled = {
@@ -232,7 +220,7 @@ def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTr
         }
         return scaled, state + 1
 
-    counted = optax.GradientTransformation(lambda params: jnp.int32(0), held)
+    counted = optax.GradientTransformation(lambda params: jnp.int32(0), update)
     return optax.chain(OPTIMIZERS[name](rate), counted)
 
 
@@ -254,11 +242,10 @@ def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
 
 
 def run(group: Group, data: Any, classes: int) -> training.Fit:
-    """Train on one plant's `pieces`; may be mapped over them.
+    """Train on one plant's `arrays`; may be mapped over them.
 
-    Returns:
-      `Fit` with `layer_norms` as the trace, the dev error, and `units` on the dev set and
-      `train_error` as the record.
+    The trace of the result is `layer_norms`, its error that of the dev set, and its record has
+    `units` on the dev set and `train_error`.
     """
     key_init, key_fit = jax.random.split(jax.random.key(data["seed"]))
     params = initial(group, data, key_init, classes)
@@ -303,25 +290,20 @@ def _fits(group, data, classes):
 
 
 def runs(group: Group, plants: Sequence[Plant]) -> Iterator[tuple[tuple, dict[str, Any]]]:
-    """Train every plant of a group, at once.
+    """Train every plant of a group, in one call.
 
     Yields:
-      For each, what `jaxgrad.training.diagnosis.diagnose` takes: `(fit, norms, units)` and a dict
-      of `names`, `inputs` and `train_error`. All arrays are NumPy's.
+      The arguments of `jaxgrad.training.diagnosis.diagnose` for each: `(fit, norms, units)`, and a
+      dictionary of `names`, `inputs` and `train_error`. All arrays are NumPy's.
     """
-    made = [pieces(group, plant) for plant in plants]
-    classes = int(table(group.data)[1].max()) + 1
-    fits = _fits(group, jax.tree.map(lambda *a: np.stack(a), *made), classes)
+    data = [arrays(group, plant) for plant in plants]
+    classes = len(_kit.load(group.data).classes)
+    fits = _fits(group, jax.tree.map(lambda *a: np.stack(a), *data), classes)
     fits = jax.tree.map(np.asarray, fits)
     params = jax.tree.map(lambda a: a[0], fits.params)
     names = monitoring.layer_names(params, stacked=stacked(group))
-    for index, piece in enumerate(made):
+    for index, one in enumerate(data):
         fit = jax.tree.map(lambda a, index=index: a[index], fits)
-        yield (
-            (fit, fit.trace, fit.record["units"]),
-            {
-                "names": names,
-                "inputs": piece["train"]["x"],
-                "train_error": fit.record["train_error"],
-            },
-        )
+        record = {"names": names, "inputs": one["train"]["x"]}
+        record["train_error"] = fit.record["train_error"]
+        yield (fit, fit.trace, fit.record["units"]), record

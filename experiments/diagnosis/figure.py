@@ -1,4 +1,4 @@
-"""The figure of `experiments.diagnosis`."""
+"""The figure: the records of training runs, a row each, with the panel that shows the fault."""
 
 from __future__ import annotations
 
@@ -8,72 +8,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments._kit import figures
 from jaxgrad.plotting.style import LINES, SHADES, THEORY, halo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLUMNS = (
+COLUMNS = (
     "Loss of each batch",
     "Error",
     "Gradient",
     "Update / weights",
     "Pre-activations z",
 )
-_LABELS = ("loss", "share wrong", "log10 of norm", "log10 of ratio", "share of all z")
-_TELLTALE = {
+LABELS = ("loss", "share wrong", "log10 of norm", "log10 of ratio", "share of all z")
+PANELS = {
     "exploding": 0,
     **dict.fromkeys(("overfitting", "label noise"), 1),
     "vanishing": 2,
     **dict.fromkeys(("rate too high", "rate too low", "frozen layer"), 3),
     **dict.fromkeys(("dead units", "saturated units"), 4),
 }
-_FOUND = LINES[0][0]
-_CUSTOMARY = -3.0
+MARK = LINES[0][0]
+USUAL_RATIO = -3.0
 
 
-def diagnosis(runs: Sequence[Any], edges: Sequence[float], words: str = "") -> Figure:
-    """What was recorded of training runs, a row each, beside what ails them.
+def draw(runs: Sequence[Any], edges: Sequence[float], title: str) -> Figure:
+    """Draw the records of training runs beside their diagnoses.
 
-    The panel in which the first finding shows is framed, its layer drawn thick and the step where
-    it began dashed.
+    The panel in which the first finding shows is framed, its layer is drawn thick, and the step
+    where it began is dashed.
 
     Args:
-      runs: of `experiments.diagnosis`, or whatever has the attributes of its `Watched`: `fit` with
-        norms as the trace and `units` and `train_error` in the record, `names`, `found`, `plant`,
-        `group`, `epochs` and `right`.
+      runs: the diagnosed runs, `experiments.diagnosis.__main__.Run`.
       edges: of the histogram of pre-activations.
-      words: a sentence for the title.
-
-    Returns:
-      A matplotlib figure, to be shown or saved by the caller.
+      title: a sentence.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 0.9 + 1.5 * len(runs)), layout="constrained")
-    grid = figure.subplots(
-        len(runs),
-        1 + len(_COLUMNS),
-        squeeze=False,
-        sharex="col",
-        sharey="col",
-        width_ratios=(1.15, 1, 1, 1.1, 1.1, 1.1),
-    )
+    widths = (1.15, 1, 1, 1.1, 1.1, 1.1)
+    shared = {"sharex": "col", "sharey": "col", "width_ratios": widths}
+    size = (16, 0.9 + 1.5 * len(runs))
+    figure, grid = figures.panels(len(runs), 1 + len(COLUMNS), size, **shared)
     for row, run in zip(grid, runs, strict=True):
-        finding = None if run.found.healthy else run.found.findings[0]
+        finding = run.finding
         layer = run.names.index(finding.layer) if finding is not None and finding.layer else None
         epochs = run.epochs * np.arange(len(run.fit.loss))
         times = np.linspace(0, run.epochs * len(run.fit.loss), len(run.fit.error))
-        _said(row[0], run, finding)
+        _words(row[0], run, finding)
         row[1].plot(epochs, run.fit.loss, color="black", linewidth=1)
-        for error, name, (colour, marker) in (
-            (run.fit.error, "dev error", LINES[0]),
-            (run.fit.record["train_error"], "train error", LINES[4]),
-        ):
+        errors = {"dev error": run.fit.error, "train error": run.fit.record["train_error"]}
+        for (name, error), (colour, marker) in zip(errors.items(), LINES[::4], strict=True):
             row[2].plot(times, error, color=colour, marker=marker, markersize=4, label=name)
         _layers(row[3], epochs, run.fit.trace.log_gradient, layer)
         _layers(row[4], epochs, run.fit.trace.log_ratio, layer)
-        row[4].axhline(_CUSTOMARY, color=THEORY, linestyle="dotted", label="customary ratio 1e-3")
+        row[4].axhline(USUAL_RATIO, color=THEORY, linestyle="dotted", label="usual ratio 1e-3")
         _units(row[5], times, run, layer, edges)
         lost = np.flatnonzero(~np.isfinite(run.fit.loss))
         for ax in (row[1], row[3], row[4]):
@@ -82,39 +69,34 @@ def diagnosis(runs: Sequence[Any], edges: Sequence[float], words: str = "") -> F
                 ax.text(0.96, 0.5, f"no number\nfrom step {lost[0]}", **_inside(ax))
         if finding is not None:
             for ax in row[1:]:
-                ax.axvline(run.epochs * finding.step, color=_FOUND, linestyle="dashed", zorder=5)
-            if finding.fault in _TELLTALE:
-                for spine in row[1 + _TELLTALE[finding.fault]].spines.values():
-                    spine.set(color=_FOUND, linewidth=3.5, zorder=6)
+                ax.axvline(run.epochs * finding.step, color=MARK, linestyle="dashed", zorder=5)
+            if finding.fault in PANELS:
+                for spine in row[1 + PANELS[finding.fault]].spines.values():
+                    spine.set(color=MARK, linewidth=3.5, zorder=6)
     _scales(grid, runs)
-    figure.suptitle(words, fontsize=17)
-    figure.legend(
-        handles=_handles(grid, edges),
-        loc="outside lower center",
-        ncols=6,
-        frameon=False,
-        fontsize=11,
-    )
+    figure.suptitle(title, fontsize=17)
+    legend = {"loc": "outside lower center", "ncols": 6, "frameon": False, "fontsize": 11}
+    figure.legend(handles=_handles(grid, edges), **legend)
     return figure
 
 
 def _inside(ax: Any) -> dict[str, Any]:
-    """How a word is written at the right end of a panel."""
-    placed = {"transform": ax.transAxes, "ha": "right", "va": "center"}
-    return {**placed, "fontsize": 11, "path_effects": halo(3.0), "zorder": 7}
+    """Options of a word at the right end of a panel."""
+    place = {"transform": ax.transAxes, "ha": "right", "va": "center"}
+    return {**place, "fontsize": 11, "path_effects": halo(3.0), "zorder": 7}
 
 
-def _said(ax: Any, run: Any, finding: Any) -> None:
-    """What was planted and what was found."""
+def _words(ax: Any, run: Any, finding: Any) -> None:
+    """The planted fault and the diagnosis."""
     ax.axis("off")
     ax.text(0, 0.9, run.plant.fault or "healthy", fontsize=15, weight="bold", va="top")
     if finding is None:
-        said = "found: no fault"
+        text = "diagnosis: no fault"
     else:
         where = _short(finding.layer) if finding.layer else "all layers"
-        said = f"found: {finding.fault},\n{where}, from step {finding.step}"
+        text = f"diagnosis: {finding.fault},\n{where}, from step {finding.step}"
     verdict = "✓" if run.right else "✗ wrong:"
-    ax.text(0, 0.58, f"{verdict} {said}", fontsize=11, va="top", color=_FOUND if finding else "0")
+    ax.text(0, 0.58, f"{verdict} {text}", fontsize=11, va="top", color=MARK if finding else "0")
     net = f"{run.group.activation}, {run.group.depth} layers, {run.group.data}"
     ax.text(0, 0.02, net, fontsize=10, color="0.35")
 
@@ -129,7 +111,7 @@ def _layers(ax: Any, epochs: np.ndarray, logs: Any, layer: int | None) -> None:
     for index, line in enumerate(powers.T):
         ax.plot(epochs, line, color=colours(index / max(1, len(powers.T) - 1)), linewidth=1)
     if layer is not None:
-        ax.plot(epochs, powers[:, layer], color=_FOUND, linewidth=2.5)
+        ax.plot(epochs, powers[:, layer], color=MARK, linewidth=2.5)
     if np.isneginf(np.asarray(logs)[0]).all():
         ax.text(0.96, 0.5, "0 in all layers", **_inside(ax))
 
@@ -140,20 +122,20 @@ def _short(name: str) -> str:
 
 
 def _units(ax: Any, times: np.ndarray, run: Any, layer: int | None, edges: Any) -> None:
-    """Shares of pre-activations between edges over time, and of units that are of no use."""
+    """Shares of pre-activations between edges over time, and of dead or saturated units."""
     units = run.fit.record["units"]
     last = units.dead.shape[1] - 1
-    shown = last if layer is None else min(layer, last)
-    counts = np.concatenate([units.counts, units.not_finite[..., None]], axis=-1)[:, shown]
+    index = last if layer is None else min(layer, last)
+    counts = np.concatenate([units.counts, units.not_finite[..., None]], axis=-1)[:, index]
     shares = counts / counts.sum(axis=1, keepdims=True)
     ax.stackplot(times, *shares.T, colors=_bins(len(edges) + 1), linewidth=0)
     useless = units.saturated if np.any(units.saturated_above > 0) else units.dead
-    ax.plot(times, useless[:, shown], color="black", linewidth=2, path_effects=halo(3.5))
-    ax.text(0.96, 0.12, _short(run.names[shown]), **_inside(ax))
+    ax.plot(times, useless[:, index], color="black", linewidth=2, path_effects=halo(3.5))
+    ax.text(0.96, 0.12, _short(run.names[index]), **_inside(ax))
 
 
 def _bins(count: int) -> list[Any]:
-    """Colours of the histogram, the last of what is no number."""
+    """Colours of the histogram, the last for values that are no number."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("size", SHADES)
@@ -161,19 +143,19 @@ def _bins(count: int) -> list[Any]:
 
 
 def _scales(grid: Any, runs: Sequence[Any]) -> None:
-    """Axes that all rows share, so that they compare; what leaves them is extreme."""
+    """Axes that all rows share, so that they can be compared."""
     from matplotlib.ticker import MaxNLocator
 
     grid[0, 0].set_title("Planted, and diagnosis", fontsize=13, loc="left")
-    for ax, title in zip(grid[0, 1:], _COLUMNS, strict=True):
+    for ax, title in zip(grid[0, 1:], COLUMNS, strict=True):
         ax.set_title(title, fontsize=13)
     for ax in grid[-1, 1:]:
         ax.set_xlabel("epoch", fontsize=12)
     for row in grid:
-        for ax, label in zip(row[1:], _LABELS, strict=True):
+        for ax, label in zip(row[1:], LABELS, strict=True):
             ax.set_ylabel(label)
     grid[0, 1].set_yscale("log")
-    # On the way to infinity numbers would flatten all others: of such runs the start counts.
+    # Runs that diverge count with their start only, or they would flatten all others.
     steps = [len(loss) if np.isfinite(loss).all() else 1 for loss in (run.fit.loss for run in runs)]
     with np.errstate(divide="ignore"):
         losses = [np.log10(run.fit.loss[:n])[:, None] for run, n in zip(runs, steps, strict=True)]
@@ -190,24 +172,24 @@ def _scales(grid: Any, runs: Sequence[Any]) -> None:
 
 
 def _span(logs: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Limits that hold the middle of every line, and a factor of 30 beyond."""
+    """Limits that include the middle of every line, and a factor of 30 beyond."""
     lines = [line[np.isfinite(line)] for table in logs for line in np.asarray(table).T]
     middles = [np.median(line) for line in lines if len(line)] or [0.0]
     return min(middles) - 1.5, max(middles) + 1.5
 
 
 def _handles(grid: Any, edges: Any) -> list[Any]:
-    """What the colours and lines mean."""
+    """The legend of colours and lines."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
     names = [f"z < {edges[0]:g}", *between, f"z > {edges[-1]:g}", "z is no number"]
-    framed = {"facecolor": "white", "edgecolor": _FOUND, "linewidth": 2.5}
+    framed = {"facecolor": "white", "edgecolor": MARK, "linewidth": 2.5}
     return [
         Patch(**framed, label="where the finding shows"),
-        Line2D([], [], color=_FOUND, linewidth=2.5, label="layer of the finding"),
-        Line2D([], [], color=_FOUND, linestyle="dashed", label="step where it began"),
+        Line2D([], [], color=MARK, linewidth=2.5, label="layer of the finding"),
+        Line2D([], [], color=MARK, linestyle="dashed", label="step where it began"),
         *grid[0, 2].get_legend_handles_labels()[0],
         Line2D([], [], color=SHADES[0], label="first layer ..."),
         Line2D([], [], color=SHADES[2], label="... last layer"),
