@@ -233,7 +233,7 @@ def report(rows: list[Row], options: Options) -> Report:
     ]
     units = f"Growth per layer of the log squared signal, and units of layer {options.depth}."
     failing = [row for row in rows if row.recipe.name in USUAL and not row.critical]
-    lines = [paragraph(failure(row, rows), "  ") for row in failing]
+    lines = [paragraph(failure(row, rows)) for row in failing]
     columns = ("activation", "recipe", "signal", "dead", "saturated")
     sections = [table(headings, cells, title), table(columns, signals, units)]
     if lines:

@@ -229,7 +229,7 @@ def run(options: Options) -> None:
         f"over {SEEDS} seeds;\nsuch a row agrees if its difference is certainly below "
         f"{TOLERANCE:.0%}, corrected for all rows."
     )
-    headings = ("example", "the text says", "measured", "agrees")
+    headings = ("example", "in the text", "measured", "agrees")
     report = Report([table(headings, cells), summary], estimates={c[0]: c[1:] for c in cells})
     _kit.publish(report, options)
 

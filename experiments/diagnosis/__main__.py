@@ -255,7 +255,7 @@ def case_table(cases: list[list[Run]]) -> str:
         )
         last = group
     headings = ("setting", "planted", "fault", "diagnosis", "layer", "from step", "right")
-    return table(headings, rows)
+    return table(headings, rows, left=5)
 
 
 def cost_lines(seconds: dict[str, np.ndarray]) -> str:
@@ -279,9 +279,7 @@ def cost_lines(seconds: dict[str, np.ndarray]) -> str:
 def report(cases: list[list[Run]], seconds: dict[str, np.ndarray]) -> Report:
     """Every run with its diagnosis, the score, some diagnoses in words, and the cost."""
     quotes = [
-        paragraph(
-            f"- {r.plant.fault or 'healthy'} ({difference(r.plant)}): {r.diagnosis.words}", "  "
-        )
+        paragraph(f"- {r.plant.fault or 'healthy'} ({difference(r.plant)}): {r.diagnosis.words}")
         for r in shown(cases)
         if r.plant.fault in QUOTED
     ]
