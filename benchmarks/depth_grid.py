@@ -112,7 +112,7 @@ def jaxgrad(mode: str) -> Result:
     cores = len(os.sched_getaffinity(0))
     devices = max(n for n in range(1, min(cores, SEEDS) + 1) if SEEDS % n == 0)
     jax.config.update("jax_num_cpu_devices", devices)
-    from jaxgrad import initializers, propagation
+    from jaxgrad import initializers, layers, propagation
 
     mesh = jax.make_mesh((devices,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))
     each, spread = jax.P(), jax.P("seed")
@@ -127,13 +127,15 @@ def jaxgrad(mode: str) -> Result:
         params = {"first": {"kernel": kernels[0]}, "hidden": {"kernel": kernels[1:-1]}}
         key = jax.random.key(seeds[-1])
 
+        def network(variance):
+            return layers.mlp(WIDTH, DEPTH, w_variance=variance, parameterization="ntk")
+
         def by_probe(variance):
-            out = propagation.probe(params, x, key, w_variance=variance, tangent=tangent)
-            return out.log_weight_gradient
+            result = propagation.probe(network(variance), params, x, key=key, tangent=tangent)
+            return result.log_weight_gradient
 
         def by_exact(variance):
-            out = propagation.exact(params, x, key, w_variance=variance)
-            return out.log_weight_gradient[:, 0]
+            return propagation.exact(network(variance), params, x, key=key).log_weight_gradient
 
         if mode == "probe":
             return jax.vmap(by_probe)(variances)
