@@ -27,7 +27,7 @@ class Elementwise(Layer):
 
     @property
     def homogeneous(self) -> bool:
-        return _is_homogeneous(self.function)
+        return self.function.degrees in (None, (1.0, 1.0)) and _is_homogeneous(self.function)
 
     def draw(self, shape, *, key, dtype):
         parameters = self.function.parameters
@@ -41,6 +41,7 @@ class Elementwise(Layer):
         log_square = h.log_mean_square()
         # The scale passes by a homogeneous function; of any other as much as is beyond the window.
         scale = h.log_scale if self.homogeneous else beyond_window(log_square / 2)
+        scale = jnp.where(jnp.isfinite(scale), scale, 0.0)
         out, slope = self.activate(params, Scaled(h.relative_to(scale), scale), key=key)
 
         def multiply(change):
@@ -65,8 +66,6 @@ class Elementwise(Layer):
         else:
             slope, log_slope = self.function.scaled_slope(z.value.reshape(len(h), -1))
             slope, log_slope = slope.reshape(h.shape), log_slope[:, 0]
-        if self.homogeneous:
-            return Scaled(h, z.log_scale), Scaled(slope, log_slope)
         near, far = (jnp.asarray(d, z.log_scale.dtype)[:, None] for d in _degrees(self.function))
         degree, slope_degree = jnp.where(z.log_scale[None] < 0, near, far)
         nonzero = jnp.any(h != 0, axis=tuple(range(1, h.ndim)))
@@ -97,8 +96,8 @@ def activation(function: str | Activation | Callable[..., Any]) -> Elementwise:
 
 def beyond_window(log_size: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the part of a log size that is outside the window, 0 where it is not finite."""
-    beyond = log_size - jnp.clip(log_size, -WINDOW, WINDOW)
-    return jnp.where(jnp.isfinite(beyond), beyond, 0.0)
+    log_size = jnp.where(jnp.isfinite(log_size), log_size, 0.0)
+    return log_size - jnp.clip(log_size, -WINDOW, WINDOW)
 
 
 def _degrees(function):

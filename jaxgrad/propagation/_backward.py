@@ -123,7 +123,7 @@ def _run(stack: Stack, inputs: Scaled) -> Run:
         rows, log_square = jax.vmap(Scaled.normalized)(rows)
         return rows, (jax.nn.logsumexp(log_square, axis=1) + log_size, log_weight)
 
-    return Run(stack.count, fresh, pull)
+    return Run(stack.count, fresh, pull, lambda logs, present: logs)
 
 
 def _cotangents(loss, outputs, depths, *, key):

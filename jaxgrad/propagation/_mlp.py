@@ -129,11 +129,10 @@ def forward(
 
 
 class Rows(NamedTuple):
-    """Cotangents of several depths at one layer: `factor * delta`, of squared norm `exp(log)`."""
+    """Cotangents `factor * delta` of several depths at one layer."""
 
     delta: Float[Array, "rows batch width"]
     factor: Float[Array, " rows"]
-    log_square: Float[Array, " rows"]
 
 
 def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
@@ -146,24 +145,29 @@ def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
     log_w = jnp.asarray(layer.log_gains[0], x.dtype)
 
     def fresh(cotangents):
-        ones = jnp.ones(len(cotangents), x.dtype)
-        return Rows(cotangents, ones, jnp.zeros_like(ones))
+        return Rows(cotangents, jnp.ones(len(cotangents), x.dtype))
 
     def pull(rows, index):
         delta = rows.delta * rows.factor[:, None, None] * slope[index][None]
         square = jnp.sum(delta * delta, axis=(1, 2))
-        log_gradient = rows.log_square + jnp.log(square) + 2 * log_slope[index]
         # |h^T delta|^2 = sum((h h^T) * (delta delta^T)), from matrices [batch, batch].
         weight_square = jnp.sum((delta @ delta.mT) * gram[index][None], axis=(1, 2))
-        log_weight = log_gradient + jnp.log(weight_square / square) + 2 * log_input[index]
         factor = jnp.where(square > 0, jnp.exp(log_w - 0.5 * jnp.log(square)), 0.0)
         if layer.depth > 1:
             kernel = params["hidden"]["kernel"][jnp.maximum(index, 1) - 1].astype(delta.dtype)
             delta = (delta.reshape(-1, layer.features) @ kernel.T).reshape(delta.shape)
-        log_weight = jnp.where(square > 0, log_weight, -jnp.inf)
-        return Rows(delta, factor, log_gradient), (log_gradient, log_weight)
+        return Rows(delta, factor), (square, weight_square)
 
-    return Run(layer.depth, fresh, pull)
+    def finish(record, present):
+        # Each layer divides the rows by their norm, so that logs add up from the last layer on.
+        square, weight_square = record
+        count = len(square)
+        growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:count, None], 0.0)
+        log_gradient = jnp.cumsum(growth[::-1], axis=0)[::-1]
+        log_weight = log_gradient + jnp.log(weight_square / square) + 2 * log_input[:count, None]
+        return log_gradient, jnp.where(square > 0, log_weight, -jnp.inf)
+
+    return Run(layer.depth, fresh, pull, finish)
 
 
 def _with_one_scale(arrays: Scaled):

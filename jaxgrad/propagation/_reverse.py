@@ -25,12 +25,15 @@ class Run(NamedTuple):
       fresh: maps cotangents of the outputs of an entry, `[rows, ...]`, to rows: any pytree of
         arrays with a leading axis of the number of rows.
       pull: maps the rows at the outputs of an entry and the index of that entry in the run to the
-        rows at its inputs and the two logs of squared norms to record, `[rows]` each.
+        rows at its inputs and two numbers of each row to record, `[rows]` each.
+      finish: maps the records of all entries, `[entries, D]` each, and which of them are of a loss
+        beyond the entry, to the logs of the squared norms of the two gradients.
     """
 
     count: int
     fresh: Callable[[Array], Any]
     pull: Callable[[Any, Array], tuple[Any, tuple[Array, Array]]]
+    finish: Callable[[tuple[Array, Array], np.ndarray], tuple[Array, Array]]
 
 
 def reverse(
@@ -49,12 +52,13 @@ def reverse(
       segments: of each run, at most.
 
     Returns:
-      The two logs that the runs record, for each depth and entry; NaN for entries after the depth.
+      The logs of both gradients for each depth and entry; NaN for entries after the depth.
     """
     stops = np.cumsum([run.count for run in runs]).tolist()
-    last, rows, records = int(depths[-1]), None, []
+    present = np.arange(1, stops[-1] + 1)[:, None] <= depths[None]
+    last, rows, logs = int(depths[-1]), None, []
     for run, stop, ends in list(zip(runs, stops, cotangents, strict=True))[::-1]:
-        start = stop - run.count
+        start, records = stop - run.count, []
         for low, high in _segments(depths, start, min(stop, last), segments):
             begin = int(np.searchsorted(depths, low + 1))
             rows = _with_more_rows(run, rows, ends, len(depths) - begin)
@@ -63,13 +67,15 @@ def reverse(
             records.append(
                 jax.tree.map(lambda a, begin=begin: jnp.pad(a, ((0, 0), (begin, 0))), record)
             )
-    present = np.arange(1, last + 1)[:, None] <= depths[None]
+        if records:
+            record = jax.tree.map(lambda *pieces: jnp.concatenate(pieces[::-1]), *records)
+            logs.append(run.finish(record, present[start : min(stop, last)]))
 
     def joined(*pieces):
-        logs = jnp.where(present, jnp.concatenate(pieces[::-1]), jnp.nan).T
-        return jnp.pad(logs, ((0, 0), (0, stops[-1] - last)), constant_values=jnp.nan)
+        values = jnp.where(present[:last], jnp.concatenate(pieces[::-1]), jnp.nan).T
+        return jnp.pad(values, ((0, 0), (0, stops[-1] - last)), constant_values=jnp.nan)
 
-    return jax.tree.map(joined, *records)
+    return jax.tree.map(joined, *logs)
 
 
 def _go_back(run, rows, ends, depths, segment, start):
