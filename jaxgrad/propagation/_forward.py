@@ -150,6 +150,10 @@ def forward(
         h, tangent = carry
         outputs = None
         if inputs is not None:
-            outputs = jax.tree.map(lambda a, b: jnp.concatenate([a[1:], b[None]]), inputs, h)
+            # The outputs of a single entry may have another shape than its inputs.
+            outputs = jax.tree.map(lambda a: a[None], h)
+            if stack.count > 1:
+                later = jax.tree.map(lambda a: a[1:], inputs)
+                outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), later, outputs)
         records.append(Record(signal, log_tangent, inputs, outputs))
     return records

@@ -88,9 +88,9 @@ EXTREMES = {
 
 
 @pytest.mark.parametrize("name", EXTREMES)
-@pytest.mark.parametrize("log_scale", [-300.0, 300.0])
+@pytest.mark.parametrize("log_scale", [-150.0, 150.0])
 def test_float32_equals_float64_where_only_that_holds_the_signal(key, name, log_scale):
-    """Signals of size `exp(300)` and `exp(-300)`, which overflow and underflow in float32."""
+    """Signals of size `exp(150)` and `exp(-150)`, which overflow and underflow in float32."""
     layer, shape = EXTREMES[name]
     if name == "tanh" and log_scale > 0:
         log_scale = 30.0

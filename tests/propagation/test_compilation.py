@@ -33,7 +33,7 @@ class Counted(layers.Layer):
 
 def blocks(w_variance):
     return layers.repeat(
-        layers.sequential(layers.dense(8, w_variance=w_variance), Counted(w_variance)), 3
+        layers.sequential(layers.dense(8, w_variance=w_variance), Counted(float(w_variance))), 3
     )
 
 

@@ -32,8 +32,8 @@ def test_signal_equals_the_network(key, activation):
 
 def test_preactivation_dead_and_saturated(key):
     network = cases.plain_mlp(16, 3, "relu")
-    params = cases.draw(network, key)
-    x = jax.random.normal(key, (5, 10))
+    params = cases.draw(network, key, (16,))
+    x = jax.random.normal(key, (5, 16))
     result = propagation.probe(network, params, x, key=key, saturation=0.5)
     # A block that contains the activation knows the same.
     stack, pairs = as_blocks(network, params)
@@ -52,17 +52,12 @@ def test_preactivation_dead_and_saturated(key):
 
 
 def as_blocks(network, params):
-    """An mlp as equal blocks, with its parameters; the first layer may have another width."""
-    block = network.layers.block
-
-    def pair(layer_params):
-        rest = {name: layer_params[name] for name in layer_params if name != "activation"}
-        return rest, layer_params.get("activation", {})
-
-    first = layers.repeat(block, 1)
-    stack = layers.sequential(first, layers.repeat(block, network.depth - 1))
-    first_params = jax.tree.map(lambda a: a[None], params["first"])
-    return stack, (pair(first_params), pair(params["hidden"]))
+    """An mlp of inputs as wide as its layers as equal blocks, with its parameters."""
+    stacked = jax.tree.map(
+        lambda a, b: jnp.concatenate([a[None], b]), params["first"], params["hidden"]
+    )
+    trained = stacked.pop("activation", {})
+    return network.layers, (stacked, trained)
 
 
 def test_a_block_without_activation_knows_no_units(key):
@@ -174,9 +169,9 @@ def test_an_mlp_equals_blocks_of_dense_layers_and_activations(key, parameterizat
         cases.mlp(12, 6, "tanh", **options),
         cases.mlp(12, 6, "parametric_relu", **options),
     ):
-        params = cases.draw(network, key)
+        params = cases.draw(network, key, (12,))
         stack, pairs = as_blocks(network, params)
-        x, tangent = jax.random.normal(key, (2, 4, 10))
+        x, tangent = jax.random.normal(key, (2, 4, 12))
         gain = 1.8**0.5 if parameterization == "ntk" else 1.0
         moved = gain * tangent @ params["first"]["kernel"]
         blocks = propagation.probe(stack, pairs, x, key=key, tangent=tangent)
@@ -283,9 +278,11 @@ def test_a_thousand_blocks_with_biases_equal_the_mlp(key, activation, w_variance
     moved = w_variance**0.5 * tangent @ params["first"]["kernel"]
     expected = propagation.probe(network, params, x, key=key, tangent=moved)
     assert np.max(np.abs(expected.log_gradient)) > 90
+    # The log of a saturated slope is twice a pre-activation of size 100, which is rounded.
+    rtol = 2e-3 if w_variance > 100 else 3e-4
     for name in ("log_preactivation", "log_activation", "log_gradient"):
         np.testing.assert_allclose(
-            getattr(blocks, name), getattr(expected, name), rtol=3e-4, atol=2e-2, err_msg=name
+            getattr(blocks, name), getattr(expected, name), rtol=rtol, atol=2e-2, err_msg=name
         )
 
 
@@ -387,13 +384,12 @@ def test_variances_of_blocks_may_be_traced(key):
 
 def test_one_product_serves_all_variances(key):
     """Under vmap over variances no kernel is copied for each of them."""
-    params = cases.draw(cases.mlp(16, 4), key)
-    stack, pairs = as_blocks(cases.mlp(16, 4), params)
-    x = jnp.ones((2, 10))
+    params = cases.draw(cases.mlp(16, 4), key, (16,))
+    x = jnp.ones((2, 16))
 
     def mapped(w_variance):
         network = cases.mlp(16, 4, w_variance=w_variance)
-        stack, _ = as_blocks(network, params)
+        stack, pairs = as_blocks(network, params)
         return (
             propagation.probe(network, params, x, key=key).log_gradient,
             propagation.probe(stack, pairs, x, key=key).log_gradient,
@@ -407,8 +403,8 @@ def test_one_product_serves_all_variances(key):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
 def test_dtypes(key, dtype):
     network = cases.mlp()
-    params = cases.draw(network, key)
-    x = jax.random.normal(key, (4, 10), jnp.float32)
+    params = cases.draw(network, key, (16,))
+    x = jax.random.normal(key, (4, 16), jnp.float32)
     stack, pairs = as_blocks(network, params)
     for layer, given in ((network, params), (stack, pairs)):
         single = propagation.probe(layer, given, x, key=key)
@@ -457,14 +453,14 @@ def test_a_thousand_layers_compile_as_fast_as_four(key):
         ({"saturation": -0.1}, "saturation must be at least 0"),
         (
             {"x": jnp.ones((2, 9))},
-            r"params must fit x of shape \[batch, \*\(9,\)\].*got \(10, 16\)",
+            r"params must have the shapes .*\(9, 16\).* to fit x",
         ),
         ({"x": jnp.ones((2, 10), int)}, "x must be floating point, got int32; convert"),
         ({"x": jnp.full((2, 10), jnp.nan)}, "x must be finite, got 20 NaN .* remove or impute"),
         ({"x": jnp.ones(10)}, r"x must have shape \[batch, \*shape\].*\(10,\)"),
         ({"x": "digits"}, "x must be an array of numbers, got str"),
-        ({"params": {"w": 1}}, "params must have the structure"),
-        ({"layer": cases.mlp(16, 3, "parametric_relu")}, "params must have the structure"),
+        ({"params": {"w": 1}}, "params must have the shapes .*got {'w': ..}"),
+        ({"layer": cases.mlp(16, 3, "parametric_relu")}, "params must have the shapes .*slope"),
         ({"layer": "mlp"}, "layer must be a Layer, got 'mlp'"),
         ({"key": 0}, "key must be one PRNG key, got 0"),
     ],
