@@ -218,7 +218,8 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Tra
             measures = (classifier.cross_entropy, classifier.accuracy)
             numbers += [measure(outputs, labels) for measure in measures]
         outputs = classifier.logits(layer, fitted.params, None, test.x)
-        return Trained(*numbers, classifier.accuracy(outputs, test.labels))
+        numbers.append(classifier.accuracy(outputs, test.labels))
+        return Trained(*numbers)
 
     # Over rates, then variances, then seeds.
     every = jax.vmap(one, (None, None, None, 0, None))
