@@ -189,10 +189,12 @@ def command(
       resumable: whether the experiment stores finished parts and continues from them.
     """
     start, messages = time.perf_counter(), io.StringIO()
+    spec = sys.modules["__main__"].__spec__
+    name = None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
     try:
         # tyro prints a framed text of several lines.
         with contextlib.redirect_stderr(messages):
-            options = tyro.cli(options_type, description=run.__doc__)
+            options = tyro.cli(options_type, prog=name, description=run.__doc__)
     except SystemExit as stop:
         sys.exit(_first_message(messages.getvalue()) if stop.code else 0)
     try:

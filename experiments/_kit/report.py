@@ -119,6 +119,7 @@ class Report:
             count = sum(not claim.estimate.is_exact for claim in self.claims)
             title = f"Claims, with the p-values of {count} tests corrected together (Holm)."
             rows = [verdict.row() for verdict in evidence.verdicts(self.claims)]
+            rows = [(outcome.replace(" ", "\xa0"), *rest) for outcome, *rest in rows]
             parts.append(table(("verdict", "claim", "estimate", "p"), rows, title, left=2))
         return "\n\n".join(parts)
 
