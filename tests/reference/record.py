@@ -43,7 +43,7 @@ def flatten(value: Any, name: str = "") -> dict[str, np.ndarray]:
         items = value._asdict().items()
     elif dataclasses.is_dataclass(value):
         items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, (tuple, list)) and any(np.ndim(v) or not _is_number(v) for v in value):
+    elif isinstance(value, (tuple, list)) and not all(map(_is_number, value)):
         items = enumerate(value)
     else:
         return {name: _array(value)}
@@ -66,7 +66,9 @@ def _array(value):
     return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
-def difference(new: np.ndarray, old: np.ndarray, *, log: bool = False) -> float:
+def difference(
+    new: np.ndarray, old: np.ndarray, *, log: bool = False, single: bool = False
+) -> float:
     """How many tolerances two arrays differ by; infinite for other shapes, kinds or NaN.
 
     Of a logarithm, a difference is the relative one of the number: near 0, too, it is rounding.
@@ -80,14 +82,21 @@ def difference(new: np.ndarray, old: np.ndarray, *, log: bool = False) -> float:
     if not np.array_equal(new[~finite], old[~finite], equal_nan=True):
         return np.inf
     size = np.abs(old[finite])
-    if old.dtype.itemsize >= 8 and old.dtype != np.complex64:
+    if old.dtype.itemsize >= 8 and old.dtype != np.complex64 and not single:
         slack = FLOAT64 * np.maximum(size, 1.0 if log else 1e-3)
     else:
         slack = FLOAT32 * np.max(size, initial=1.0 if log else 1e-30)
     return float(np.max(np.abs(new[finite] - old[finite]) / slack, initial=0.0))
 
 
-def hold(group: str, value: Any, *, tolerance: float = 1.0, left_out: tuple[str, ...] = ()) -> None:
+def hold(
+    group: str,
+    value: Any,
+    *,
+    tolerance: float = 1.0,
+    left_out: tuple[str, ...] = (),
+    single: bool = False,
+) -> None:
     """Raise unless every recorded array of a group is in the result and equal to rounding.
 
     Args:
@@ -95,6 +104,7 @@ def hold(group: str, value: Any, *, tolerance: float = 1.0, left_out: tuple[str,
       value: the result of the rebuilt code, named as the record's arrays are.
       tolerance: how many times the usual rounding is let pass.
       left_out: beginnings of names that are not compared here.
+      single: whether the numbers were computed in float32, in whatever type they are stored.
     """
     new, wrong = flatten(value), []
     for name, old in recorded()[group].items():
@@ -106,7 +116,8 @@ def hold(group: str, value: Any, *, tolerance: float = 1.0, left_out: tuple[str,
             wrong.append(f"{name}: missing among {sorted(new)}")
         if name not in new:
             continue
-        size = difference(new[name], old, log=name.split("/")[-1].startswith("log"))
+        log = name.split("/")[-1].startswith("log")
+        size = difference(new[name], old, log=log, single=single)
         if not size <= tolerance:
             wrong.append(f"{name}: {size:.3g} tolerances\n  new {new[name]}\n  old {old}")
     assert not wrong, "\n".join([group, *wrong])

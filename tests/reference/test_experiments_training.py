@@ -1,0 +1,89 @@
+"""Experiments that train networks, in a small configuration: the numbers of 0.1.
+
+Training multiplies rounding, so errors of its last steps are compared with a wider tolerance.
+"""
+
+import numpy as np
+import pytest
+
+from experiments import bias_variance
+from experiments.hyperparameters import runs
+from experiments.norm_layers import measurement as norm_layers
+from experiments.regularization import measurement as regularization
+from tests.reference.record import hold
+
+pytestmark = pytest.mark.slow
+
+
+def test_bias_variance():
+    options = bias_variance.Options(
+        widths=(1, 16), examples=(32, 64, 128), steps=60, batch_size=16, seeds=3, learning_rate=0.03
+    )
+    points = bias_variance.measure(options)
+    out = {str(size): point._asdict() for size, point in points.items()}
+    hold("experiments.bias_variance", out, tolerance=10, single=True)
+
+
+def test_regularization():
+    options = regularization.Options(
+        l2=(8.0,),
+        l1=(3.0,),
+        dropout_rates=(0.5,),
+        train=40,
+        dev=50,
+        width=8,
+        steps=40,
+        every=20,
+        batch_size=20,
+        learning_rate=0.1,
+        copies=3,
+        seeds=2,
+    )
+    dataset = regularization.measure(options).load()
+    out = {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
+    renamed = ("kind", "descent_keep_prob")
+    hold("experiments.regularization", out, tolerance=100, left_out=renamed, single=True)
+
+
+def test_norm_layers():
+    options = norm_layers.Options(
+        w_variances=(0.5, 2.0),
+        learning_rates=(0.002, 0.05),
+        depths=(3,),
+        width=16,
+        steps=20,
+        every=10,
+        batch_size=32,
+        seeds=2,
+        start_depth=6,
+        start_width=32,
+        start_examples=64,
+        start_seeds=3,
+    )
+    results = norm_layers.measure(options)
+    best = {name: np.asarray(options.learning_rates)[t.rate] for name, t in results.trained.items()}
+    out = {"start": results.start, "trained": results.trained, "rates": best}
+    hold("experiments.norm_layers", out, tolerance=100, single=True)
+
+
+def test_hyperparameters(monkeypatch):
+    monkeypatch.setattr(runs, "CHUNK", 16)
+    options = runs.Options(
+        grid=2,
+        rounds=2,
+        searches=2,
+        learning_rates=3,
+        threshold=2.2,
+        seeds=2,
+        train=40,
+        dev=50,
+        width=8,
+        steps=20,
+        batch_size=10,
+        depth=3,
+        deep_rates=(0.01, 1e9),
+    )
+    out = runs.measure(options)._asdict()
+    out |= {"tried": out.pop("learning_rates"), "rates": out.pop("best_rates")}
+    assert out.pop("traces") == (1, 1)
+    hold("experiments.hyperparameters", out, tolerance=100, single=True, left_out=("traces",))
