@@ -54,10 +54,21 @@ shapes and moments do not fit each other. A layer of your own is a class with th
 2.0
 """
 
-from jaxgrad.layers._activation import activation
+from jaxgrad.layers._activation import Elementwise, activation, beyond_window
 from jaxgrad.layers._convolution import convolution
 from jaxgrad.layers._dropout import drop_units, dropout
-from jaxgrad.layers._layer import Layer, Params, Shape, State, apply, init, layer, static
+from jaxgrad.layers._layer import (
+    Layer,
+    Params,
+    Shape,
+    State,
+    apply,
+    check_fit,
+    check_is_layer,
+    init,
+    layer,
+    static,
+)
 from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units
 from jaxgrad.layers._mlp import Mlp, mlp
 from jaxgrad.layers._normalization import batch_norm, layer_norm
@@ -69,6 +80,7 @@ from jaxgrad.layers._weights import dense
 __all__ = [
     "Copy",
     "Derivative",
+    "Elementwise",
     "Layer",
     "Mlp",
     "Params",
@@ -80,6 +92,9 @@ __all__ = [
     "activation",
     "apply",
     "batch_norm",
+    "beyond_window",
+    "check_fit",
+    "check_is_layer",
     "convolution",
     "dense",
     "drop_units",

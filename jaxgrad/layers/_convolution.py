@@ -31,7 +31,7 @@ class Convolution(Weights):
                 f"{tuple(shape)}; give kernel_size {len(shape) - 1} sizes"
             )
         kernel_shape = (*self.kernel_size, shape[-1], self.features)
-        params = self.draw_weights(*jax.random.split(key), kernel_shape, dtype)
+        params = self.draw_weights(jax.random.split(key), kernel_shape, dtype)
         return params, (*shape[:-1], self.features)
 
     def apply(self, params, state, h, *, key=None):

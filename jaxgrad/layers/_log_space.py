@@ -94,7 +94,7 @@ class Derivative(NamedTuple):
     """
 
     push: Callable[[Scaled], Scaled]
-    pull: Callable[[Scaled], tuple[Scaled, Float[Array, ""]]]
+    pull: Callable[[Scaled], tuple[Scaled, Float[Array, ""] | float]]
     units: Units | None = None
 
 

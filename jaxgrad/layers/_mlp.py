@@ -172,4 +172,4 @@ def mlp(
 def _draw(weights, key, shape, dtype):
     # A kernel without biases takes the whole key.
     keys = jax.random.split(key) if weights.bias else (key, None)
-    return weights.draw_weights(*keys, shape, dtype)
+    return weights.draw_weights(keys, shape, dtype)

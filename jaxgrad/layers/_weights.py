@@ -47,8 +47,9 @@ class Weights(Layer):
         # The argument decides, not the size of the biases, which may be traced.
         return not self.bias
 
-    def draw_weights(self, key_kernel, key_bias, kernel_shape, dtype):
-        """Draw `{"kernel": [*window, in, out], "bias": [out]}`, with biases if there are any."""
+    def draw_weights(self, keys, kernel_shape, dtype):
+        """Draw `{"kernel": [*window, in, out], "bias": [out]}` from a key for each."""
+        key_kernel, key_bias = keys
         init = initializers.lecun() if self.kernel_init is None else self.kernel_init
         draw = self._draw("kernel_init", init, key_kernel, kernel_shape, dtype)
         params = {"kernel": draw if self._ntk else _scale(draw, self.w_variance)}
@@ -140,7 +141,7 @@ class Dense(Weights):
     """`h W + b` on the last axis; see `dense`."""
 
     def draw(self, shape, *, key, dtype):
-        params = self.draw_weights(*jax.random.split(key), (shape[-1], self.features), dtype)
+        params = self.draw_weights(jax.random.split(key), (shape[-1], self.features), dtype)
         return params, (*shape[:-1], self.features)
 
     def apply(self, params, state, h, *, key=None):

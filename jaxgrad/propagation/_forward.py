@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _numerics, _validate
-from jaxgrad.layers import Layer, Mlp, Scaled, Stack
-from jaxgrad.layers._layer import check_fit, check_is_layer
+from jaxgrad.layers import Layer, Mlp, Scaled, Stack, check_fit, check_is_layer
 from jaxgrad.propagation import _mlp
 from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
 

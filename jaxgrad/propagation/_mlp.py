@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _numerics
-from jaxgrad.layers import Mlp, Scaled, Units
-from jaxgrad.layers._activation import Elementwise, beyond_window
+from jaxgrad.layers import Elementwise, Mlp, Scaled, Units, beyond_window
 from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
 from jaxgrad.propagation._reverse import Run
 

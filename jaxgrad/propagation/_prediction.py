@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxgrad import theory
 from jaxgrad._numerics import in_float64
-from jaxgrad.layers import Layer, Mlp
-from jaxgrad.layers._layer import check_is_layer
+from jaxgrad.layers import Layer, Mlp, check_is_layer
 from jaxgrad.propagation._result import Propagation, unknown
 from jaxgrad.theory import Moments
 

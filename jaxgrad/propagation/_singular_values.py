@@ -16,8 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
-from jaxgrad.layers import Layer, Scaled
-from jaxgrad.layers._layer import check_is_layer
+from jaxgrad.layers import Layer, Scaled, check_is_layer
 from jaxgrad.propagation._forward import working_inputs
 from jaxgrad.propagation._lyapunov import (
     in_float64_if_known,
