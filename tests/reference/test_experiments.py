@@ -12,9 +12,8 @@ from tests.reference.record import hold, recorded
 pytestmark = pytest.mark.slow
 
 
-def table(dataset, **renamed):
-    out = {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
-    return out | {old: dataset[name].values for old, name in renamed.items()}
+def table(dataset):
+    return {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
 
 
 MAP = {"depth": 6, "width": 12, "w_variances": 5, "examples": 8, "seeds": 3}

@@ -3,16 +3,24 @@
 Training multiplies rounding, so errors of its last steps are compared with a wider tolerance.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from experiments import bias_variance
+from experiments import bias_variance, trainability
+from experiments.diagnosis import __main__ as diagnosis
+from experiments.diagnosis import planted_faults
 from experiments.hyperparameters import runs
 from experiments.norm_layers import measurement as norm_layers
 from experiments.regularization import measurement as regularization
 from tests.reference.record import hold
 
 pytestmark = pytest.mark.slow
+
+
+def table(dataset):
+    return {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
 
 
 def test_bias_variance():
@@ -39,8 +47,7 @@ def test_regularization():
         copies=3,
         seeds=2,
     )
-    dataset = regularization.measure(options).load()
-    out = {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
+    out = table(regularization.measure(options).load())
     renamed = ("kind", "descent_keep_prob")
     hold("experiments.regularization", out, tolerance=100, left_out=renamed, single=True)
 
@@ -87,3 +94,51 @@ def test_hyperparameters(monkeypatch):
     out |= {"tried": out.pop("learning_rates"), "rates": out.pop("best_rates")}
     assert out.pop("traces") == (1, 1)
     hold("experiments.hyperparameters", out, tolerance=100, single=True, left_out=("traces",))
+
+
+def test_trainability():
+    options = trainability.Options(
+        activation="relu",
+        depths=(1, 3),
+        w_variance_min=1.0,
+        w_variance_max=2.0,
+        w_variances=3,
+        width=16,
+        steps=20,
+        rates=(0.1, 1e38),
+        batch=32,
+    )
+    longer = dataclasses.replace(options, rates=(0.1,), longer=3)
+    out = {
+        "measure": table(trainability.measure(options).load()),
+        "scales": trainability.scales("plain", options),
+        "again": table(trainability.measure_again("plain", longer, np.array([[2, 0], [0, 1]]))),
+    }
+    hold("experiments.trainability", out, tolerance=100, single=True)
+
+
+def test_diagnosis():
+    steps = 2 * planted_faults.EVERY
+    group = planted_faults.Group(
+        "relu", 3, "sgd", "breast_cancer", rate=0.05, w_variance=2.0, width=8, steps=steps
+    )
+    plants = (
+        planted_faults.Plant(None, 1),
+        planted_faults.Plant("exploding", 2, w_variance=1e4),
+        planted_faults.Plant("dead units", 3, bias=-20),
+    )
+    out = {}
+    for case in diagnosis.measure(diagnosis.Options(seeds=1, repeats=3), {group: plants}):
+        for run in case:
+            findings = run.diagnosis.findings
+            out[str(run.plant.fault)] = {
+                "loss": run.fit.loss,
+                "error": run.fit.error,
+                "names": np.asarray(run.names),
+                "log_gradient": run.fit.trace.log_gradient[::8],
+                "findings": [
+                    {"fault": str(f.fault), "layer": str(f.layer), "step": f.step} for f in findings
+                ],
+                "healthy": run.diagnosis.healthy,
+            }
+    hold("experiments.diagnosis", out, tolerance=100, single=True)
