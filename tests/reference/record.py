@@ -53,6 +53,11 @@ def flatten(value: Any, name: str = "") -> dict[str, np.ndarray]:
     return arrays
 
 
+def table(dataset: Any) -> dict[str, np.ndarray]:
+    """The variables and coordinates of a dataset as arrays."""
+    return {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
+
+
 def _is_number(value):
     return isinstance(value, (int, float, complex, str)) and not isinstance(value, enum.Enum)
 

@@ -7,13 +7,9 @@ import pytest
 from experiments import activations, course_examples, data_splits, depth_variance, phase_diagram
 from experiments.gradient_check import dropout, kinks, network, regularizer, steps, training
 from experiments.input_normalization import measurement as inputs
-from tests.reference.record import hold, recorded
+from tests.reference.record import hold, recorded, table
 
 pytestmark = pytest.mark.slow
-
-
-def table(dataset):
-    return {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
 
 
 MAP = {"depth": 6, "width": 12, "w_variances": 5, "examples": 8, "seeds": 3}

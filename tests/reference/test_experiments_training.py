@@ -14,13 +14,9 @@ from experiments.diagnosis import planted_faults
 from experiments.hyperparameters import runs
 from experiments.norm_layers import measurement as norm_layers
 from experiments.regularization import measurement as regularization
-from tests.reference.record import hold
+from tests.reference.record import hold, table
 
 pytestmark = pytest.mark.slow
-
-
-def table(dataset):
-    return {name: dataset[name].values for name in [*dataset.data_vars, *dataset.coords]}
 
 
 def test_bias_variance():
