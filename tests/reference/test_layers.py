@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgrad import initializers, layers
+from jaxgrad.layers._normalization import normalize, statistics, update
 from jaxgrad.theory import Moments
 from tests.reference.record import hold
 
@@ -182,3 +183,18 @@ def test_layer(name):
     names = ("log_q", "log_gradient", "mean", "gap", "gaussian")
     out["predict"] = {name: getattr(after, name) for name in names}
     hold(f"layers.{name}", out)
+
+
+def test_parts_of_norms():
+    h = jax.random.normal(jax.random.key(1), (4, 3, 2)) + 0.5
+    batch, spatial = statistics(h, (0,)), statistics(h, (0, 1))
+    constant = h.at[:, 0].set(1.0)
+    out = {
+        "batch": batch,
+        "spatial": spatial,
+        "normalized": normalize(h, batch),
+        "constant": normalize(constant, statistics(constant, (0,))),
+        "epsilon": normalize(h, spatial, 0.1),
+        "updated": update(batch, statistics(h * 2, (0,)), 0.7),
+    }
+    hold("normalization.parts", out)
