@@ -43,7 +43,8 @@ def static(**options: Any) -> Any:
 def layer(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass and a pytree, as every layer is.
 
-    Fields declared with `static()` must be hashable; the others hold numbers, arrays or layers.
+    Fields declared with `static()` are compared by `==`, so that they cannot be arrays; the others
+    hold numbers, arrays or layers.
     """
     # JAX calls `__init__` with tracers, so that values are checked where layers are made.
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
