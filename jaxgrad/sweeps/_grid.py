@@ -24,7 +24,7 @@ class Axis(NamedTuple):
     traced: np.ndarray | None  # the values as data of a program; None: a program for each value
 
 
-Grid = Mapping[str, Axis]
+Grid = dict[str, Axis]
 
 
 def cell_key(point: Mapping[str, Any], *, key: Key[Array, ""]) -> Key[Array, ""]:
@@ -59,7 +59,7 @@ def _label_id(value: Any) -> int:
     return zlib.crc32(repr(float(value)).encode())
 
 
-def make_grid(axes: Mapping[str, Any], static: Sequence[str]) -> dict[str, Axis]:
+def make_grid(axes: Mapping[str, Any], static: Sequence[str]) -> Grid:
     """Check the axes of a sweep; the values of those in `static` are not traced."""
     grid = {name: _axis(name, values) for name, values in _validate.mapping("axes", axes).items()}
     for name in (static,) if isinstance(static, str) else static:
@@ -133,7 +133,7 @@ def chunk_shape(grid: Grid, cells: int) -> tuple[int, ...]:
     traced have size 1, so that one program computes a chunk.
     """
     shape = []
-    for axis in reversed(grid.values()):
+    for axis in reversed(list(grid.values())):
         size = len(axis.labels)
         # ceil(size / pieces), with as few pieces as the remaining cells allow.
         take = 1 if axis.traced is None else -(-size // -(-size // min(size, cells)))

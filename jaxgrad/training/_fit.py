@@ -82,8 +82,8 @@ def fit(
       steps: Number of steps, a multiple of `every`.
       batch_size: Number of examples in a batch.
       state: What `loss` carries besides the parameters; see `jaxgrad.layers.init`.
-      evaluate: `evaluate(params, state) -> (error, record)`, called before the first step and after
-        every `every` steps. The error is one number, such as the dev error, that early stopping
+      evaluate: `evaluate(params, state) -> (error, record)`, called before the first step and then
+        once in `every` steps. The error is one number, such as the dev error, that early stopping
         watches. The record is a pytree of anything else that should be recorded.
       every: Number of steps between evaluations.
       patience: Stop after this many evaluations in a row without a smaller error, may be traced.

@@ -332,8 +332,9 @@ def overfitting(run: Run) -> Findings:
 
 
 def _has_errors(run: Run) -> bool:
-    both = run.dev_error is not None and run.train_error is not None
-    return both and bool(np.isfinite(run.dev_error).any())
+    if run.dev_error is None or run.train_error is None:
+        return False
+    return bool(np.isfinite(run.dev_error).any())
 
 
 def stuck(run: Run) -> Findings:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxgrad import _validate
 
 LARGER_NETWORK = "a larger network, another architecture, or longer training"
-MORE_DATA = "more data, regularisation, or another architecture"
+MORE_DATA = "more data, regularization, or another architecture"
 
 
 class Diagnosis(NamedTuple):
@@ -98,7 +98,7 @@ def diagnose(
         "These errors show no problem.": not labels,
         "The training error lies below the attainable error: that was set too high, or the "
         "training examples are memorized.": bias < 0,
-        "The dev error lies below the training error: by chance, because regularisation acts only "
+        "The dev error lies below the training error: by chance, because regularization acts only "
         "in training, or because the dev set is easier.": variance < 0,
     }
     return Diagnosis(

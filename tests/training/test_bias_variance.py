@@ -31,7 +31,7 @@ def test_gaps_and_advice():
     assert result.variance == pytest.approx(0.15)
     assert result.bias_high
     assert result.variance_high
-    for words in ("larger network", "longer training", "more data", "regularisation"):
+    for words in ("larger network", "longer training", "more data", "regularization"):
         assert words in result.advice
     assert "more data" not in diagnose(0.15, 0.16).advice
     assert "larger network" not in diagnose(0.01, 0.11).advice
