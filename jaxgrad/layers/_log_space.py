@@ -46,6 +46,7 @@ class Scaled(NamedTuple):
 
     def shared(self) -> Scaled:
         """Return the same array with one log scale for all examples, the largest."""
+        # Examples that are smaller than the largest by more than a float's range underflow to zero.
         top = jnp.broadcast_to(jnp.max(self.log_scale), self.log_scale.shape)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
         return Scaled(self.relative_to(top), top)
@@ -188,6 +189,7 @@ def linearize(
         # The gradient with respect to a kernel sums over examples, each at the signal's scale.
         weighted = cotangent.times(log_scale).shared()
         by_params = transpose(weighted.value.astype(out.dtype))[0]
+        # Biases, scales and slopes have fewer axes.
         kernels = [leaf for leaf in jax.tree.leaves(by_params) if leaf.ndim >= 2]
         logs = [
             _numerics.log_mean_square(kernel.ravel(), 0) + math.log(kernel.size)
@@ -203,6 +205,7 @@ def compose(first: Derivative, second: Derivative) -> Derivative:
     """Return the derivative of one layer after another."""
 
     def pull(cotangent):
+        # Squared norms of the gradients of different kernels add up.
         cotangent, log_square = second.pull(cotangent)
         cotangent, log_square_first = first.pull(cotangent)
         return cotangent, jnp.logaddexp(log_square, log_square_first)
