@@ -1,7 +1,5 @@
 """Assertions for a test suite: a test fails only if a gradient is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

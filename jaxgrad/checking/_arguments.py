@@ -1,7 +1,5 @@
 """The leaves of a function's arguments, sorted into moved, fixed and static ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The second stage of a check: the derivatives that autodiff gives."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -110,7 +108,7 @@ def slopes(
 
 
 def _stack(
-    cotangent: np.ndarray, a: complex, b: complex, generator: np.random.Generator
+    cotangent: np.ndarray, a: float | complex, b: float | complex, generator: np.random.Generator
 ) -> np.ndarray:
     """Stack a cotangent, another one, `a` times the first plus `b` times the second, and zero."""
     other = np.max(np.abs(cotangent), initial=0.0) * generator.standard_normal(cotangent.shape)

@@ -1,7 +1,5 @@
 """The compile cache: what one check of a function compiled, the next check of it reuses."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """`check_grads`: the gradient of any function against numeric derivatives, leaf by leaf."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,6 +92,7 @@ def check_grads(
     _validate.distinct("modes", modes)
     seed = 0 if key is None else _seed(key)
 
+    # Each stage hands a frozen value to the next; only `generator` goes on from draw to draw.
     report = None
     for problem in problems(
         f, args, order, seed, argnums=argnums, has_aux=has_aux, holomorphic=holomorphic
@@ -112,7 +111,6 @@ def check_grads(
             numeric = differentiate_numerically(
                 problem, autodiff, tolerance, modes, count, generator
             )
-            # Many leaves agree and are only passed on; the others get a reason.
             rows = [
                 localize(problem, autodiff, numeric, tolerance, comparison, generator)
                 for comparison in compare(problem, autodiff, numeric, tolerance)

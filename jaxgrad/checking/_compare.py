@@ -1,7 +1,5 @@
 """The fourth stage of a check: autodiff against numeric derivatives, number by number."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The last stage of a check: from the rows of all leaves to one report."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Directions in the space of all coordinates, and how the function changes along them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,12 +35,8 @@ def leaf_indices(directions: Sequence[Direction]) -> np.ndarray:
 def products(gradient: np.ndarray, directions: Sequence[Direction]) -> np.ndarray:
     """Return the product of a gradient with each direction, `[P]`."""
     with np.errstate(invalid="ignore"):
-        return np.array(
-            [
-                float(gradient[start : start + len(values)] @ values.astype(np.float64))
-                for _, start, values in directions
-            ]
-        )
+        parts = [(gradient[start : start + len(v)], v) for _, start, v in directions]
+        return np.array([float(part @ v.astype(np.float64)) for part, v in parts])
 
 
 def changes(problem: Problem, directions: Sequence[Direction], steps: np.ndarray) -> np.ndarray:
@@ -68,15 +62,10 @@ def _evaluate(
         dense = np.zeros((chunk, size), np.result_type(*(d.values.dtype for d in part)))
         for row, (_, first, values) in zip(dense, part, strict=False):
             row[first : first + len(values)] = values
-        out = getattr(computation.programs, kind)(
-            computation.moved,
-            computation.fixed,
-            problem.cotangents,
-            dense,
-            np.concatenate([[0], np.repeat(np.arange(len(part)), moves.shape[1])]),
-            np.concatenate([[0.0], moves.ravel()]),
-            together,
-        )
+        rows = np.concatenate([[0], np.repeat(np.arange(len(part)), moves.shape[1])])
+        inputs = (computation.moved, computation.fixed, problem.cotangents, dense, rows)
+        program = getattr(computation.programs, kind)
+        out = program(*inputs, np.concatenate([[0.0], moves.ravel()]), together)
         # Two programs may round differently, so the change for a step of zero is not quite zero.
         base = out[0] if kind == "changes" else 0.0
         results.append((out[1:] - base).reshape(moves.shape))

@@ -1,7 +1,5 @@
 """Identities that every derivative satisfies; they need no finite differences."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ masked by each bit of the index along each axis. An error in one element is seen
 every mask, an error in one row on one side of every mask of the rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -4,8 +4,6 @@ A large term, such as a regularizer, hides errors in a small one. At their speci
 parameters may hide an error that shows once they have moved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any

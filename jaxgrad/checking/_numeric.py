@@ -5,8 +5,6 @@ size of the leaf down to rounding. It shows the best step and the errors of the 
 directions take a few steps around that one. Where these leave a doubt, many steps follow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Derivatives of higher order as problems of first order, one after another."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How a wrong gradient is wrong, in words: a usual mistake, or the place of the error."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ Directions are vectors of coordinates. Outputs are weighted by cotangents, so th
 programs differentiates one real number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +79,19 @@ def precision(wide: bool) -> Iterator[None]:
         yield
 
 
+def to_float64(value: Any) -> Any:
+    """Return a floating or complex value in float64 or complex128, any other value as it is."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        return value
+    return jnp.asarray(value).astype(wide_type(dtype))
+
+
+def wide_type(dtype: Any) -> Any:
+    """Return float64, or complex128 for a complex type."""
+    return jnp.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.float64
+
+
 def gradient_of(function: Function, moved: Any, fixed: Any, cotangents: Any) -> list[jax.Array]:
     """Return the gradient of the weighted outputs by reverse mode, as leaves."""
     out, pullback = jax.vjp(lambda m: function(m, fixed), list(moved))
@@ -99,17 +110,15 @@ def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, f
         copies = [jnp.broadcast_to(v[None], (STACKED, *v.shape)) for v in moved]
         several = jax.vmap(lambda m, c: gradient_of(function, m, fixed, c))(copies, stacked)
     else:
-        rows = [
-            gradient_of(function, moved, fixed, [c[i] for c in stacked]) for i in range(STACKED)
-        ]
+        parts = [[c[i] for c in stacked] for i in range(STACKED)]
+        rows = [gradient_of(function, moved, fixed, part) for part in parts]
         several = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
     tangent = _shifts(moved, 1.0, signs)
 
     def push(leaf):
         part = [jnp.where(leaf == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
-        return _weighted(
-            cotangents, jax.jvp(lambda m: function(m, fixed), (list(moved),), (part,))[1]
-        )
+        out = jax.jvp(lambda m: function(m, fixed), (list(moved),), (part,))[1]
+        return _weighted(cotangents, out)
 
     return gradient, several, jax.lax.map(push, jnp.arange(len(moved))) if forward else None
 
@@ -150,9 +159,8 @@ def _rows_compiled(program, function):
             return program(function, moved, fixed, cotangents, base, directions[index], step)
 
         def body(i, out):
-            index, step = (
-                jax.lax.dynamic_slice_in_dim(a, i * rows, rows) for a in (indices, steps)
-            )
+            part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * rows)
+            index, step = (part(a, slice_size=rows) for a in (indices, steps))
             # A single row is not mapped: the function may not allow it.
             result = jax.vmap(one)(index, step) if rows > 1 else one(index[0], step[0])[None]
             return jax.lax.dynamic_update_slice_in_dim(out, result.astype(out.dtype), i * rows, 0)
@@ -164,17 +172,10 @@ def _rows_compiled(program, function):
         # Few sizes, so that few programs are compiled; rows beyond `count` are not computed.
         size = max(LEAST_ROWS, 1 << (count * rows - 1).bit_length())
         padding = (0, size - len(steps))
-        dtype = jnp.finfo(jnp.result_type(*moved)).dtype
-        out = loop(
-            moved,
-            fixed,
-            [jnp.asarray(c) for c in cotangents],
-            directions,
-            np.pad(indices, padding).astype(np.int32),
-            jnp.asarray(np.pad(steps, padding), dtype),
-            np.int32(count),
-            rows,
-        )
+        indices = np.pad(indices, padding).astype(np.int32)
+        padded = jnp.asarray(np.pad(steps, padding), jnp.finfo(jnp.result_type(*moved)).dtype)
+        weights = [jnp.asarray(c) for c in cotangents]
+        out = loop(moved, fixed, weights, directions, indices, padded, np.int32(count), rows)
         return np.asarray(out, np.float64)[: len(steps)]
 
     return evaluate

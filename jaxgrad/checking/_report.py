@@ -1,7 +1,5 @@
 """The report of a check: one row for each leaf, and its printed form."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,16 +10,7 @@ from jaxgrad.checking._identities import NAMES, Identity
 from jaxgrad.checking._verdict import FAILURES, ORDER, Verdict, worst
 
 # The visible error is the smallest error of one element that the check would have seen.
-HEADINGS = (
-    "leaf",
-    "verdict",
-    "relative error",
-    "worst index",
-    "autodiff",
-    "numeric",
-    "error bar",
-    "visible error",
-)
+HEADINGS = "leaf,verdict,relative error,worst index,autodiff,numeric,error bar,visible error"
 
 
 @dataclass(frozen=True)
@@ -113,8 +102,8 @@ class Report:
             for title, leaf in named
             if (leaf.working_error or 0.0) > 1e3 * float_eps(leaf.dtype)
         ]
-        table = _table([HEADINGS, *(_cells(title, leaf) for title, leaf in named)])
-        blocks = ([_headline(self)], table, reasons, digits, _notes(self, named))
+        rows = [HEADINGS.split(","), *(_cells(title, leaf) for title, leaf in named)]
+        blocks = ([_headline(self)], _table(rows), reasons, digits, _notes(self, named))
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -141,7 +130,7 @@ def _title(leaf: Leaf, leaves: Iterable[Leaf]) -> str:
     return (leaf.path or "argument") + mode + order
 
 
-def _cells(title: str, leaf: Leaf) -> tuple[str, ...]:
+def _cells(title: str, leaf: Leaf) -> list[str]:
     # The index of a scalar is empty.
     index = str(list(leaf.worst_index)) if leaf.worst_index else ""
     if leaf.worst_index is None and leaf.coverage == "directions":
@@ -149,10 +138,10 @@ def _cells(title: str, leaf: Leaf) -> tuple[str, ...]:
     # Six digits show an error of 1e-5; error bars need no more than their magnitude.
     numbers = (f"{leaf.autodiff:.6g}", f"{leaf.numeric:.6g}")
     bars = (f"{leaf.error_bar:.0e}", f"{leaf.minimum_detectable:.0e}")
-    return (title, str(leaf.verdict), f"{leaf.relative_error:.1e}", index, *numbers, *bars)
+    return [title, str(leaf.verdict), f"{leaf.relative_error:.1e}", index, *numbers, *bars]
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: list[list[str]]) -> list[str]:
     """Align names to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     align = [str.ljust, str.ljust, str.rjust, str.ljust, *[str.rjust] * 4]

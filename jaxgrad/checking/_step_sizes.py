@@ -6,8 +6,6 @@ may lie anywhere between. The sequence alone decides which step to use: nothing 
 derivative that autodiff gives. Everything is NumPy in float64, for many sequences at once.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -37,11 +35,11 @@ class Derivative(NamedTuple):
     noise: np.ndarray
     step: np.ndarray
 
-    def select(self, rows: np.ndarray) -> Derivative:
+    def select(self, rows: np.ndarray) -> "Derivative":
         """Return the entries `rows`."""
         return Derivative(*(values[rows] for values in self))
 
-    def replace(self, rows: np.ndarray, other: Derivative) -> Derivative:
+    def replace(self, rows: np.ndarray, other: "Derivative") -> "Derivative":
         """Return a copy with `other` in the places `rows`."""
         copies = [values.copy() for values in self]
         for values, new in zip(copies, other, strict=True):

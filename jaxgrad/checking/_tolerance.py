@@ -1,7 +1,5 @@
 """What may separate autodiff from a numeric derivative besides the error bar of the latter."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Facts about a function that its trace shows before the function is run."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterator

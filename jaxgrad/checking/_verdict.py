@@ -1,7 +1,5 @@
 """The verdicts of a check, from worst to best."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterable
 

@@ -8,15 +8,21 @@ This is the only file that reads JAX's program representation operation by opera
 know an operation, `widen` returns `None`, and the function is evaluated as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxgrad.checking._arguments import FlatFunction
+from jaxgrad.checking._cache import reuse
+from jaxgrad.checking._precision import Computation
+from jaxgrad.checking._programs import build_programs, precision, to_float64, wide_type
+
+EPS64 = float(np.finfo(np.float64).eps)
 INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
+ACCUMULATED = ("add", "mul", "min", "max")
 OPAQUE = ("callback", "ffi", "custom_call", "pallas", "shard_map")
 
 
@@ -24,37 +30,57 @@ class _UnknownOperationError(Exception):
     """An operation that cannot be carried out in float64."""
 
 
+def without_rounding(
+    function: FlatFunction, checked: Computation, outputs: list[np.ndarray]
+) -> Computation:
+    """Return the function without rounding to narrower types inside, if it is still the same.
+
+    `outputs` are those of the computation `checked`, which is returned otherwise.
+    """
+    if checked.eps <= EPS64 or checked.key is None:
+        return checked
+
+    def build():
+        wide = widen(function, checked.moved, checked.fixed, wide=checked.wide)
+        return wide and build_programs(wide, moved, fixed, wide=True)
+
+    with precision(True):
+        moved, fixed = ([to_float64(v) for v in part] for part in (checked.moved, checked.fixed))
+    programs = reuse(("without rounding", *checked.key), build)
+    if programs is None or programs.mapped != checked.programs.mapped:
+        return checked
+    for wide, narrow in zip(programs.outputs(moved, fixed), outputs, strict=True):
+        # Rounding may be meant, as by a large constant that swallows the rest.
+        size = np.max(np.abs(narrow), initial=0.0, where=np.isfinite(narrow))
+        if not np.allclose(wide, narrow, rtol=0, atol=checked.eps**0.5 * size, equal_nan=True):
+            return checked
+    return Computation(programs, moved, fixed, True, EPS64, None)
+
+
 def widen(
-    function: Callable[..., list[jax.Array]], moved: Sequence[Any], fixed: Sequence[Any]
+    function: Callable[..., list[jax.Array]],
+    moved: Sequence[Any],
+    fixed: Sequence[Any],
+    wide: bool = False,
 ) -> Callable[..., list[jax.Array]] | None:
     """Return `function` in float64 throughout, or `None` if that is not possible.
 
-    It is traced at `moved` and `fixed` in the precision of the call. Call the result, a function of
-    the same arguments, under `jax.enable_x64(True)`.
+    It is traced at `moved` and `fixed`, in float64 if `wide`. Call the result, a function of the
+    same arguments, under `jax.enable_x64(True)`.
     """
-    closed = jax.make_jaxpr(lambda moved, fixed: function(moved, fixed))(list(moved), list(fixed))
 
-    def wide(moved, fixed):
+    def widened(moved, fixed):
         return _evaluate(closed, jax.tree.leaves((list(moved), list(fixed))))
+
+    with precision(wide):
+        closed = jax.make_jaxpr(lambda *args: function(*args))(list(moved), list(fixed))
 
     with jax.enable_x64(True):
         try:
-            jax.eval_shape(wide, *([to_float64(v) for v in part] for part in (moved, fixed)))
+            jax.eval_shape(widened, *([to_float64(v) for v in part] for part in (moved, fixed)))
         except Exception:  # an unknown operation, or one that JAX does not allow in float64
             return None
-    return wide
-
-
-def to_float64(value: Any) -> Any:
-    """Return a floating or complex value in float64 or complex128, any other value as it is."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        return value
-    return jnp.asarray(value).astype(_wide_type(dtype))
-
-
-def _wide_type(dtype: Any) -> Any:
-    return jnp.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.float64
+    return widened
 
 
 def _is_inexact(value: Any) -> bool:
@@ -121,7 +147,7 @@ def _wide_parameter(key: str, value: Any) -> Any:
         return value
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         return value
-    return jnp.dtype(_wide_type(dtype))
+    return jnp.dtype(wide_type(dtype))
 
 
 # Operations with inner programs whose arguments have to be sorted, and those whose parameters hold
@@ -174,9 +200,7 @@ _CONTROL: dict[str, Callable[[Any, list[Any]], Sequence[Any]]] = {
     "cond": _cond,
     "custom_linear_solve": _linear_solve,
     "scatter": _scatter(jax.lax.scatter),
+    # Of two names, one is that of some versions of JAX.
     "scatter-add": _scatter(jax.lax.scatter_add),
-    "scatter_add": _scatter(jax.lax.scatter_add),
-    "scatter_mul": _scatter(jax.lax.scatter_mul),
-    "scatter_min": _scatter(jax.lax.scatter_min),
-    "scatter_max": _scatter(jax.lax.scatter_max),
+    **{f"scatter_{n}": _scatter(getattr(jax.lax, f"scatter_{n}")) for n in ACCUMULATED},
 }

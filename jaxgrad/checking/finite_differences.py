@@ -8,8 +8,6 @@ one direction. `relative_error` and `tier` give the verdict of the course notes.
 All raise `ValueError` or `TypeError` if an argument is not as described or the function raises.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,10 +64,6 @@ def derivative(f: Callable[[Any], Any], x: Any, direction: Any = None) -> Deriva
       x: the point.
       direction: a pytree like `x`; by default all ones, which is the derivative if `x` is a scalar.
 
-    Returns:
-      `Derivative` with scalars: the value, its error bar, one-sided derivatives, whether these
-      differ, the noise of the function and the step that was used.
-
     >>> result = derivative(jnp.sin, 0.5)
     >>> bool(abs(result.value - np.cos(0.5)) < result.error < 1e-9)
     True
@@ -101,13 +95,11 @@ def gradient(f: Callable[[Any], Any], x: Any) -> Gradient:
     """
     problem = _prepare(f, x)
     plan = plan_steps(problem, np.random.default_rng(0))
-    everywhere = [
-        direction
-        for j, info in enumerate(problem.leaves)
-        for direction in unit_directions(j, range(info.start, info.stop))
-    ]
+    directions = []
+    for j, info in enumerate(problem.leaves):
+        directions += unit_directions(j, range(info.start, info.stop))
     tolerance = Tolerance(1e-7, 0.0, 0.0, np.ones(len(problem.leaves), bool))
-    numeric = numeric_derivatives(problem, plan, everywhere, tolerance)
+    numeric = numeric_derivatives(problem, plan, directions, tolerance)
     return Gradient(*(_like(problem, x, values) for values in (numeric.value, numeric.error)))
 
 
@@ -198,17 +190,13 @@ def taylor_remainder(
     """Measure how `|f(x + h d) - f(x) - h <gradient, d>|` shrinks with the step `h`.
 
     With the right gradient the remainder falls as `h^2`, with a wrong one as `h`: the slope of its
-    logarithm is 2 or 1. The steps must be much larger than rounding, so use float64.
+    logarithm is 2 or 1. The steps must be much larger than rounding, so use float64. The slope is
+    NaN if fewer than two remainders are larger than rounding, as for a linear function.
 
     Args:
       f: maps a pytree to a scalar.
-      x: a pytree of floating-point arrays.
-      gradient, direction: pytrees like `x`.
+      x, gradient, direction: pytrees of floating-point arrays of the same shapes.
       steps: positive.
-
-    Returns:
-      `TaylorRemainder`; the slope is NaN if fewer than two remainders are larger than rounding, as
-      for a linear function with its right gradient.
 
     Source: the remainder test of dolfin-adjoint and Manopt; Farrell et al. (2013).
 
@@ -296,11 +284,8 @@ def _structure_and_shapes(tree):
 def relative_error(numeric: Any, autodiff: Any) -> Float[Array, ""]:
     """Return `|numeric - autodiff| / (|numeric| + |autodiff|)`, Euclidean norms over all leaves.
 
-    Args:
-      numeric, autodiff: pytrees of the same structure and shapes.
-
-    Returns:
-      A scalar between 0 and 1; 0 where both are zero, NaN where an entry is NaN or infinite.
+    The pytrees have one structure. The result is between 0 and 1: 0 if both are zero, NaN if an
+    entry is NaN or infinite.
 
     Source: CS230/Deep Learning Specialization, "Gradient checking".
     """
@@ -309,8 +294,7 @@ def relative_error(numeric: Any, autodiff: Any) -> Float[Array, ""]:
         if expected != other:
             raise ValueError(f"autodiff must have the {name} of numeric, {expected}, got {other}")
     a, b = ravel_pytree(numeric)[0], ravel_pytree(autodiff)[0]
-    # Divided by the largest entry, so that no square underflows. A NaN is neither equal to zero nor
-    # hidden by the division.
+    # Divided by the largest entry, so that no square underflows.
     size = jnp.max(jnp.abs(jnp.concatenate([a, b])), initial=0.0)
     a, b = (part / jnp.where(size == 0, 1.0, size) for part in (a, b))
     total = jnp.linalg.norm(a) + jnp.linalg.norm(b)

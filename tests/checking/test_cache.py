@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxgrad.checking import check_grads
+from jaxgrad.checking import Verdict, check_grads
 from jaxgrad.checking._cache import reuse
-from tests.checking.cases import network
+from tests.checking.cases import network, with_backward
 
 
 def test_the_same_function_is_compiled_once(params, x):
@@ -57,3 +58,13 @@ def test_another_function_of_the_same_shape_is_compiled_anew():
     for slope in (2.0, 3.0):
         report = check_grads(lambda x, slope=slope: jnp.sum(slope * x), x)
         assert report.leaves[0].numeric == pytest.approx(slope)
+
+
+def test_functions_that_differ_in_their_rule_alone_are_told_apart():
+    for factor, verdict in ((1.0, Verdict.AGREE), (2.0, Verdict.WRONG)):
+        rule = with_backward(
+            jnp.sin, lambda args, ct, factor=factor: (factor * ct * jnp.cos(args[0]),)
+        )
+        report = check_grads(rule, 0.5)
+        assert report.verdict is verdict
+        assert report.leaves[0].autodiff == pytest.approx(factor * np.cos(0.5))
