@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _kit, trainability
+from experiments import _kit
+from experiments.trainability import measurement as trainability
 
 SAMPLE = (1, 4, 16, 45, 128)
 """Depths that PyTorch trains."""

@@ -12,11 +12,12 @@ import pytest
 import xarray
 from scipy import stats
 
-from experiments import trainability
 from experiments._kit import options as kit_options
+from experiments.trainability import __main__ as trainability
+from experiments.trainability import figure, measurement
 from jaxgrad import sweeps, theory
 
-SMALL = trainability.Options(
+SMALL = measurement.Options(
     activation="relu",
     depths=(1, 3),
     w_variance_min=1.0,
@@ -31,7 +32,7 @@ SMALL = trainability.Options(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return trainability.measure(SMALL, store=tmp_path_factory.mktemp("map") / "map.zarr")
+    return measurement.measure(SMALL, store=tmp_path_factory.mktemp("map") / "map.zarr")
 
 
 def assert_same(result, expected):
@@ -56,21 +57,21 @@ def test_networks_learn_and_diverging_ones_cost_their_own_cell_alone(dataset):
     assert float(diverges["accuracy"].max()) < 0.3
     assert np.isfinite(learns["loss"].values).all()
     assert not np.isfinite(diverges["loss"].values).any()
-    result = trainability.compare(dataset.isel(kind=0), np.ones(3))
+    result = measurement.compare(dataset.isel(kind=0), np.ones(3))
     expected = learns["accuracy"].isel(kind=0).mean("seed").transpose("w_variance", "depth")
     np.testing.assert_allclose(result.accuracy, expected)
     assert result.diverged == 0.5
 
 
 def test_a_network_does_not_depend_on_the_others_of_its_map(dataset):
-    alone = trainability.measure(dataclasses.replace(SMALL, depths=(3,), rates=(0.1,)))
+    alone = measurement.measure(dataclasses.replace(SMALL, depths=(3,), rates=(0.1,)))
     assert_same(alone, dataset.sel(depth=[3], rate=[0.1]))
 
 
 def trained(key, options, depth, w_variance, rate, steps, **kwargs):
-    net = trainability.network("plain", options, depth, jnp.float32(w_variance), 0.05, **kwargs)
-    data = trainability.digits(options)
-    return jax.jit(lambda: trainability.train(net, rate, steps, options.batch, data, key=key))()
+    net = measurement.network("plain", options, depth, jnp.float32(w_variance), 0.05, **kwargs)
+    data = measurement.digits(options)
+    return jax.jit(lambda: measurement.train(net, rate, steps, options.batch, data, key=key))()
 
 
 def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
@@ -82,11 +83,11 @@ def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
 
 
 def test_networks_learn_where_theory_says_so():
-    options = trainability.Options(
+    options = measurement.Options(
         depths=(2, 24), w_variance_max=1.77, w_variances=2, steps=200, rates=(0.03,), width=48
     )
-    result = trainability.compare(
-        trainability.measure(options).isel(kind=0), trainability.scales("plain", options)
+    result = measurement.compare(
+        measurement.measure(options).isel(kind=0), measurement.scales("plain", options)
     )
     np.testing.assert_array_equal(result.predicted, [[True, False], [True, True]])
     np.testing.assert_array_equal(result.learns, result.predicted)
@@ -98,7 +99,7 @@ def killed(store, small):
         if done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainability.measure(small, kill, store)
+    measurement.measure(small, kill, store)
 
 
 def test_a_killed_map_goes_on_where_it_was(dataset, tmp_path):
@@ -107,14 +108,14 @@ def test_a_killed_map_goes_on_where_it_was(dataset, tmp_path):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    trainability.measure(small, lambda *progress: seen.append(progress), store)
+    measurement.measure(small, lambda *progress: seen.append(progress), store)
     assert 0 < seen[0][0] < seen[0][1] == seen[-1][0] == 12
     assert_same(xarray.open_zarr(store), dataset.sel(depth=[1]))
 
 
 def test_cells_are_trained_again_at_their_own_depth_and_variance():
     small = dataclasses.replace(SMALL, rates=(0.1,), longer=3, steps=20)
-    again = trainability.measure_again("plain", small, np.array([[2, 0], [0, 1]]))
+    again = measurement.measure_again("plain", small, np.array([[2, 0], [0, 1]]))
     assert again["accuracy"].sizes == {"cell": 2, "rate": 1, "seed": 2}
     for cell, (w_variance, depth) in enumerate([(2.0, 1), (1.0, 3)]):
         key = sweeps.cell_key({"cell": cell, "rate": 0.1, "seed": 1}, key=jax.random.key(0))
@@ -127,7 +128,7 @@ def test_every_kind_draws_its_weights_and_has_a_scale(key, kind):
     options = dataclasses.replace(
         SMALL, activation="tanh", depths=(40,), width=32, w_variance_min=1.2, w_variance_max=2.5
     )
-    net = trainability.network(kind, options, 4, 1.7, 0.05)
+    net = measurement.network(kind, options, 4, 1.7, 0.05)
     params, shape = net.draw((64,), key=key, dtype=jnp.float32)
     assert shape == (10,)
     kernel = params[1][0]["kernel"]
@@ -136,7 +137,7 @@ def test_every_kind_draws_its_weights_and_has_a_scale(key, kind):
     off = np.abs(product - np.eye(32)[None]).max()
     assert (off < 1e-5) == (kind == "orthogonal")
     assert np.mean(np.diagonal(product, axis1=1, axis2=2)) == pytest.approx(1, abs=0.1)
-    scale = trainability.scales(kind, options)
+    scale = measurement.scales(kind, options)
     assert scale.shape == (3,)
     assert np.all(scale > 1)
     if kind in ("plain", "orthogonal"):
@@ -148,7 +149,7 @@ def test_every_kind_draws_its_weights_and_has_a_scale(key, kind):
 
 def test_critical_biases_are_those_of_the_critical_line():
     options = dataclasses.replace(SMALL, activation="tanh", w_variance_min=0.5, w_variance_max=2.0)
-    small, _, large = trainability.biases("critical", options)
+    small, _, large = measurement.biases("critical", options)
     assert small == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(theory.critical("tanh", large).w_variance, 2.0, rtol=1e-5)
 
@@ -158,7 +159,7 @@ def test_report_counts_what_agrees_with_theory():
     options = dataclasses.replace(SMALL, depths=depths, w_variance_min=0.5, w_variance_max=2.0)
     scale = np.array([0.5, 2.0, 20.0])
     accuracy = np.array([[0.9, 0.1, 0.1], [0.9, 0.8, 0.1], [0.9, 0.9, 0.2]])
-    result = trainability.compare(made(accuracy, list(depths), [0.5, 1.0, 2.0]), scale)
+    result = measurement.compare(made(accuracy, list(depths), [0.5, 1.0, 2.0]), scale)
     table, text = trainability.map_report("plain", result, options)
     assert result.threshold == pytest.approx(0.5)
     np.testing.assert_array_equal(result.learns, accuracy > 0.5)
@@ -169,7 +170,7 @@ def test_report_counts_what_agrees_with_theory():
     assert "0 learn beyond 6 scales, 1 do not learn within" in " ".join(text.split())
     rows = [line.split() for line in table.splitlines() if line.startswith("32 ")]
     assert rows[0][1:6] == ["2.00", "to", "2.00", "none", "20%"]
-    cells, beyond = trainability.exceptions_and_control(result)
+    cells, beyond = measurement.exceptions_and_control(result)
     assert cells.tolist() == [[2, 2]]
     assert beyond.tolist() == [[0, 1]]
     learnt = made(np.array([[0.7]]), [1], [1.0]).squeeze("w_variance").rename(depth="cell")
@@ -193,16 +194,16 @@ def test_figure_says_what_its_axes_are(kinds):
     border = np.array([2.0, 10.0, np.inf, 5.0])
     learns = np.ones((4, 3), bool)
     predicted = np.concatenate([[[False] * 3], learns[1:]])
-    result = trainability.Map(learns / 2, learns, predicted, 0.5, np.zeros((4, 3)), 0.0)
+    result = measurement.Map(learns / 2, learns, predicted, 0.5, np.zeros((4, 3)), 0.0)
     maps = {f"kind {i}": result for i in range(kinds)}
-    figure = trainability.figure(maps, dict.fromkeys(maps, border), options)
-    panels = [ax for ax in figure.axes if ax.get_title()]
+    drawing = figure.draw(maps, dict.fromkeys(maps, border), options)
+    panels = [ax for ax in drawing.axes if ax.get_title()]
     assert [ax.get_title() for ax in panels] == [
         f"kind {i}: 75.0% of cells as predicted" for i in range(kinds)
     ]
     assert "depth" in panels[-1].get_xlabel()
     assert "weight variance" in panels[0].get_ylabel()
-    assert "relu" in figure.get_suptitle()
+    assert "relu" in drawing.get_suptitle()
     assert panels[0].lines[0].get_xdata()[2] > panels[0].get_xlim()[1]
 
 

@@ -8,12 +8,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import bias_variance, trainability
+from experiments import bias_variance
 from experiments.diagnosis import __main__ as diagnosis
 from experiments.diagnosis import planted_faults
 from experiments.hyperparameters import runs
 from experiments.norm_layers import measurement as norm_layers
 from experiments.regularization import measurement as regularization
+from experiments.trainability import measurement as trainability
 from tests.reference.record import hold, table
 
 pytestmark = pytest.mark.slow

@@ -1,15 +1,10 @@
-"""Which networks can be trained, over depth and weight variance, and did theory predict it?
-
-Run `python -m experiments.trainability`, or `--help` for its options. The command continues a run
-that was stopped.
-"""
+"""Options, networks, training and the prediction of theory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +14,13 @@ import xarray
 from scipy import stats
 
 from experiments import _kit
-from experiments._kit import Claim, Estimate, Report, classifier, figures, option, paragraph, table
+from experiments._kit import classifier, option
 from jaxgrad import activations, initializers, layers, propagation, sweeps, theory
-from jaxgrad.plotting.style import THEORY, halo
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Kind = Literal["plain", "orthogonal", "critical", "batch_norm", "residual"]
 CLASSES = 10
 SCALES = 6
 """Depth scales up to which networks are trainable, Schoenholz et al. (2017)."""
-NEAR = 1.5
-"""A cell within this factor of the border in depth is near it."""
 
 
 @dataclass(frozen=True)
@@ -294,39 +283,6 @@ def compare(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
     return Map(accuracy, accuracy > threshold, margin >= 0, threshold, margin, diverged)
 
 
-def map_report(kind: str, result: Map, options: Options) -> list[str]:
-    """Predicted and measured region: a table, a share, a correlation, exceptions."""
-    rows = []
-    for i, depth in enumerate(options.depths):
-        learns, inside = result.learns[:, i], result.predicted[:, i]
-        accuracy = result.accuracy[:, i]
-        means = (f"{accuracy[s].mean():.0%}" if s.any() else "" for s in (inside, ~inside))
-        regions = (_range(options.variances, cells) for cells in (inside, learns))
-        rows.append((str(depth), *regions, *means, f"{np.mean(learns == inside):.0%}"))
-    headings = ("depth", "theory: trains", "measured", "accuracy inside", "outside", "agree")
-    title = (
-        f"{options.activation}, {kind}, width {options.width}: weight variances (x fan-in) at "
-        f"which networks learn, after {options.steps} steps; theory: depth up to {SCALES} scales; "
-        f"measured: test accuracy above {result.threshold:.0%}, half of the way from chance to the "
-        "best."
-    )
-    late, early = result.learns & ~result.predicted, ~result.learns & result.predicted
-    text = (
-        f"{result.agreement:.1%} of {late.size} cells are as predicted; rank correlation of "
-        f"accuracy with log({SCALES} scale / depth): {result.rank_correlation:+.2f}."
-    )
-    if (late | early).any():
-        factor = np.exp(np.median(np.abs(result.margin[late | early])))
-        distance = f"within a factor {factor:.2f} of" if factor < 10 else "far from"
-        text += (
-            f" Exceptions: {late.sum()} learn beyond {SCALES} scales, {early.sum()} do not learn "
-            f"within; half of all are {distance} the border in depth."
-        )
-    if result.diverged:
-        text += f" {result.diverged:.1%} of the runs ended with a loss that is not finite."
-    return [table(headings, rows, title), paragraph(text)]
-
-
 def exceptions_and_control(result: Map) -> tuple[np.ndarray, np.ndarray]:
     """Cells `[[w_variance, depth], ...]` that do not learn: all within, as many nearest beyond."""
     within, beyond = (
@@ -334,153 +290,3 @@ def exceptions_and_control(result: Map) -> tuple[np.ndarray, np.ndarray]:
     )
     nearest = np.argsort(-result.margin[tuple(beyond.T)], kind="stable")
     return within, beyond[nearest[: len(within)]]
-
-
-def again_report(
-    result: Map,
-    cells: np.ndarray,
-    again: xarray.Dataset,
-    control: xarray.Dataset | None,
-    options: Options,
-) -> str:
-    """How many of the cells that were trained again learn, and where the others are."""
-    learned = best_rate(again) > result.threshold
-    text = (
-        f"The {len(cells)} that do not learn within, trained again at 1/{options.longer} of the "
-        f"rate for {options.longer} times the steps: {learned.sum()} learn."
-    )
-    if not learned.all():
-        rest = cells[~learned]
-        near = np.sum(np.exp(result.margin[tuple(rest.T)]) < NEAR)
-        depths = ", ".join(map(str, np.unique(np.asarray(options.depths)[rest[:, 1]])))
-        text += (
-            f" Of the other {len(rest)}, of depth {depths}, {near} are within a factor {NEAR:g} of "
-            "the border in depth."
-        )
-    count = (result.learns == result.predicted).sum() + learned.sum()
-    if control is not None:
-        beyond = best_rate(control) > result.threshold
-        count -= beyond.sum()
-        text += f" Of the {beyond.size} nearest beyond, trained alike, {beyond.sum()} learn."
-    return paragraph(f"{text} Then {count / result.learns.size:.1%} of the cells are as predicted.")
-
-
-def summary(maps: Mapping[str, Map], options: Options) -> str:
-    """The kinds beside each other."""
-    rows = [
-        (
-            kind,
-            f"{result.learns.mean():.0%}",
-            f"{result.learns[:, -1].mean():.0%}",
-            f"{result.accuracy.max():.0%}",
-            f"{result.predicted.mean():.0%}",
-            f"{result.agreement:.1%}",
-            f"{result.rank_correlation:+.2f}",
-        )
-        for kind, result in maps.items()
-    ]
-    deepest = f"at depth {max(options.depths)}"
-    headings = ("kind", "cells that learn", deepest, "best accuracy", "theory: learn", "agree")
-    return table((*headings, "rank correlation"), rows)
-
-
-def _range(variances: np.ndarray, inside: np.ndarray) -> str:
-    if not inside.any():
-        return "none"
-    index = np.flatnonzero(inside)
-    gaps = "" if len(index) == index[-1] - index[0] + 1 else ", with gaps"
-    return f"{variances[index[0]]:.2f} to {variances[index[-1]]:.2f}{gaps}"
-
-
-def figure(maps: Mapping[str, Map], borders: Mapping[str, np.ndarray], options: Options) -> Figure:
-    """Accuracy after training over depth and weight variance, with the predicted border.
-
-    Args:
-      maps: by kind.
-      borders: by kind, depth up to which theory predicts that networks learn, `[w_variances]`.
-      options: of the run.
-    """
-    rows = -(-len(maps) // 3)
-    columns = -(-len(maps) // rows)
-    size = (9.5, 6.2) if len(maps) == 1 else (5.0 * columns + 1, 4.4 * rows + 1)
-    figure, axes = figures.panels(rows, columns, size, sharex=True, sharey=True)
-    for ax in axes.flat[len(maps) :]:
-        ax.set_axis_off()
-    for index, (kind, result) in enumerate(maps.items()):
-        ax = axes.flat[index]
-        mesh, line = draw_map(ax, result.accuracy, borders[kind], options)
-        ax.set_title(f"{kind.replace('_', ' ')}: {result.agreement:.1%} of cells as predicted")
-        if index + columns >= len(maps):
-            ax.set_xlabel("depth, hidden layers")
-            ax.tick_params(labelbottom=True)
-        if index % columns == 0:
-            ax.set_ylabel("weight variance × fan-in")
-    figure.colorbar(mesh, ax=axes, label="test accuracy, %")
-    words = f"{options.activation} networks after {options.steps} steps"
-    figure.suptitle(f"Which networks learn, and theory's border: {words}", fontsize=14)
-    label = "theory, made without training: trainable to the left, six depth scales"
-    figure.legend([line], [label], loc="outside lower center", frameon=False)
-    return figure
-
-
-def draw_map(
-    ax: Any, accuracy: np.ndarray, border: np.ndarray, options: Options
-) -> tuple[Any, Any]:
-    """One panel of the figure."""
-    depths, variances = np.asarray(options.depths), options.variances
-    x, y = cell_edges(depths), cell_edges(variances)
-    look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
-    mesh = ax.pcolormesh(x, y, 100 * accuracy, **look)
-    # An infinite depth is drawn beyond the edge, so that the line leaves the map there.
-    border = np.minimum(border, 10 * x[-1])
-    (line,) = ax.plot(border, variances, color=THEORY, linewidth=2.5, path_effects=halo(5))
-    ax.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=y[[0, -1]])
-    for axis, values in ((ax.xaxis, depths), (ax.yaxis, variances)):
-        low, high = np.log2(values[[0, -1]])
-        powers = 2.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
-        figures.ticks(axis, powers[(powers >= values[0]) & (powers <= values[-1])])
-    return mesh, line
-
-
-def cell_edges(values: np.ndarray) -> np.ndarray:
-    """Borders of cells around values on a logarithmic axis."""
-    logs = np.log(np.asarray(values, float))
-    middle = (logs[1:] + logs[:-1]) / 2
-    first = logs[0] - (middle[0] - logs[0] if len(middle) else 0.5)
-    last = logs[-1] + (logs[-1] - middle[-1] if len(middle) else 0.5)
-    return np.exp(np.concatenate([[first], middle, [last]]))
-
-
-def run(options: Options) -> None:
-    """Train a network for each depth and weight variance, and compare with theory's depth scale."""
-    dataset = measure(options, _kit.progress("networks"), options.store())
-    borders = {kind: SCALES * scales(kind, options) for kind in options.kinds}
-    maps = {k: compare(dataset.sel(kind=k), border / SCALES) for k, border in borders.items()}
-    sections, claims = [], []
-    for kind, result in maps.items():
-        sections += map_report(kind, result, options)
-        cells, beyond = exceptions_and_control(result)
-        if len(cells) and options.longer > 1:
-            again, control = (
-                measure_again(
-                    kind, options, part, _kit.progress(name), options.store(f"_{kind}_{name}")
-                )
-                if len(part)
-                else None
-                for name, part in (("again", cells), ("control", beyond))
-            )
-            sections.append(again_report(result, cells, again, control, options))
-        text = f"{kind}: cells are as predicted more often than by the more frequent outcome"
-        more = max(result.learns.mean(), 1 - result.learns.mean())
-        estimate = Estimate.exact(result.agreement)
-        claims.append(Claim(text, estimate, "greater", float(more), form=".1%"))
-    if len(maps) > 1:
-        sections.append(summary(maps, options))
-    sections.append(f"{dataset['accuracy'].size} networks in {options.store()}")
-    estimates = {kind: result._asdict() for kind, result in maps.items()}
-    _kit.publish(Report(sections, claims, estimates), options, figure(maps, borders, options))
-
-
-if __name__ == "__main__":
-    _kit.use_all_cores()
-    _kit.command(Options, run, resumable=True)
