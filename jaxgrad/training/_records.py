@@ -34,14 +34,9 @@ class Run(NamedTuple):
       straightness: |weights at the end| / (steps * largest |update|), in the median layer. For
         weights that start at 0 it is 1 if all updates are equal.
       log_input_rms: Log root mean square of the network inputs.
-      feature_mean: Mean of each input feature that is not constant, `[features]`.
-      feature_std: Standard deviation of the same features.
-      units: Statistics of the units, `[times, layers]` each.
-      unit_steps: The step of each row of `units`, `[times]`.
-      names: Name of each layer.
-      dev_error: Errors on the dev set, `[evaluations]`.
-      train_error: Errors on the training set, `[evaluations]`.
-      every: Steps between evaluations of these errors.
+      feature_mean, feature_std: Of each input feature that is not constant, `[features]`.
+      units, unit_steps: Statistics of the units, and the step of each of their rows.
+      dev_error, train_error: Errors, `[evaluations]`, with `every` steps between evaluations.
     """
 
     # Any stands for an array or None, as without norms or units; the rules check which.

@@ -17,52 +17,37 @@ from jaxgrad.training._records import RISE, Run, first_lasting, largest, median
 
 LAYERS_FACTOR = 30.0
 """Change from first to last layer that is too large: 1.2 per layer over 20 layers."""
-
 FLAT = 0.25
 """A loss that has decreased by less than this share has hardly fallen. Going from a random guess to
 an even one already is a decrease of a tenth or more."""
-
 UNFINISHED = 0.5
 """A loss that has decreased by less than this share can fall further."""
-
 LEVEL = 0.01
 """A loss that has decreased by less than this share has not fallen."""
-
 CHANCE = 2.5
 """Standard errors by which a fallen loss is lower; more than two, as several means are tried."""
-
 RESTLESS = 0.3
 """A standard deviation of the last losses above this share is no convergence."""
-
 RATIO_HIGH = 0.1
 """Update / weights above which updates are too large, a hundred times the usual 1e-3."""
-
 RATIO_LOW = 1e-4
 """Update / weights below which updates are too small, a tenth of the usual 1e-3."""
-
 INSENSITIVE = 1e-3
 """|gradient| |weights| / loss of an insensitive layer. Where gradients arrive it is 0.1 to 1."""
-
 FROZEN = 1e-3
 """A layer is frozen if its update / weights is below this share of that of the other layers."""
-
 HALF = 0.5
 """A layer with more than this share of dead or saturated units has lost most of its use."""
-
 GAP = 0.2
 """A dev error above the train error by this share is overfitting."""
-
 LEARNT = 0.05
 """A train error below this share means that the examples are memorized."""
-
 CENTRED = 3.0
 """|mean| / standard deviation up to which inputs are centred. At 3 the curvature along the mean is
 ten times that of the other directions."""
-
 SPREAD = 30.0
 """Ratio of the 90 % to the 10 % quantile of the features' standard deviations up to which inputs
 are scaled. At 30 the ratio of curvatures is 900."""
-
 CONTRADICTED = 0.1
 """Excess of train error over dev error that shows wrong labels: three standard errors of a few
 hundred dev examples. A network should do at least as well on its training set as on held-out data,

@@ -128,6 +128,7 @@ def _compare(first, second, key, permutations):
         ks, energy = statistics(_random_subset(key, examples, count))
         return jnp.max(ks), energy
 
+    # The sets as they are: the first rows of the pool.
     ks, energy = statistics(jnp.arange(examples) < count)
     # Larger chunks are faster, and take more memory.
     chunk = min(permutations, max(1, 2**21 // (examples + features)))

@@ -44,7 +44,6 @@ def flip(
     """Mirror each image with some probability.
 
     Args:
-      images: `[batch, height, width, channels]`, floating point.
       key: Key that draws which images are mirrored.
       probability: Probability that an image is mirrored, from 0 to 1.
       axis: `"width"` exchanges left and right, `"height"` top and bottom.
@@ -68,7 +67,6 @@ def shift(
     Pixels that leave the image are lost: the image does not wrap around.
 
     Args:
-      images: `[batch, height, width, channels]`, floating point.
       pixels: Largest shift, a whole number, at least 0. In each direction the shift
         is uniform over the whole numbers from `-pixels` to `pixels`.
       key: Key that draws the shifts.
@@ -109,7 +107,6 @@ def crop(
     """Cut a window out of each image at a random position.
 
     Args:
-      images: `[batch, height, width, channels]`, floating point.
       shape: Height and width of the window, at most those of the images. All positions are equally
         likely.
       key: Key that draws the positions.
@@ -147,7 +144,6 @@ def rotate(
     """Rotate each image about its centre by a random angle, with linear interpolation.
 
     Args:
-      images: `[batch, height, width, channels]`, floating point.
       degrees: Largest angle, at least 0. Angles are uniform between `-degrees` and
         `degrees`. Positive angles turn counter-clockwise, with row 0 at the top.
       key: Key that draws the angles.
@@ -172,7 +168,6 @@ def zoom(
     Enlarged images lose their border.
 
     Args:
-      images: `[batch, height, width, channels]`, floating point.
       factor: Largest magnification, at least 1. The logarithm of the magnification
         is uniform between those of `1 / factor` and `factor`, so that halving and doubling are
         equally likely.
@@ -197,7 +192,6 @@ def noise(
     """Add independent Gaussian noise to every value.
 
     Args:
-      images: `[batch, height, width, channels]`, floating point.
       std: Standard deviation of the noise in the units of the images, at least 0.
       key: Key that draws the noise.
 

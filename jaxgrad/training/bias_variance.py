@@ -85,6 +85,7 @@ def diagnose(
     _validate.scalar("tolerance", tolerance, minimum=0.0)
     train_noise = _squared_error("train_examples", train, train_examples)
     dev_noise = _squared_error("dev_examples", dev, dev_examples)
+    # train error = attainable error + bias, dev error = train error + variance
     bias, variance = train - attainable, dev - train
     bias_threshold = max(float(tolerance), 2 * math.sqrt(train_noise))
     # Variances of independent errors add.
@@ -126,4 +127,5 @@ def _squared_error(name: str, error: float, examples: int | None) -> float:
     """Squared standard error of a proportion; zero without a number of examples."""
     if examples is None:
         return 0.0
+    # p (1 - p) / n, the variance of a binomial share.
     return error * (1 - error) / _validate.integer(name, examples, 1)

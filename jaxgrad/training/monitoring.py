@@ -119,6 +119,7 @@ def _layer_groups(params, where, stacked):
         for index, (path, leaf) in enumerate(leaf_paths(params))
         if mask[index]
     ]
+    # Dictionaries keep the order in which the groups are met.
     groups: dict[Any, Any] = {}
     for path, index, shape in sorted(leaves, key=lambda leaf: _natural_order(leaf[0])):
         match = None if stacked is None else re.search(stacked, path)
@@ -143,6 +144,7 @@ def _layer_groups(params, where, stacked):
 
 def _natural_order(path):
     """Sort key by which `Dense_2` comes before `Dense_10`."""
+    # Numbers sort before texts at the same position of a path.
     parts = re.split(r"(\d+)", path)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
@@ -229,6 +231,7 @@ def units(
     _check_preactivations(z if listed else [z], 2 if listed else 3)
 
     def one(z):
+        # phi'(z): phi acts on each element, so its Jacobian is diagonal.
         slope = jax.vjp(phi, z)[1](jnp.ones_like(z))[0]
         flat = jnp.abs(slope) < saturation
         finite = jnp.isfinite(z)

@@ -70,5 +70,6 @@ def apply(
             f"x must have the {len(standardizer.mean)} features of the training set, got shape "
             f"{x.shape}; fit a standardizer on inputs with these features"
         )
+    # Explicit, because ranks may differ and some programs forbid implicit promotion.
     mean, std = (jnp.broadcast_to(part, x.shape) for part in standardizer)
     return (x - mean) / std

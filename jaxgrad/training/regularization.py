@@ -109,11 +109,7 @@ def l1(
     The derivative at 0 is taken to be 0. Gradient descent steps across 0 and rarely lands on it, so
     weights become small rather than exactly 0. To count zeros, use a threshold or a proximal step.
 
-    Args:
-      params: A pytree of real arrays.
-      strength: As in `l2`.
-      examples: As in `l2`.
-      where: As in `l2`.
+    The arguments are those of `l2`.
 
     Source: Tibshirani (1996). The factor 1/2 is that of the course notes.
     """
@@ -134,7 +130,7 @@ def _penalty(params, strength, examples, where, size):
     _validate.scalar("examples", examples, minimum=0.0, above=True)
     # The mask is made of Python booleans, so this selection costs nothing under jit.
     mask = jax.tree.leaves(select(params, where))
-    leaves = [
-        leaf for leaf, selected in zip(jax.tree.leaves(params), mask, strict=True) if selected
-    ]
-    return strength / (2 * examples) * sum(jnp.sum(size(leaf)) for leaf in leaves)
+    # Under jit only the selected leaves enter the program.
+    pairs = zip(jax.tree.leaves(params), mask, strict=True)
+    total = sum(jnp.sum(size(leaf)) for leaf, selected in pairs if selected)
+    return strength / (2 * examples) * total

@@ -68,6 +68,7 @@ def draw(space: Space, count: int, *, key: PRNGKeyArray) -> Points:
     """
     names = _names(space)
     count = _validate.integer("count", count, 1)
+    # One key for each name, in the order of the space.
     keys = jax.random.split(key, len(names))
     return {
         name: _interpolate(space[name], jax.random.uniform(k, (count,)))
@@ -98,6 +99,7 @@ def grid(space: Space, counts: int | Mapping[str, int]) -> Points:
         # A single value lies in the middle.
         shares = jnp.linspace(0.0, 1.0, size) if size > 1 else jnp.full(1, 0.5)
         values.append(_interpolate(space[name], shares))
+    # With "ij" the first axis varies slowest in the raveled arrays.
     combined = jnp.meshgrid(*values, indexing="ij")
     return {name: value.ravel() for name, value in zip(names, combined, strict=True)}
 

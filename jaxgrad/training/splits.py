@@ -145,6 +145,7 @@ def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.nd
             f"labels must be from 0 to classes - 1, got {wrong} with {classes} classes; renumber "
             "the classes"
         )
+    # Examples of each class, in the order of the labels.
     sizes = np.bincount(labels, minlength=classes)
     if (sizes == 0).any():
         raise ValueError(
