@@ -15,7 +15,7 @@ from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import Leaf
 from jaxgrad.checking._step_sizes import Derivative
 from jaxgrad.checking._tolerance import Tolerance
-from jaxgrad.checking._verdict import ORDER, Verdict
+from jaxgrad.checking._verdict import ORDER, judge
 
 TOO_WIDE = 0.05
 """An error bar of more than this share of the gradient decides nothing."""
@@ -59,34 +59,6 @@ def compare(
                 Comparison(j, directions, slope, part, allowed, verdicts, worst, row)
             )
     return comparisons
-
-
-def judge(
-    autodiff: np.ndarray, numeric: Derivative, allowed: np.ndarray, wide: np.ndarray
-) -> np.ndarray:
-    """Return the verdict on each number, as its position in `ORDER`, `[P]`.
-
-    The two derivatives may differ by the error bar and by what is `allowed`. Nothing is decided if
-    the error bar is `wide` or wider.
-    """
-    with np.errstate(invalid="ignore"):
-        slack = numeric.error + allowed
-        far = np.abs(autodiff - numeric.value) > slack
-        outside = (autodiff < numeric.left - slack) | (autodiff > numeric.right + slack)
-    known = np.isfinite(numeric.error)
-    # The slope of a cusp is infinite, so at an edge of the domain an infinity may be right.
-    finite = (numeric.sides == 2) | ((numeric.sides == 1) & np.isnan(autodiff))
-    verdicts = np.full(autodiff.shape, ORDER.index(Verdict.AGREE))
-    # Each line overrules those before it.
-    for verdict, where in (
-        (Verdict.UNRESOLVED, ~(numeric.error <= wide)),
-        (Verdict.KINK, numeric.kink),
-        (Verdict.WRONG, np.where(numeric.kink, outside, far) & known),
-        (Verdict.UNRESOLVED, ~np.isfinite(autodiff)),
-        (Verdict.NONFINITE, ~np.isfinite(autodiff) & finite),
-    ):
-        verdicts = np.where(where, ORDER.index(verdict), verdicts)
-    return verdicts
 
 
 def _is_rounding(autodiff: Autodiff, info: LeafInfo) -> bool:

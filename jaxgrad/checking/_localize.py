@@ -16,7 +16,7 @@ import numpy as np
 from jaxgrad._numerics import rms
 from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._autodiff import Autodiff, slopes
-from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences, judge
+from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences
 from jaxgrad.checking._directions import SIGNS, Direction, unit_directions
 from jaxgrad.checking._numeric import FEW_STEPS, Numeric, StepPlan, measure, measure_closely
 from jaxgrad.checking._patterns import Location, locate, scaled_by, usual_mistake, wrong_in
@@ -24,7 +24,7 @@ from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import Leaf
 from jaxgrad.checking._step_sizes import Derivative
 from jaxgrad.checking._tolerance import Tolerance
-from jaxgrad.checking._verdict import ORDER, Verdict
+from jaxgrad.checking._verdict import ORDER, Verdict, judge
 
 ErrorAlong = Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """From vectors over a leaf to the error of autodiff along each, and its error bar."""
