@@ -140,6 +140,7 @@ class Copy(NamedTuple):
 
     def linearize(self, layer: Any, h: Scaled) -> tuple[Scaled, Derivative]:
         """Apply this copy of a layer to a signal and differentiate it there."""
+        # A copy that does not act is the identity, with the identity as its derivative.
         out, derivative = layer.linearize(self.params, h, key=self.key)
         if self.active is None:
             return out, derivative
@@ -170,6 +171,7 @@ def linearize(
     The scale of the signal passes by a homogeneous layer; any other layer needs the signal itself.
     """
     h = h.shared() if layer.mixes else h
+    # For c > 0 a homogeneous layer has f(c h) = c f(h), and the same derivative at c h and at h.
     value, log_scale = h if layer.homogeneous else (h.plain(), jnp.zeros_like(h.log_scale))
 
     def function(params, value):
@@ -210,6 +212,7 @@ def compose(first: Derivative, second: Derivative) -> Derivative:
         cotangent, log_square_first = first.pull(cotangent)
         return cotangent, jnp.logaddexp(log_square, log_square_first)
 
+    # Chain rule: push goes first to last, pull last to first.
     units = first.units if second.units is None else second.units
     return Derivative(lambda tangent: second.push(first.push(tangent)), pull, units)
 

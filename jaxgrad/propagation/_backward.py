@@ -65,6 +65,7 @@ def exact(
     segments = _validate.integer("segments", segments, 1)
     if depths is not None:
         depths = tuple(_validate.integer("depths", depth, 1) for depth in depths)
+    # The loss is a static argument, so it is checked here rather than where JAX hashes it.
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must map outputs to a scalar, got {loss!r}; pass a function")
     return _exact(layer, params, x, key, saturation, depths, loss, segments)
@@ -86,15 +87,18 @@ def _exact(layer, params, x, key, saturation, depths, loss, segments):
         signal = jax.tree.map(lambda *a: jnp.concatenate(a), *(r.signal for r in records))
         runs = [_run(stack, r.inputs) for stack, r in zip(stacks, records, strict=True)]
         outputs = [r.outputs for r in records]
+    # Every loss enters at the outputs of the entry at its depth.
     cotangents = _cotangents(loss, outputs, depths, key=key_loss)
     log_gradient, log_weight_gradient = reverse(runs, cotangents, depths, segments=segments)
     if isinstance(layer, Mlp):
+        # Row d of the gradients ends at layer depths[d].
         log_last = log_gradient[np.arange(len(depths)), depths - 1]
     else:
         squares = [jnp.sum(jnp.square(c), axis=tuple(range(1, c.ndim))) for c in cotangents]
         log_last = jnp.log(jnp.concatenate(squares))
 
     def by_depth(values):
+        # NaN where no loss was asked for, so that measurements of other depths can be compared.
         return jnp.full_like(signal.log_activation, jnp.nan).at[depths - 1].set(values)
 
     return Propagation(
@@ -111,6 +115,7 @@ def _exact(layer, params, x, key, saturation, depths, loss, segments):
 
 def _run(stack: Stack, inputs: Scaled) -> Run:
     """Return how cotangents go back through the copies of a layer."""
+    # A sum over the inputs of an example is their number times the mean.
     log_size = math.log(math.prod(inputs.value.shape[2:]))
 
     def fresh(cotangents):
@@ -118,6 +123,7 @@ def _run(stack: Stack, inputs: Scaled) -> Run:
 
     def pull(rows, index):
         copy, h = jax.tree.map(lambda a: a[index], (stack.copies, inputs))
+        # The entry is evaluated again, which costs less memory than all of its intermediate values.
         _, derivative = copy.linearize(stack.layer, h)
         rows, log_weight = jax.vmap(derivative.pull)(rows)
         rows, log_square = jax.vmap(Scaled.normalized)(rows)
@@ -138,6 +144,7 @@ def _cotangents(loss, outputs, depths, *, key):
                 # A depth has the same loss whichever other depths are selected.
                 return jax.random.normal(jax.random.fold_in(key, depth), shape, jnp.float32)
 
+            # Variance 1 / (number of outputs) makes the expected squared norm 1.
             drawn = jax.lax.map(draw, jnp.asarray(ends, jnp.int32)) / math.sqrt(math.prod(shape))
             cotangents.append(drawn.astype(values.value.dtype))
         else:

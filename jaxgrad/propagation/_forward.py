@@ -61,6 +61,7 @@ def probe(
     True
     """
     x = check_arguments(layer, x, key=key, saturation=saturation)
+    # Whether params fit the layer is checked while tracing, so that later calls do not pay for it.
     if tangent is not None:
         shape = (len(x), layer.features) if isinstance(layer, Mlp) else x.shape
         tangent = _validate.floating("tangent", tangent, len(shape), f"{shape}")
@@ -90,6 +91,7 @@ def _probe(layer, params, x, key, saturation, tangent):
     if tangent is None:
         tangent = jax.random.normal(key_tangent, x.shape, jnp.float32)
     tangent = Scaled(tangent.astype(x.dtype), jnp.zeros(len(x), x.dtype))
+    # A standard normal tangent t has E |J t|^2 = |J|_F^2.
     records = forward(layer.stacks(params, key=key_layers), x, saturation, tangent=tangent)
     signal, log_tangent = jax.tree.map(
         lambda *a: jnp.concatenate(a), *((r.signal, r.log_tangent) for r in records)
@@ -138,6 +140,7 @@ def forward(
         def step(carry, copy, layer=stack.layer):
             h, tangent = carry
             out, derivative = copy.linearize(layer, h)
+            # Both are divided by their size at each entry; the logs remember it.
             out, log_square = out.normalized()
             log_tangent = None
             if tangent is not None:

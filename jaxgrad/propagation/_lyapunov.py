@@ -25,11 +25,9 @@ class Lyapunov(NamedTuple):
     """Growth of directions along depth; logs are natural, of norms rather than squares.
 
     Attributes:
-      exponents: mean log growth for each entry of the depth axis, `[rows, count]`. In the order of
-        the decomposition, the largest first but for fluctuations; -inf for directions that an
-        entry sets to zero.
-      log_growth: log growth at each entry, `[depth, rows, count]`; its mean over depth is
-        `exponents`, its cumulative sum the growth up to each depth.
+      exponents: mean over depth of `log_growth`, `[rows, count]`, the largest first but for
+        fluctuations; -inf for directions that an entry sets to zero.
+      log_growth: log growth at each entry of the depth axis, `[depth, rows, count]`.
     """
 
     exponents: Any
@@ -46,10 +44,10 @@ def lyapunov(
 ) -> Lyapunov:
     """Measure Lyapunov exponents by orthogonal decompositions along depth.
 
-    `count` orthonormal directions, at first random, go through the Jacobian of each entry of the
-    depth axis; after each they are made orthonormal again, and the logs of what that divides by are
-    recorded. For Gaussian weights these are independent from entry to entry, so that their mean has
-    no bias; in general the start is forgotten at a rate of one over depth.
+    Orthonormal directions, at first random, go through the Jacobian of each entry of the depth
+    axis. After each they are made orthonormal again, and the logs of the divisors are recorded. For
+    Gaussian weights these are independent, so that their mean has no bias; in general the influence
+    of the start falls as one over depth.
 
     Args:
       layer: any layer.
@@ -97,11 +95,13 @@ def _lyapunov(layer, params, x, key, count, *, double):
         )
     start = jax.random.normal(key_start, (rows, size, count), jnp.float32).astype(x.dtype)
 
+    # The exponents forget these directions, but a deterministic choice could be an invariant one.
     carry, logs = (Scaled(x, jnp.zeros(len(x), x.dtype)), jnp.linalg.qr(start)[0]), []
     for stack in stacks:
 
         def step(carry, copy, layer=stack.layer):
             h, moved, log_scale = push_directions(layer, copy, *carry)
+            # moved = directions @ triangle; the diagonal holds the growth of each new direction.
             directions, triangle = jnp.linalg.qr(moved)
             left = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2))
             lost = left <= rounding_of_zero(triangle)
@@ -131,6 +131,7 @@ def push_directions(
         moved = derivative.push(Scaled(value, jnp.zeros_like(h.log_scale)))
         return tuple(moved.shared() if rows == 1 else moved)
 
+    # Each direction is a tangent of the whole batch: examples do not meet if rows is their number.
     tangents = jnp.moveaxis(directions, -1, 0).reshape(-1, *h.value.shape)
     # The log scale is the same for all directions.
     moved, log_scale = jax.vmap(push, out_axes=(0, None))(tangents)
@@ -159,5 +160,6 @@ def in_float64_if_known(function: Any, layer: Any, params: Any, x: Array, *args:
     """Call a function in float64 and return NumPy arrays, unless an argument is traced."""
     if any(_validate.is_traced(leaf) for leaf in jax.tree.leaves((layer, params, x, args))):
         return function(layer, params, x, *args, double=False)
+    # Thousands of decompositions would add up the rounding of float32.
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, function(layer, params, x, *args, double=True))

@@ -78,6 +78,7 @@ def forward(
 
     def preactivate(product, log_input, bias):
         """Return `z`, at a scale that brings it into the window of the activation."""
+        # Expected, not measured, before z itself could overflow.
         log_size = log_weight + log_input
         if bias is not None:
             bias = bias.astype(x.dtype)
@@ -102,12 +103,8 @@ def forward(
             kernel = jnp.zeros((layer.features,) * 2, x.dtype)
         log_tangent = None
         if moved is not None:
-            u, u_scale, log_tangent = moved
-            t = slope.value * (u * u_scale[:, None])
-            growth = jnp.mean(t * t, axis=-1)
-            log_tangent = log_tangent + jnp.log(growth) + 2 * slope.log_scale
-            u_scale = jnp.where(growth > 0, jnp.exp(log_w - 0.5 * jnp.log(growth)), 0.0)
-            moved = (t @ kernel, u_scale, log_tangent)
+            moved = _push(moved, slope, kernel, log_w)
+            log_tangent = moved.log_square
         log_h_square = _log_mean_square(h)
         record = Trace(
             signal_of(Units(_log_mean_square(z), slope), log_h_square, saturation),
@@ -122,9 +119,27 @@ def forward(
     carry = (
         Scaled(x @ first["kernel"].astype(x.dtype), zeros),
         0.5 * jnp.log(jnp.mean(x * x, axis=-1)),
-        None if tangent is None else (tangent, jnp.ones_like(zeros), zeros),
+        None if tangent is None else Moved(tangent, jnp.ones_like(zeros), zeros),
     )
     return jax.lax.scan(step, carry, (jnp.arange(1, depth + 1), rest))[1]
+
+
+class Moved(NamedTuple):
+    """Tangents `factor * value` at the pre-activations, divided by sizes of square `log_square`."""
+
+    value: Float[Array, "batch width"]
+    factor: Float[Array, " batch"]
+    log_square: Float[Array, " batch"]
+
+
+def _push(moved: Moved, slope: Scaled, kernel: Array, log_w: Array) -> Moved:
+    """Take tangents through an activation and the next kernel."""
+    tangent = slope.value * (moved.value * moved.factor[:, None])
+    square = jnp.mean(tangent * tangent, axis=-1)
+    log_square = moved.log_square + jnp.log(square) + 2 * slope.log_scale
+    # To divide after the product is as exact, and is fused with the next activation.
+    factor = jnp.where(square > 0, jnp.exp(log_w - 0.5 * jnp.log(square)), 0.0)
+    return Moved(tangent @ kernel, factor, log_square)
 
 
 class Rows(NamedTuple):
@@ -136,9 +151,9 @@ class Rows(NamedTuple):
 
 def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
     """Return how cotangents go back through the layers."""
-    # One scale for all examples of a layer: the smaller ones may underflow, the norm does not care.
     slope, log_slope = _with_one_scale(trace.slope)
     h, log_h = _with_one_scale(jax.tree.map(lambda a: a[:-1], trace.h))
+    # The first layer's inputs are x, those of any other the outputs of the layer before.
     gram = jnp.concatenate([(x @ x.T)[None], h @ h.mT])
     log_input = jnp.concatenate([jnp.zeros(1, x.dtype), log_h])
     log_w = jnp.asarray(layer.log_gains[0], x.dtype)
@@ -148,6 +163,7 @@ def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
 
     def pull(rows, index):
         delta = rows.delta * rows.factor[:, None, None] * slope[index][None]
+        # Now delta is the gradient with respect to z, divided by the sizes of the layers after.
         square = jnp.sum(delta * delta, axis=(1, 2))
         # |h^T delta|^2 = sum((h h^T) * (delta delta^T)), from matrices [batch, batch].
         weight_square = jnp.sum((delta @ delta.mT) * gram[index][None], axis=(1, 2))
@@ -158,7 +174,8 @@ def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
         return Rows(delta, factor), (square, weight_square)
 
     def finish(record, present):
-        # Each layer divides the rows by their norm, so that logs add up from the last layer on.
+        # Each layer divides the rows by their norm, so that the logs add up from the last layer on:
+        # log |g_k|^2 = sum over l >= k of log square_l + 2 log_slope_l.
         square, weight_square = record
         count = len(square)
         growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:count, None], 0.0)
@@ -170,7 +187,10 @@ def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
 
 
 def _with_one_scale(arrays: Scaled):
-    """Return arrays `[depth, batch, width]` and one log scale for each layer, `[depth]`."""
+    """Return arrays `[depth, batch, width]` and one log scale for each layer, `[depth]`.
+
+    Small examples may underflow, which does not change a norm over all of them.
+    """
     top = jnp.max(arrays.log_scale, axis=1)
     return arrays.value * jnp.exp(arrays.log_scale - top[:, None])[..., None], top
 

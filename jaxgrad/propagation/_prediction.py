@@ -47,6 +47,7 @@ def predict(
     0.0
     """
     check_is_layer("layer", layer)
+    # The moments of an array are those of its batch, as a network of that batch sees them.
     if not isinstance(inputs, Moments):
         inputs = theory.moments_of(inputs, gap=pairs)
     elif pairs and inputs.gap is None:
@@ -67,6 +68,7 @@ def _predict(layer, moments):
 
     def joined(name):
         parts = [getattr(part, name) for part in each]
+        # A part may be the first to depend on the position.
         shape = np.broadcast_shapes(*(part.shape[1:] for part in parts))
         return jnp.concatenate([jnp.broadcast_to(a, (len(a), *shape)) for a in parts])
 
@@ -77,6 +79,7 @@ def _predict(layer, moments):
 
 def _predict_mlp(layer, moments):
     """Follow moments through one scan, pre-activations included."""
+    # q_l = w_variance M(q_{l-1}) + b_variance, by the two parts of one layer.
     weights, activation = layer.layers.block.layers
     log_w = jnp.log(jnp.asarray(layer.w_variance, jnp.float64))
     shape = np.broadcast_shapes(*(leaf.shape for leaf in jax.tree.leaves(moments)))

@@ -75,6 +75,7 @@ class Propagation(NamedTuple):
         """
         if not isinstance(other, Propagation):
             return NotImplemented
+        # The depths say which losses the rows belong to; their difference would say nothing.
         pairs = zip(self, other, strict=True)
         differences = (None if a is None or b is None else _subtract(a, b) for a, b in pairs)
         return Propagation(*differences)._replace(depths=self.depths)
@@ -117,6 +118,7 @@ def unknown(like: Any) -> Any:
 
 
 def _subtract(a, b):
+    # Leading axes are added explicitly, since users may forbid promotion of ranks.
     if _validate.is_traced(a) or _validate.is_traced(b):
         shape = np.broadcast_shapes(np.shape(a), np.shape(b))
         return jnp.broadcast_to(a, shape) - jnp.broadcast_to(b, shape)

@@ -67,6 +67,7 @@ def reverse(
             records.append(
                 jax.tree.map(lambda a, begin=begin: jnp.pad(a, ((0, 0), (begin, 0))), record)
             )
+        # No loss may end in or after this run.
         if records:
             record = jax.tree.map(lambda *pieces: jnp.concatenate(pieces[::-1]), *records)
             logs.append(run.finish(record, present[start : min(stop, last)]))

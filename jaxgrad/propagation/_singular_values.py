@@ -53,12 +53,10 @@ def singular_values(
     """Compute the logs of all singular values of the Jacobian of the outputs by the inputs.
 
     The product over depth is carried as an orthogonal matrix times a diagonal one, in logs, times a
-    well-conditioned one, and the decomposition is finished by rotations that know the diagonal's
-    logs only through their differences. So the smallest singular value keeps its digits next to a
-    largest one that is any power of ten above it, as long as no single entry of the depth axis
-    takes the ratio of two directions beyond the precision: what an entry leaves of a direction,
-    relative to the rounding of the direction's image, counts as zero below it. Deterministic:
-    dropout is off and randomized activations take their means.
+    well-conditioned one. The smallest singular value keeps its digits next to a largest one that is
+    any power of ten above it, unless a single entry of the depth axis takes the ratio of two
+    directions beyond the precision: an image below the rounding of others counts as zero. Dropout
+    is off and randomized activations take their means.
 
     Args:
       layer: any layer.
@@ -66,8 +64,8 @@ def singular_values(
       x: inputs, floating point, finite.
 
     Returns:
-      Natural logs, the largest first, -inf for zero; one row for each Jacobian, see `lyapunov`, and
-      as many values as its smallest signal on the way has features. A NumPy array computed in
+      Natural logs, the largest first, -inf for zero: one row for each Jacobian, see `lyapunov`, and
+      as many values as the smallest signal on the way has features. A NumPy array computed in
       float64, unless an argument is traced; then in the precision of `x` and `params`. Memory grows
       as `rows size^2`, time as `rows size^3` times the depth.
 
@@ -158,6 +156,8 @@ def _multiply_stack(stack, carry):
         scales = jnp.take_along_axis(scales, order, axis=1) + log_scale[:, None]
         rest = jnp.take_along_axis(rest, order[:, :, None], axis=1)
 
+        # J basis diag(exp(scales)) rest = basis' (triangle diag(exp(scales))) rest, and the rows of
+        # the product in brackets are normalized before they multiply `rest`.
         basis, triangle = jnp.linalg.qr(moved)
         lost = jnp.abs(triangle) <= rounding_of_zero(triangle)[:, None, :]
         logs = jnp.log(jnp.where(lost, 1.0, jnp.abs(triangle))) + scales[:, None, :]
@@ -188,6 +188,7 @@ def _graded(scales, rest):
 
     def meet(_, carry):
         rows, logs, worst = carry
+        # Row i of the first half meets row i from the end; the longer one of each pair comes first.
         swap = logs[:half] < logs[half:][::-1]
 
         def swapped(pairs):
@@ -212,6 +213,7 @@ def _graded(scales, rest):
         )
         upper, lower = swapped(jnp.stack([large, small]))
         upper_logs, lower_logs = swapped(jnp.stack([log_large, log_small]))
+        # The rotation changes the lengths, too.
         rows, grown = _unit(jnp.concatenate([upper, lower[::-1]]))
         logs = jnp.concatenate([upper_logs, lower_logs[::-1]]) + grown
         worst = jnp.maximum(worst, jnp.max(jnp.abs(jnp.where(meets, product, 0.0))))
@@ -225,6 +227,7 @@ def _graded(scales, rest):
     def unfinished(carry):
         return (carry[2] > tolerance) & (carry[3] < _SWEEPS)
 
+    # Convergence is quadratic once rows are nearly orthogonal.
     start = (rows, logs, jnp.ones((), rows.dtype), 0)
     return jax.lax.while_loop(unfinished, sweep, start)[1]
 
