@@ -212,7 +212,6 @@ def compose(first: Derivative, second: Derivative) -> Derivative:
         cotangent, log_square_first = first.pull(cotangent)
         return cotangent, jnp.logaddexp(log_square, log_square_first)
 
-    # Chain rule: push goes first to last, pull last to first.
     units = first.units if second.units is None else second.units
     return Derivative(lambda tangent: second.push(first.push(tangent)), pull, units)
 
