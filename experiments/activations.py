@@ -1,4 +1,4 @@
-"""Which usual initializations keep gradients alive, for each activation, and which do not?
+"""Which common initializations keep gradients alive, for each activation, and which do not?
 
 Run `python -m experiments.activations`, or `--help` for its options.
 """
@@ -64,10 +64,10 @@ class Row(NamedTuple):
     Attributes:
       activation, recipe: which.
       critical: whether theory calls the variances critical.
-      only_small: whether they are so only in the limit of a signal that has died out.
-      growth: of the squared gradient, over the seeds.
+      only_small: whether they are critical only in the limit of a signal that has died out.
+      growth: that of the squared gradient, over the seeds.
       infinite, typical: the predicted growth, at infinite width and at the width.
-      last: the same at infinite width, of the last layer alone.
+      last: the predicted growth in the last layer alone, at infinite width.
       signal: growth of the mean square of the layers' outputs.
       dead, saturated: shares of units in the last layer, see `jaxgrad.propagation.Propagation`.
     """
@@ -88,6 +88,7 @@ class Row(NamedTuple):
 HE_SLOPES = {
     "relu": 0.0,
     "leaky_relu": 0.01,
+    # The mean of slopes drawn from U(1/8, 1/3).
     "randomized_leaky_relu": (1 / 8 + 1 / 3) / 2,
     "parametric_relu": 0.25,
     # Courses recommend He's variance of ReLU for these.
@@ -99,24 +100,26 @@ def usual(name: str) -> list[Recipe]:
     """The recipes of courses and libraries for an activation."""
     if name not in HE_SLOPES:
         return [Recipe("LeCun", 1.0)]
+    # He et al. (2015): 2 / (1 + slope^2) keeps the signal of a leaky ReLU level.
     recipes = [Recipe("He", 2 / (1 + HE_SLOPES[name] ** 2))]
     return recipes + [Recipe("unit gain", 1.0)] * (name in ("gelu", "gelu_tanh", "silu"))
 
 
 def critical(name: str) -> list[tuple[Recipe, theory.Critical]]:
-    """Points of level gradients in theory: with the smallest biases; for SELU also at `q = 1`."""
+    """Critical points in theory: that with the smallest biases, and for SELU also at `q = 1`."""
     points = [("critical", theory.critical(name))]
     if name == "selu":
         points.append(("critical, q = 1", theory.critical_line(name, 1.0)))
     return [
         (Recipe(label, float(point.w_variance), float(point.b_variance)), point)
         for label, point in points
+        # NaN where theory has no critical point.
         if np.isfinite(point.w_variance)
     ]
 
 
 def measure(name: str, recipes: list[Recipe], options: Options) -> dict[str, Any]:
-    """Growth and units of every recipe, arrays `[seeds, recipes]`; all share a seed's draws."""
+    """Measure growth and units, `[seeds, recipes]`; all recipes share the draws of a seed."""
     # One draw serves all activations, except those that have parameters of their own.
     params = draws(options, name if activations.get(name).parameters else "linear")
     variances = np.array([recipe[1:] for recipe in recipes], np.float32)
@@ -140,6 +143,7 @@ def measure(name: str, recipes: list[Recipe], options: Options) -> dict[str, Any
 
     @jax.jit
     def all_seeds(params, x, variances):
+        # One seed at a time bounds the memory.
         return jax.lax.map(lambda draw: one_seed(draw, x, variances), (seeds(options), params))
 
     return jax.device_get(all_seeds(params, jnp.asarray(options.inputs()), jnp.asarray(variances)))
@@ -164,6 +168,7 @@ def draws(options: Options, name: str) -> Any:
 
 def compare(options: Options, progress: Any = None) -> list[Row]:
     """Measure and predict every activation with every recipe."""
+    # Drawn before the threads start, or each of them would draw it.
     draws(options, "linear")
     rows = []
     # Nearly all the time is spent compiling, one thread a program.
@@ -179,6 +184,7 @@ def compare(options: Options, progress: Any = None) -> list[Row]:
 def rows_of(name: str, options: Options) -> list[Row]:
     """The rows of one activation."""
     points, recipes = critical(name), usual(name)
+    # A usual recipe that is critical already is measured once.
     recipes += [r for r, _ in points if not any(is_same(r, other) for other in recipes)]
     measured = measure(name, recipes, options)
     growth = Estimate.of(measured["growth"])
@@ -188,10 +194,12 @@ def rows_of(name: str, options: Options) -> list[Row]:
         name, options.depth, w_variance, b_variance, options.inputs(), width=options.width
     )
     infinite, finite = prediction.infinite, typical.per_layer(prediction.typical)
+    # In the last layer the signal has settled, so its growth is that of deep layers.
     last = infinite[:, -1] - infinite[:, -2]
     rows = []
     for i, recipe in enumerate(recipes):
         same = [point for r, point in points if is_same(r, recipe)]
+        # At q = 0 gradients are level only after the signal has died out.
         only_small = any(float(point.q) == 0 for point in same)
         theories = (typical.per_layer(infinite)[i], finite[i], last[i])
         units = (mean[key][i] for key in ("signal", "dead", "saturated"))
@@ -206,7 +214,7 @@ def is_same(one: Recipe, other: Recipe) -> bool:
 
 
 def report(rows: list[Row], options: Options) -> Report:
-    """The table, the usual recipes that are not critical, and those that are."""
+    """Tabulate all rows, and list the usual recipes that are critical and those that are not."""
     cells = [
         (
             row.activation,
@@ -241,6 +249,7 @@ def report(rows: list[Row], options: Options) -> Report:
     claims = [
         Claim(
             f"{row.activation} with {row.recipe.name}: gradients change with depth as predicted",
+            # Times the sign of the prediction, so agreement is always above 0.
             row.growth * float(np.sign(row.last)),
             "greater",
             form="+.4f",
@@ -251,11 +260,12 @@ def report(rows: list[Row], options: Options) -> Report:
 
 
 def failure(row: Row, rows: list[Row]) -> str:
-    """How fast gradients change with a recipe that is not critical, and a critical one."""
+    """Describe how a recipe that is not critical fails, and name critical ones."""
     points = [r.recipe for r in rows if r.activation == row.activation and r.critical]
     instead = " or ".join(
         f"weight variance {r.w_variance:.4g} and bias variance {r.b_variance:.3g}" for r in points
     )
+    # An error of g in the log is one of exp(growth) g in the factor.
     factor = np.exp(row.growth.mean)
     return (
         f"- {row.activation} with {row.recipe.name} (weight variance {row.recipe.w_variance:.4g}): "
@@ -266,7 +276,7 @@ def failure(row: Row, rows: list[Row]) -> str:
 
 
 def sound(rows: list[Row], options: Options) -> list[str]:
-    """The usual recipes that are critical."""
+    """List the usual recipes that are critical."""
     lines = []
     for only_small, words in (
         (False, "Critical as they are"),
@@ -285,9 +295,9 @@ def sound(rows: list[Row], options: Options) -> list[str]:
 
 
 def figure(rows: list[Row], depth: int) -> Figure:
-    """Growth of the gradient per layer, for each activation with its usual and critical recipes.
+    """Plot the growth of the gradient per layer, by activation and recipe.
 
-    Activations are in the order of how far their usual recipes are from level.
+    Activations are sorted by how far their usual recipes are from level.
     """
     from matplotlib.lines import Line2D
 
@@ -309,6 +319,7 @@ def figure(rows: list[Row], depth: int) -> Figure:
         if not any(row.critical for row in of_name):
             ax.text(0.0, position, "  no critical point exists", fontsize=8, va="center")
     ax.set_yticks(range(len(names)), names)
+    # Growth has either sign and spans two orders of magnitude.
     ax.set_xscale("symlog", linthresh=0.1, linscale=1.2)
     factors = (0.1, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.5)
     figures.ticks(ax.xaxis, np.log(factors), ["level" if f == 1 else f"× {f:g}" for f in factors])
@@ -336,7 +347,7 @@ def figure(rows: list[Row], depth: int) -> Figure:
 
 
 def draw_row(ax: Any, row: Row, height: float) -> None:
-    """The measured growth with its error bar and the recipe's name, and theory's."""
+    """Draw the measured growth with its error bar, the predicted one, and the recipe's name."""
     colour, marker = (SHADES[1], "o") if row.critical else (SHADES[-1], "D")
     mean, bar = row.growth.mean, 2 * row.growth.standard_error
     ax.errorbar(mean, height, xerr=bar, color=colour, marker=marker, capsize=3)

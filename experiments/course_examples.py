@@ -1,4 +1,4 @@
-"""Do the worked examples of the course texts come out when the library measures them?
+"""Does the library reproduce the worked examples of the course texts?
 
 Run `python -m experiments.course_examples`, or `--help` for its options.
 """
@@ -37,7 +37,7 @@ class Options(_kit.Options):
 
 
 def examples(key: jax.Array) -> list[Claim]:
-    """Measure every example; only sampled rows depend on the key by more than rounding."""
+    """Measure every example; beyond rounding, only sampled rows depend on the key."""
     keys = jax.random.split(key, 3)
     return [
         *linear_networks(),
@@ -51,21 +51,22 @@ def examples(key: jax.Array) -> list[Claim]:
 
 
 def exact(text: str, expected: float, measured: Any, rounding: float = ROUNDING) -> Claim:
-    """A number of a text, and the same measured without sampling."""
+    """Claim that a number of a text equals the number measured without sampling."""
     # The smallest tolerance is that of an expected 0.
     tolerance = max(rounding * abs(expected), 1e-9)
     return Claim(text, Estimate.exact(float(measured)), "equal", float(expected), tolerance, ".4g")
 
 
 def sampled(text: str, expected: float, sample: jax.Array) -> Claim:
-    """A number of a text, and the mean of a sample."""
+    """Claim that a number of a text equals the mean of a sample."""
     estimate = Estimate.of(np.asarray(sample, np.float64))
     return Claim(text, estimate, "equal", expected, TOLERANCE * abs(expected), ".4g")
 
 
 def linear_networks(width: int = 16, depth: int = 20) -> Iterator[Claim]:
-    """Weights of one mean: output and gradient of a linear network are its power."""
+    """With weights of equal mean, a linear network's output and gradient are powers of it."""
     for weight in (0.9, 1.2):
+        # Equal inputs are multiplied by width * (weight / width) in each layer.
         constant = initializers.constant(weight / width)
         network = layers.mlp(width, depth, "linear", kernel_init=constant)
         params, _ = layers.init(network, (width,), key=jax.random.key(0))
@@ -122,6 +123,7 @@ def variance_of_a_sum(key: jax.Array, fan_in: int = 100) -> Iterator[Claim]:
             x = jax.random.normal(key_x, (32, fan_in))
             return jnp.mean(jnp.square(layers.apply(network, params, None, x)[0]))
 
+        # One mean square for each draw, so that the standard error is over draws.
         return jax.lax.map(one, jax.random.split(key, SEEDS))
 
     for row, variance in enumerate((0.01, 0.25, 1e-4)):
@@ -148,6 +150,7 @@ def initializer_variances(key: jax.Array, shape: tuple[int, int] = (100, 50)) ->
         ("Glorot, 2 / (fan_in + fan_out)", initializers.glorot(), 2 / (fan_in + fan_out)),
         (
             "one text's variant, 1 / (fan_in + fan_out)",
+            # 0.5 / fan_avg with fan_avg = (fan_in + fan_out) / 2.
             initializers.variance_scaling(0.5, "fan_avg"),
             1 / (fan_in + fan_out),
         ),
@@ -169,6 +172,7 @@ def normalized_inputs() -> Iterator[Claim]:
     with jax.enable_x64(True):
         standardizer = normalization.fit(x)
         by_std = np.asarray(normalization.apply(standardizer, x)).var(axis=0)
+        # Normalization then divides by the variance.
         squared = standardizer._replace(std=standardizer.std**2)
         by_variance = np.asarray(normalization.apply(squared, x)).var(axis=0)
     ratio, expected = (v.max() / v.min() for v in (by_variance, x.var(axis=0)))
@@ -180,7 +184,7 @@ def normalized_inputs() -> Iterator[Claim]:
 
 
 def tiers_of_planted_errors() -> Iterator[Claim]:
-    """A correct derivative scaled to a chosen relative error, and the word of each text for it."""
+    """Scale a correct derivative to a chosen relative error, and compare each text's word."""
     for text, error, word in (
         ("course", 5e-8, "right"),
         ("course", 9e-6, "look again"),
@@ -203,12 +207,12 @@ def tiers_of_planted_errors() -> Iterator[Claim]:
 
 
 def cubic(theta: jax.Array) -> jax.Array:
-    """A function whose derivative is not that of a line."""
+    """A function whose derivative is not constant."""
     return jnp.sum(theta**3)
 
 
 def rows(claims: list[Claim]) -> list[tuple[str, ...]]:
-    """For each claim the number of the text, the measured one, and whether they agree."""
+    """List for each claim the text's number, the measured one, and whether they agree."""
     cells = []
     for verdict in verdicts(claims):
         claim, estimate = verdict.claim, verdict.claim.estimate

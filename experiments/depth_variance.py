@@ -1,4 +1,4 @@
-"""Where in (depth, weight variance) do the gradients of a network vanish, explode or survive?
+"""At which depths and weight variances do gradients vanish, explode or survive?
 
 Run `python -m experiments.depth_variance`, or `--help` for its options.
 """
@@ -98,6 +98,7 @@ class Options(_kit.SeededOptions):
 
     def identity(self) -> dict[str, Any]:
         """The options on which the measurements depend."""
+        # Thresholds judge a measurement and do not change it.
         others = {"output", "overwrite", "memory", "ratio", "z"}
         return {k: v for k, v in _kit.as_plain(self).items() if k not in others}
 
@@ -125,10 +126,10 @@ DIMENSIONS = {
 
 
 def measure(options: Options, progress: Any = None) -> xarray.Dataset:
-    """Measure the map, or what is missing of it in the store.
+    """Measure the map, or the part of it that is missing in the store.
 
     A cell is one activation and one seed. It draws one network of the greatest depth; every
-    variance scales the same draws, so that neighbouring variances differ by the variance alone.
+    variance scales the same draws, so that neighbouring cells differ by the variance alone.
     """
     if options.overwrite and options.store.exists():
         # Raises if the folder is something else, which must not be lost.
@@ -146,9 +147,11 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
             kernel_init, bias = INITIALIZERS[options.initializer], options.b_variance > 0
             return typical.network(*size, name, *variances, bias=bias, kernel_init=kernel_init)
 
+        # One draw of unit variance, which every weight variance scales.
         params, _ = layers.init(network(1.0), x.shape[1:], key=key_init)
 
         def profile(w_variance):
+            # All layers of the deepest network need a single reverse pass.
             last = propagation.exact(
                 network(w_variance), params, x, key=key_gradient, depths=(options.depth,)
             )
@@ -159,6 +162,7 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
             result = method(network(w_variance), params, x, key=key_gradient)
             return {
                 "log_ratio": result.log_ratio,
+                # From the sum over examples and units to the mean.
                 "log_gradient": result.log_gradient - np.log(x.shape[0] * options.width),
                 "log_activation": result.log_activation,
                 "dead": result.dead,
@@ -197,22 +201,23 @@ def _mapped(function):
 
 
 def compared_variances(options: Options, name: str) -> np.ndarray:
-    """A few weight variances of the map; the nearest to the critical one is replaced by it."""
+    """A few weight variances of the map; the critical one replaces the nearest of them."""
     index = np.linspace(0, options.w_variances - 1, min(COMPARED, options.w_variances))
     selected = options.grid[index.round().astype(int)]
     critical = float(theory.critical(name, options.b_variance).w_variance)
+    # False for NaN, where there is no critical point.
     if options.w_variance_min < critical < options.w_variance_max:
         selected[np.abs(np.log(selected / critical)).argmin()] = critical
     return selected
 
 
 def predict(options: Options) -> xarray.Dataset:
-    """Theory of the map, of its profiles and of the compared variances.
+    """Predict the map, its profiles and the compared variances.
 
-    Variables over the activation and, in this order, the axes of the measurement but the seed:
+    The variables have the axes of the measurement without the seed, in the same order:
     `log_ratio` and `log_profile` at infinite width; `log_infinite` and `log_typical` for a typical
     example, at infinite width and at the width; `compared_w_variance`; and `xi`, the layers over
-    which a squared gradient changes by e, over a finer grid of variances.
+    which a squared gradient changes by a factor of e, over a finer grid of variances.
     """
     x, count = options.inputs(), options.w_variances
     square = np.mean(np.square(x, dtype=np.float64))
@@ -220,6 +225,7 @@ def predict(options: Options) -> xarray.Dataset:
     rows = []
     for name in options.activations:
         variances = compared_variances(options, name)
+        # The grid and the compared variances are predicted in one call.
         points = np.append(options.grid, variances)
         biases = np.full_like(points, options.b_variance)
         result = typical.predict(name, options.depth, points, biases, x, width=options.width)
@@ -227,6 +233,7 @@ def predict(options: Options) -> xarray.Dataset:
         # A network without its first k layers has the gradient of the whole over that of the k.
         rest = first[:, :-1] + np.log(options.grid)[:, None, None]
         rest = np.concatenate([np.zeros_like(first[:, :1]), rest], axis=1)
+        # The signal starts at the mean square of the first layer, w <x^2> + b.
         limit = theory.limit(name, fine, options.b_variance, fine * square + options.b_variance)
         rows.append(
             {
@@ -251,7 +258,7 @@ def _log_mean(logs):
 
 
 def map_table(dataset: xarray.Dataset, name: str, options: Options) -> str:
-    """For each depth the stable variances, and the one that keeps the gradient level."""
+    """Tabulate for each depth the stable variances, and the one that keeps the gradient level."""
     data, variances = dataset.sel(activation=name), dataset["w_variance"].values
     log_ratio = data["log_ratio"].transpose("seed", "w_variance", "depth").values
     regime = np.asarray(
@@ -259,6 +266,7 @@ def map_table(dataset: xarray.Dataset, name: str, options: Options) -> str:
     )
     level = regimes.level(log_ratio, variances)
     rows = []
+    # Powers of two, and the largest depth.
     for depth in sorted({*(d for d in 2 ** np.arange(1, 11) if d < options.depth), options.depth}):
         stable = regime[:, depth - 1] == regimes.Regime.STABLE
         variance, error = (float(part[depth - 1]) for part in level)
@@ -280,6 +288,7 @@ def map_table(dataset: xarray.Dataset, name: str, options: Options) -> str:
 
 
 def _ranges(stable: np.ndarray, variances: np.ndarray) -> str:
+    # A range begins where this difference is 1 and ends where it is -1.
     edges = np.flatnonzero(np.diff(np.pad(stable.astype(int), 1)))
     parts = []
     for start, stop in zip(edges[::2], edges[1::2] - 1, strict=True):
@@ -293,7 +302,7 @@ def _ranges(stable: np.ndarray, variances: np.ndarray) -> str:
 def comparison(
     dataset: xarray.Dataset, predicted: xarray.Dataset, name: str, options: Options
 ) -> tuple[list[str], list[Claim]]:
-    """Measured and predicted growth per layer, and whether they agree at the critical variance."""
+    """Compare measured and predicted growth per layer; claim that they agree when critical."""
     theories, data = predicted.sel(activation=name), dataset["log_typical"].sel(activation=name)
     sample = data.transpose("seed", "compared", "depth").values.astype(np.float64)
     growth = Estimate.of(typical.per_layer(sample))
@@ -316,6 +325,7 @@ def comparison(
     headings = ("weight variance", "measured", "infinite width", width, "difference", "z")
     sections = [table(headings, rows, f"{name}:")]
     critical = float(theory.critical(name, options.b_variance).w_variance)
+    # Exact, since `compared_variances` inserts the critical variance itself.
     index = np.flatnonzero(variances == critical)
     if not index.size:
         sections.append(
@@ -331,6 +341,7 @@ def comparison(
         f"{options.depth} layers by a factor of {factors[0]:.3g} at infinite width, and of "
         f"{factors[1]:.3g} in a typical network of {width} (measured: {factors[2]:.3g})"
     )
+    # Not stable at this width, but stable or growing at infinite width.
     if factors[1] * options.ratio < 1 <= factors[0] * options.ratio:
         words += f": critical at infinite width, {name} vanishes at this width and depth"
     text = f"{name} at its critical variance: growth per layer is that of theory at {width}"

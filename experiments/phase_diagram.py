@@ -1,4 +1,4 @@
-"""In which of two phases is a network: do its gradients vanish or explode, and where is the border?
+"""At which variances do the gradients of a network vanish, and at which do they explode?
 
 Run `python -m experiments.phase_diagram`, or `--help` for its options.
 """
@@ -62,7 +62,7 @@ class Options(_kit.SeededOptions):
 
 
 def predict(options: Options) -> xarray.Dataset:
-    """The limits of deep networks in theory: `q` and `chi_perp` of `jaxgrad.theory.Limit`."""
+    """Predict the limits of deep networks: `q` and `chi_perp` of `jaxgrad.theory.Limit`."""
     coords = options.grids(options.w_points, options.b_points)
     w_variance, b_variance = coords["w_variance"][None], coords["b_variance"][:, None]
     limit = theory.limit(options.activation, w_variance, b_variance)
@@ -75,21 +75,23 @@ def predict(options: Options) -> xarray.Dataset:
 
 
 def measure(options: Options, progress: Any = None) -> xarray.Dataset:
-    """Growth per layer of a typical example's log squared gradient, over the coarser grid.
+    """Measure the growth per layer of a typical example's log squared gradient.
 
-    A cell is one network; every pair of variances scales the same draws.
+    A cell is one network; every point of the coarser grid scales the same draws.
     """
     coords = options.grids(options.w_measured, options.b_measured)
     size = (options.width, options.depth, options.activation)
 
     def cell(key, point, x, b_variances, w_variances):
         key_init, key_gradient = jax.random.split(key)
+        # Parameters of unit variance, which are scaled for each point.
         network = typical.network(*size, 1.0, 1.0)
         params, _ = layers.init(network, x.shape[1:], key=key_init)
 
         def growth(b_variance, w_variance):
             network = typical.network(*size, w_variance, b_variance)
             logs = typical.measure(network, params, x, key=key_gradient)
+            # In the second half of the network the signal is near its limit.
             return typical.per_layer(logs, options.depth // 2)
 
         # Variances of a row share one matrix product; rows bound the memory.
@@ -116,11 +118,12 @@ def growth_estimate(measured: xarray.Dataset) -> Estimate:
 
 
 def agreement(measured: xarray.Dataset, predicted: xarray.Dataset) -> tuple[float, int]:
-    """The share of points with the predicted phase, and the number of points that have a phase.
+    """Return the share of points with the predicted phase, and how many points have a phase.
 
-    Points whose growth is within two standard errors of none belong to no phase.
+    Points whose growth is within two standard errors of 0 belong to no phase.
     """
     growth = growth_estimate(measured)
+    # A layer multiplies the squared gradient by chi_perp: above 1 it explodes.
     chi = predicted["chi_perp"].interp(
         w_variance=measured["w_variance"], b_variance=measured["b_variance"]
     )
@@ -131,8 +134,9 @@ def agreement(measured: xarray.Dataset, predicted: xarray.Dataset) -> tuple[floa
 
 
 def comparison(measured: xarray.Dataset, predicted: xarray.Dataset, options: Options) -> str:
-    """Measured and predicted growth at nine points."""
+    """Tabulate measured and predicted growth at nine points."""
     growth, half = growth_estimate(measured), options.depth // 2
+    # Weights away from the edges of the range, where a phase is clear.
     indices = [
         (round(b * (options.b_measured - 1)), round(w * (options.w_measured - 1)))
         for b in (0.0, 0.5, 1.0)
@@ -184,10 +188,10 @@ def comparison(measured: xarray.Dataset, predicted: xarray.Dataset, options: Opt
 def critical_point(options: Options) -> tuple[float, float]:
     """Weight and bias variance of the critical point with the smallest bias variance in range.
 
-    If the range's smallest has none, that of the smallest bias variance that has one; NaN if there
-    is none at all.
+    If the smallest of the range has none, take the smallest that has one; NaN if none has.
     """
     point = theory.critical(options.activation, options.b_variance_min)
+    # The critical line may begin at a larger bias variance.
     if np.isnan(point.w_variance):
         point = theory.critical(options.activation)
         return float(point.w_variance), float(point.b_variance)
@@ -195,7 +199,7 @@ def critical_point(options: Options) -> tuple[float, float]:
 
 
 def headline(options: Options, predicted: xarray.Dataset) -> str:
-    """Where the phases meet, in a sentence for the report and the figure."""
+    """Describe where the phases meet, for the report and the figure."""
     name, (w_variance, b_variance) = options.activation, critical_point(options)
     if np.isnan(w_variance):
         return (
@@ -203,6 +207,7 @@ def headline(options: Options, predicted: xarray.Dataset) -> str:
             "vanish, signals grow without bound"
         )
     point = f"weight variance {w_variance:.4g}, bias variance {b_variance:.3g}"
+    # The line is where chi_perp passes 1 while signals stay bounded.
     chi = predicted["chi_perp"].where(np.isfinite(predicted["q"])).values
     line = np.nanmin(chi) < 1 < np.nanmax(chi)
     inside = options.w_variance_min <= w_variance <= options.w_variance_max
@@ -223,6 +228,7 @@ def run(options: Options) -> None:
         f"Theory: {words}. Measured growth differs from none at {count} of {total} points; at "
         f"{share:.1%} of these it has the sign that theory predicts at infinite width."
     )
+    # A sign drawn at random would be right at half of the points.
     text = f"the phase is the predicted one at more than half of the {count} points"
     claims = [Claim(text, Estimate.exact(share), "greater", 0.5, form=".1%")] if count else []
     sections = [comparison(measured, predicted, options), paragraph(summary)]

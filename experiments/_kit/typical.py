@@ -1,8 +1,8 @@
 """The squared gradient of a typical network: its growth per layer, measured and predicted.
 
 The gradient is that of one example with respect to the first layer's pre-activations. It is a
-product of one factor per layer, so its log is a sum: means are means of logs, over networks and
-examples. Growth is the change of that log when the network becomes one layer deeper.
+product of one factor per layer, so its log is a sum, and all means are means of logs. Growth is the
+change of that log when the network becomes one layer deeper.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def network(
     bias: bool = True,
     kernel_init: Any = None,
 ) -> Any:
-    """An mlp whose one draw of parameters serves all variances, see `jaxgrad.layers.mlp`."""
+    """An mlp whose parameters, once drawn, serve all variances; see `jaxgrad.layers.mlp`."""
     return layers.mlp(
         width,
         depth,
@@ -76,9 +76,9 @@ def measure(layer: Any, params: Any, x: jax.Array, *, key: jax.Array) -> jax.Arr
 def predict(
     activation: str, depth: int, w_variance: Any, b_variance: Any, x: np.ndarray, *, width: int
 ) -> Prediction:
-    """Predict what `measure` estimates, at the points of two arrays `[points]`, for inputs `x`.
+    """Predict the result of `measure` at pairs of variances, two arrays `[points]`, for inputs `x`.
 
-    The effect of a finite width is that on one example of the geometric mean size.
+    The effect of a finite width is computed for one example of the geometric mean size.
     """
     squares = np.mean(np.square(x, dtype=np.float64), axis=1)
     central = np.exp(np.mean(np.log(squares)))

@@ -1,4 +1,4 @@
-"""A training run misbehaves: does the diagnosis of its records name the cause, and at what cost?
+"""Does the diagnosis of a training run name the planted fault, and what do its records cost?
 
 Run `python -m experiments.diagnosis`, or `--help` for its options.
 """

@@ -24,7 +24,7 @@ from jaxgrad.training import monitoring
 from jaxgrad.training.diagnosis import Diagnosis, diagnose
 
 STRIDE = 1000
-"""Between the seeds of one repetition and the next, so that no two runs share one."""
+"""Difference of the seeds of two repetitions, so large that no two runs share a seed."""
 SHOWN = {
     ("tanh", "momentum"): (None, "rate too high", "rate too low", "overfitting"),
     ("sigmoid", "sgd"): ("vanishing",),
@@ -34,6 +34,7 @@ SHOWN = {
 QUOTED = (None, "rate too high", "vanishing", "dead units")
 """Rows of the figure whose diagnosis is printed in words."""
 TIMED = Group("relu", 8, "sgd", "digits", rate=0.01, w_variance=2.0, width=64, steps=200, batch=64)
+# Each item records more than the one before it.
 RECORDS = ("nothing", "norms of every step", "norms, and units at evaluations")
 
 
@@ -58,8 +59,8 @@ class Run(NamedTuple):
       group, plant: of `CASES`; the seed of `plant` is that of the first repetition.
       fit: `jaxgrad.training.Fit` with `layer_norms` as the trace and, in the record, `units` and
         `train_error`.
-      names: of the layers.
-      diagnosis: of the records.
+      names: the names of the layers.
+      diagnosis: the diagnosis of the records.
     """
 
     group: Group
@@ -80,7 +81,8 @@ class Run(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether it is the planted one, in the planted layer if there is one."""
+        """Whether the first finding is the planted fault, in the planted layer if there is one."""
+        # Only a frozen layer has a place; the other faults concern the whole network.
         frozen = self.plant.frozen
         return self.fault == self.plant.fault and (
             frozen is None or self.finding.layer == self.names[frozen]
@@ -88,7 +90,7 @@ class Run(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """The part of a pass through the data that a step is."""
+        """Epochs per step: the batch size over the number of training examples."""
         return self.group.batch / planted_faults.EXAMPLES[self.group.data]
 
 
@@ -104,6 +106,7 @@ def measure(
         group, plants = item
         results = [[] for _ in plants]
         for repetition in repetitions:
+            # The plants of the result keep the seeds of repetition 0, which name the case.
             seeded = [plant._replace(seed=plant.seed + STRIDE * repetition) for plant in plants]
             runs = planted_faults.runs(group, seeded)
             for plant, result, (arrays, record) in zip(plants, results, runs, strict=True):
@@ -129,6 +132,7 @@ def timed_program(name: str, records: str, group: Group, data: Any) -> Any:
 
     def evaluate(params, state):
         logits, z = planted_faults.forward(params, data["dev"]["x"], group.activation)
+        # Nothing is computed that is not recorded, so that a column times its records.
         record = monitoring.units(z, group.activation) if "units" in records else ()
         return jnp.mean(jnp.argmax(logits, axis=1) != data["dev"]["label"]), record
 
@@ -157,7 +161,7 @@ def cost(
     optimizers: Sequence[str] = ("sgd", "adam"),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Seconds of a run by optimizer, `[repeats, RECORDS]`, one after the other in every repeat."""
+    """Time the runs of each optimizer, in seconds, `[repeats, RECORDS]`."""
     data = planted_faults.arrays(group, Plant(None))
     classes = int(data["dev"]["label"].max()) + 1
     size, readout = (group.width, group.depth, "tanh"), {"out_features": classes}
@@ -170,6 +174,7 @@ def cost(
         compiled = threads.map(lambda program: program.compile(), lowered)
         programs = dict(zip(columns, compiled, strict=True))
     seconds = {name: np.zeros((options.repeats, len(RECORDS))) for name in optimizers}
+    # The first run of a program also pays for memory, so it is not timed.
     for program in programs.values():
         jax.block_until_ready(program(*arguments))
     for repeat in range(options.repeats):
@@ -185,13 +190,13 @@ def cost(
 
 
 def setting(group: Group) -> str:
-    """A group in words."""
+    """Describe a group in words."""
     network = f"{group.activation}, {group.depth} layers" if group.depth else "softmax from zeros"
     return f"{network}, {group.optimizer}, {group.data}"
 
 
 def difference(plant: Plant) -> str:
-    """How a run differs from the healthy ones, in words."""
+    """Describe how a run differs from the healthy ones."""
     words = {
         "rate": f"rate x {plant.rate:g}",
         "w_variance": f"weight variance x {plant.w_variance:g}",
@@ -204,6 +209,7 @@ def difference(plant: Plant) -> str:
     usual = Plant(None)
     texts = [text for name, text in words.items() if getattr(plant, name) != getattr(usual, name)]
     if plant.since:
+        # A fault that starts late is the only difference of its run.
         texts[-1] += f" from step {plant.since}"
     return ", ".join(texts) or ("the setting" if plant.fault else "nothing")
 
@@ -224,10 +230,11 @@ def shares(cases: list[list[Run]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(cases: list[list[Run]]) -> str:
-    """How many faults were named, and how many healthy runs were called healthy."""
+    """Count the faults that were named and the healthy runs that were called healthy."""
     texts = []
     for right in shares(cases):
         text = f"{right.sum()} of {right.size}"
+        # A standard error needs more than one repetition.
         if right.shape[1] > 1:
             text += f" ({Estimate.of(right.mean(axis=0)):.1%})"
         texts.append(text)
@@ -235,7 +242,7 @@ def score(cases: list[list[Run]]) -> str:
 
 
 def case_table(cases: list[list[Run]]) -> str:
-    """Every case with its diagnosis."""
+    """Tabulate every case with its diagnosis."""
     rows, last = [], None
     for case in cases:
         group, plant = case[0].group, case[0].plant
@@ -244,6 +251,7 @@ def case_table(cases: list[list[Run]]) -> str:
         right = np.asarray([run.right for run in case])
         rows.append(
             (
+                # A setting is printed in the first of its rows only.
                 setting(group) if group != last else "",
                 difference(plant),
                 plant.fault or "healthy",
@@ -259,7 +267,7 @@ def case_table(cases: list[list[Run]]) -> str:
 
 
 def cost_lines(seconds: dict[str, np.ndarray]) -> str:
-    """The time of runs with records over that of a run without."""
+    """State the time of runs with records, relative to a run without."""
     lines = [
         paragraph(
             "Cost of records, time over that of a run without, median (quartiles); width "
@@ -269,6 +277,7 @@ def cost_lines(seconds: dict[str, np.ndarray]) -> str:
     ]
     for name, times in seconds.items():
         for column, records in enumerate(RECORDS[1:], 1):
+            # Ratios within a repeat cancel the drift of a machine's speed.
             low, half, high = np.quantile(times[:, column] / times[:, 0], [0.25, 0.5, 0.75])
             lines.append(f"- {name}, {records}: {half:.2f} ({low:.2f} to {high:.2f})")
         step = np.median(times[:, 0]) / TIMED.steps
@@ -277,7 +286,7 @@ def cost_lines(seconds: dict[str, np.ndarray]) -> str:
 
 
 def report(cases: list[list[Run]], seconds: dict[str, np.ndarray]) -> Report:
-    """Every run with its diagnosis, the score, some diagnoses in words, and the cost."""
+    """Report every run with its diagnosis, the score, some diagnoses in words, and the cost."""
     quotes = [
         paragraph(f"- {r.plant.fault or 'healthy'} ({difference(r.plant)}): {r.diagnosis.words}")
         for r in shown(cases)
@@ -301,12 +310,13 @@ def report(cases: list[list[Run]], seconds: dict[str, np.ndarray]) -> Report:
 
 
 def shown(cases: list[list[Run]]) -> list[Run]:
-    """The runs of the figure, of the first repetition, one for each fault."""
+    """Select the runs of the figure: one for each fault, from the first repetition."""
     rows = {}
     for case in cases:
         run = case[0]
         key = run.group.activation, run.group.optimizer
         if run.plant.fault in SHOWN.get(key, ()):
+            # The first run with a fault represents it.
             rows.setdefault((key, run.plant.fault), run)
     keys = [(key, fault) for key, faults in SHOWN.items() for fault in faults]
     return [rows[key] for key in keys if key in rows]

@@ -14,14 +14,9 @@ from jaxgrad.plotting.style import LINES, SHADES, THEORY, halo
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = (
-    "Loss of each batch",
-    "Error",
-    "Gradient",
-    "Update / weights",
-    "Pre-activations z",
-)
+COLUMNS = ("Loss of each batch", "Error", "Gradient", "Update / weights", "Pre-activations z")
 LABELS = ("loss", "share wrong", "log10 of norm", "log10 of ratio", "share of all z")
+# The column in which a fault is best seen.
 PANELS = {
     "exploding": 0,
     **dict.fromkeys(("overfitting", "label noise"), 1),
@@ -41,8 +36,8 @@ def draw(runs: Sequence[Any], edges: Sequence[float], title: str) -> Figure:
 
     Args:
       runs: the diagnosed runs, `experiments.diagnosis.__main__.Run`.
-      edges: of the histogram of pre-activations.
-      title: a sentence.
+      edges: bin edges of the histogram of pre-activations.
+      title: the title of the figure.
     """
     widths = (1.15, 1, 1, 1.1, 1.1, 1.1)
     shared = {"sharex": "col", "sharey": "col", "width_ratios": widths}
@@ -52,6 +47,7 @@ def draw(runs: Sequence[Any], edges: Sequence[float], title: str) -> Figure:
         finding = run.finding
         layer = run.names.index(finding.layer) if finding is not None and finding.layer else None
         epochs = run.epochs * np.arange(len(run.fit.loss))
+        # Evaluations are evenly spaced, from before the first step to the end.
         times = np.linspace(0, run.epochs * len(run.fit.loss), len(run.fit.error))
         _words(row[0], run, finding)
         row[1].plot(epochs, run.fit.loss, color="black", linewidth=1)
@@ -62,6 +58,7 @@ def draw(runs: Sequence[Any], edges: Sequence[float], title: str) -> Figure:
         _layers(row[4], epochs, run.fit.trace.log_ratio, layer)
         row[4].axhline(USUAL_RATIO, color=THEORY, linestyle="dotted", label="usual ratio 1e-3")
         _units(row[5], times, run, layer, edges)
+        # After the first loss that is not finite there is nothing to draw.
         lost = np.flatnonzero(~np.isfinite(run.fit.loss))
         for ax in (row[1], row[3], row[4]):
             if len(lost):
@@ -81,13 +78,13 @@ def draw(runs: Sequence[Any], edges: Sequence[float], title: str) -> Figure:
 
 
 def _inside(ax: Any) -> dict[str, Any]:
-    """Options of a word at the right end of a panel."""
+    """Options of a text at the right end of a panel."""
     place = {"transform": ax.transAxes, "ha": "right", "va": "center"}
     return {**place, "fontsize": 11, "path_effects": halo(3.0), "zorder": 7}
 
 
 def _words(ax: Any, run: Any, finding: Any) -> None:
-    """The planted fault and the diagnosis."""
+    """Write the planted fault and the diagnosis."""
     ax.axis("off")
     ax.text(0, 0.9, run.plant.fault or "healthy", fontsize=15, weight="bold", va="top")
     if finding is None:
@@ -102,40 +99,44 @@ def _words(ax: Any, run: Any, finding: Any) -> None:
 
 
 def _layers(ax: Any, epochs: np.ndarray, logs: Any, layer: int | None) -> None:
-    """A line for each layer, dark at the input, thick where the fault is."""
+    """Draw a line for each layer, dark near the input, thick where the fault is."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("depth", SHADES[:3])
+    # Natural logs become powers of ten.
     powers = np.asarray(logs, np.float64) / np.log(10)
     powers = np.where(np.isfinite(powers), powers, np.nan)
     for index, line in enumerate(powers.T):
         ax.plot(epochs, line, color=colours(index / max(1, len(powers.T) - 1)), linewidth=1)
     if layer is not None:
         ax.plot(epochs, powers[:, layer], color=MARK, linewidth=2.5)
+    # A norm of exactly 0 has no place on a log axis.
     if np.isneginf(np.asarray(logs)[0]).all():
         ax.text(0.96, 0.5, "0 in all layers", **_inside(ax))
 
 
 def _short(name: str) -> str:
-    """A layer's name without that of its weights."""
+    """The name of a layer, without that of its weights."""
     return name.replace("/kernel", "")
 
 
 def _units(ax: Any, times: np.ndarray, run: Any, layer: int | None, edges: Any) -> None:
-    """Shares of pre-activations between edges over time, and of dead or saturated units."""
+    """Draw the shares of pre-activations between edges, and of dead or saturated units."""
     units = run.fit.record["units"]
     last = units.dead.shape[1] - 1
+    # The readout has no units; the last hidden layer stands for it.
     index = last if layer is None else min(layer, last)
     counts = np.concatenate([units.counts, units.not_finite[..., None]], axis=-1)[:, index]
     shares = counts / counts.sum(axis=1, keepdims=True)
     ax.stackplot(times, *shares.T, colors=_bins(len(edges) + 1), linewidth=0)
+    # Activations with two flat ends saturate; the others have dead units.
     useless = units.saturated if np.any(units.saturated_above > 0) else units.dead
     ax.plot(times, useless[:, index], color="black", linewidth=2, path_effects=halo(3.5))
     ax.text(0.96, 0.12, _short(run.names[index]), **_inside(ax))
 
 
 def _bins(count: int) -> list[Any]:
-    """Colours of the histogram, the last for values that are no number."""
+    """Colours of the histogram; the last is for values that are not finite."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("size", SHADES)
@@ -143,7 +144,7 @@ def _bins(count: int) -> list[Any]:
 
 
 def _scales(grid: Any, runs: Sequence[Any]) -> None:
-    """Axes that all rows share, so that they can be compared."""
+    """Give all rows the same axes, so that they can be compared."""
     from matplotlib.ticker import MaxNLocator
 
     grid[0, 0].set_title("Planted, and diagnosis", fontsize=13, loc="left")
@@ -172,7 +173,7 @@ def _scales(grid: Any, runs: Sequence[Any]) -> None:
 
 
 def _span(logs: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Limits that include the middle of every line, and a factor of 30 beyond."""
+    """Limits that include the median of every line, and a factor of 30 beyond."""
     lines = [line[np.isfinite(line)] for table in logs for line in np.asarray(table).T]
     middles = [np.median(line) for line in lines if len(line)] or [0.0]
     return min(middles) - 1.5, max(middles) + 1.5

@@ -1,7 +1,7 @@
-"""Small training runs with one fault each, and healthy ones, on real data, with their records.
+"""Small recorded training runs on real data, healthy or with one planted fault.
 
-Faults are data, so that all runs of a group are one compiled program. `CASES` holds the runs that
-test `jaxgrad.training.diagnosis`.
+Faults are data, so all runs of a group are one compiled program. `CASES` holds the runs on which
+`jaxgrad.training.diagnosis` is tested.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPTIMIZERS = {
     "adam": optax.adam,
     "rmsprop": optax.rmsprop,
 }
-"""From a learning rate to an optimizer."""
+"""Functions from a learning rate to an optimizer."""
 
 
 class Group(NamedTuple):
@@ -72,11 +72,10 @@ class Plant(NamedTuple):
       rate: factor to the learning rate, from step `since` on.
       w_variance: factor to the variance of the weights at the start.
       bias: of every hidden unit at the start.
-      examples: how many there are to learn from, over and over; `None` for all.
+      examples: number of distinct training examples, which are repeated; `None` for all.
       noise: share of the training labels that is redrawn.
-      frozen: index of the layer that the optimizer leaves as it is from step `since` on, `None`
-        for none.
-      raw: whether inputs are left as they come, not standardized.
+      frozen: index of the layer that is not updated from step `since` on, `None` for none.
+      raw: whether inputs are not standardized.
       since: step from which `rate` and `frozen` hold.
     """
 
@@ -144,24 +143,28 @@ CASES: dict[Group, tuple[Plant, ...]] = {
         Plant("rate too low", 5, rate=1e-3),
     ),
 }
-"""Every fault in two groups at least, and healthy runs beside most of them."""
+"""Every fault occurs in at least two groups; most groups have healthy runs too."""
 
 
 def arrays(group: Group, plant: Plant) -> dict[str, Any]:
-    """The data of one run, of the same shapes for all plants of a group."""
+    """The data of one run, with the same shapes for all plants of a group."""
     data = _kit.load(group.data)
     x, labels = data.x.astype(np.float32), data.labels
     rng = np.random.default_rng(plant.seed)
     order = rng.permutation(len(labels))
     train = order[: EXAMPLES[group.data]]
+    # Dev examples are fixed before the training set is reduced.
     dev = order[len(train) : len(train) + DEV[group.data]]
     # Few examples are repeated, so that all runs have the same shapes.
     train = train[np.arange(len(train)) % (plant.examples or len(train))]
+    # Statistics come from the training examples alone.
     if not plant.raw:
         x = np.asarray(normalization.apply(normalization.fit(x[train]), x))
+    # A redrawn label may be right by chance.
     noisy = labels[train].copy()
     redrawn = rng.random(len(train)) < plant.noise
     noisy[redrawn] = rng.integers(0, labels.max() + 1, redrawn.sum())
+    # A factor for the updates of each layer; 0 freezes it.
     moving = np.full(group.depth + 1, plant.rate, np.float32)
     if plant.frozen is not None:
         moving[plant.frozen] = 0
@@ -183,7 +186,7 @@ def affine(layer: Any, h: Any) -> jax.Array:
 
 
 def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, Any]:
-    """Logits `[batch, classes]` and pre-activations `[depth, batch, width]`, `None` of depth 0."""
+    """Logits `[batch, classes]`, pre-activations `[depth, batch, width]` (`None` for depth 0)."""
     if "first" not in params:
         return affine(params["readout"], x), None
     phi = activations.get(activation)
@@ -198,16 +201,17 @@ def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, Any]:
 
 
 def cross_entropy(params: Any, batch: Any, activation: str) -> jax.Array:
-    """Mean over a batch of `x` and `label`."""
+    """Mean loss of a batch with `x` and `label`."""
     logits, _ = forward(params, batch["x"], activation)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
 
 
 def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`, with updates times `moving`, `[depth + 1]`, from step `since` on."""
+    """One of `OPTIMIZERS`, whose updates are multiplied by `moving` from step `since` on."""
 
     def update(updates, state, params=None):
         factors = jnp.where(state >= since, moving, 1.0)
+        # Parameters of the hidden layers are stacked, so their factor is a vector.
         shares = {"first": factors[0], "hidden": factors[1:-1], "readout": factors[-1]}
         scaled = {
             part: jax.tree.map(
@@ -220,6 +224,7 @@ def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTr
         }
         return scaled, state + 1
 
+    # After the optimizer, since Adam would undo a factor of the gradients.
     counted = optax.GradientTransformation(lambda params: jnp.int32(0), update)
     return optax.chain(OPTIMIZERS[name](rate), counted)
 
@@ -227,6 +232,7 @@ def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTr
 def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
     """Parameters at the start of one plant's run."""
     features = data["train"]["x"].shape[1]
+    # Softmax regression has no symmetry to break, so it starts at 0.
     if group.depth == 0:
         return {"readout": {"kernel": jnp.zeros((features, classes)), "bias": jnp.zeros(classes)}}
     network = layers.mlp(
@@ -236,6 +242,7 @@ def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
         bias=True,
     )
     params, _ = layers.init(network, (features,), key=key)
+    # A bias shifts hidden units into or out of their flat part.
     for part in ("first", "hidden"):
         params[part]["bias"] = params[part]["bias"] + data["bias"]
     return params
@@ -276,7 +283,7 @@ def run(group: Group, data: Any, classes: int) -> training.Fit:
 
 
 def stacked(group: Group) -> str | None:
-    """The paths of parameters with a leading axis of layers, if the group has such."""
+    """The paths of parameters with a leading axis of layers, `None` if there are none."""
     return STACKED if group.depth else None
 
 

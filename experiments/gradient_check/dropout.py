@@ -26,10 +26,10 @@ class Dropout(NamedTuple):
     """The outcome for one way to draw the mask.
 
     Attributes:
-      name: of the case, in words.
+      name: how the mask is drawn.
       numeric, autodiff: every element of both gradients, `[parameters]`.
       error: the course's relative error.
-      verdict: of `check_grads`.
+      verdict: the verdict of `check_grads`.
     """
 
     name: str
@@ -40,11 +40,12 @@ class Dropout(NamedTuple):
 
 
 def measure(options: Options) -> tuple[Dropout, ...]:
-    """Check a network with dropout whose mask is the same for all calls, or drawn in each call."""
+    """Check a network with dropout: one mask for all calls, or a new one for each call."""
     keep = 1 - options.dropout_rate
 
     @jax.jit
     def drawn(params, x, y, key):
+        # Inverted dropout: division by the keep probability preserves the mean of a unit.
         mask = jax.random.bernoulli(key, keep, (x.shape[0], options.width))
         return network.cross_entropy(params, x, y, jnp.tanh, mask / keep)
 
@@ -57,7 +58,9 @@ def measure(options: Options) -> tuple[Dropout, ...]:
         x, y = network.digits(options.examples, options.seed)
         key = jax.random.key(options.seed)
         params = network.draw(key, options.width, initializers.lecun())
+        # Advances at every call, so that no two calls of the loss draw the same mask.
         new_keys = (jax.random.fold_in(key, i) for i in itertools.count())
+        # Hidden state: the mask changes although the arguments of the loss do not.
         generator = np.random.default_rng(options.seed)
         shape = (options.examples, options.width)
         cases = (
@@ -82,6 +85,7 @@ def _course_loop(loss, params, unravel) -> np.ndarray:
     theta = np.asarray(ravel_pytree(params)[0])
     numeric = np.zeros(len(theta))
     for i in range(len(theta)):
+        # (J(theta + eps e_i) - J(theta - eps e_i)) / (2 eps)
         values = []
         for sign in (1, -1):
             moved = theta.copy()
@@ -92,7 +96,7 @@ def _course_loop(loss, params, unravel) -> np.ndarray:
 
 
 def report(result: tuple[Dropout, ...]) -> Report:
-    """Both rules for each way to draw the mask."""
+    """Compare the course's rule and `check_grads` for each way to draw the mask."""
     rows = [
         (
             case.name,
@@ -120,6 +124,7 @@ def report(result: tuple[Dropout, ...]) -> Report:
             1e-3,
             form=".1e",
         )
+        # The first case has one mask for all calls, so its numeric gradient is right.
         for case in result[1:]
     ]
     estimates = {case.name: {"error": case.error, "verdict": case.verdict} for case in result}
@@ -127,7 +132,7 @@ def report(result: tuple[Dropout, ...]) -> Report:
 
 
 def figure(result: tuple[Dropout, ...]) -> Figure:
-    """Numeric against autodiff slopes, a panel for each way to draw the mask."""
+    """Plot numeric against autodiff slopes, one panel for each way to draw the mask."""
     figure, axes = figures.panels(1, len(result), (14, 5.4))
     for ax, case in zip(axes[0], result, strict=True):
         good = case.verdict == "AGREE"
@@ -142,10 +147,10 @@ def figure(result: tuple[Dropout, ...]) -> Figure:
         reach = np.max(np.abs(case.autodiff))
         ax.plot([-reach, reach], [-reach, reach], color="black", linewidth=1, label="equal")
         ax.legend(loc="lower right", frameon=True)
+        # Room above the marks for the verdict.
         ax.set_ylim(top=1.3 * np.max(np.abs(case.numeric)))
         ax.set(
-            xlabel="slope by autodiff (one mark for each weight)",
-            ylabel="numeric slope, two-sided",
+            xlabel="slope by autodiff (one mark for each weight)", ylabel="numeric slope, two-sided"
         )
         ax.set_title(f"mask: {case.name}\nrelative error {scientific(case.error)}")
         words, box = f"check_grads: {case.verdict}", {"facecolor": "white", "edgecolor": "black"}

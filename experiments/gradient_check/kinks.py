@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FALSE_ALARM = 1e-5
-"""The course calls a correct gradient with a larger relative error suspicious or wrong."""
+"""The course calls a gradient with a larger relative error suspicious or wrong."""
 STEPS = 10.0 ** -np.arange(2, 9)
 DTYPES = ("float32", "float64")
 
@@ -30,8 +30,8 @@ class Kinks(NamedTuple):
     Attributes:
       examples: `[E]`, numbers of digits in the loss.
       error: the course's relative error with each of `STEPS`, `[E, steps, networks]`.
-      crossed: whether moving one weight by the step takes a unit across its kink, likewise.
-      verdicts: of `check_grads`, `E` tuples of one verdict for each network.
+      crossed: whether moving one weight by the step takes a unit across its kink, same shape.
+      verdicts: the verdicts of `check_grads`, `E` tuples with one for each network.
       jax_alarms: whether `jax.test_util.check_grads` rejects a network, `[E, networks]` for each of
         `DTYPES`.
     """
@@ -49,10 +49,12 @@ class Kinks(NamedTuple):
 
     def alarms(self) -> np.ndarray:
         """Whether the course's rule rejects a network, `[E, steps, networks]`."""
+        # Negated, so that an error that is NaN counts as an alarm.
         return ~(self.error <= FALSE_ALARM)
 
     def rejected(self) -> np.ndarray:
         """Whether `jaxgrad.check_grads` rejects a network, `[E, networks]`."""
+        # KINK and UNRESOLVED withhold a judgement, so they reject nothing.
         bad = (Verdict.WRONG, Verdict.NONFINITE, Verdict.NONDETERMINISTIC)
         return np.array([[verdict in bad for verdict in row] for row in self.verdicts])
 
@@ -63,7 +65,7 @@ def relu_loss(params, x, y):
 
 
 def measure(options: Options) -> Kinks:
-    """Check ReLU networks, all of them right, by three checkers."""
+    """Check the correct gradients of ReLU networks with three checkers."""
     errors, crossed, verdicts, rejections = [], [], [], []
     with network.precise():
         jitted, steps = jax.jit(relu_loss), jnp.asarray(STEPS)
@@ -71,6 +73,7 @@ def measure(options: Options) -> Kinks:
             rows = []
             for seed in network.progress(range(options.networks), f"kinks, {examples} examples"):
                 x, y = network.digits(examples, options.seed + seed)
+                # Every network has other digits and weights, so the networks are independent.
                 key = jax.random.fold_in(jax.random.key(options.seed), seed)
                 params = network.draw(key, options.width, initializers.he())
                 rows.append(
@@ -93,7 +96,7 @@ def measure(options: Options) -> Kinks:
 
 
 def _distance_to_kink(params, x) -> float:
-    """The smallest step of one weight or bias that takes a hidden unit across its kink."""
+    """The smallest change of one weight or bias that takes a hidden unit across its kink."""
     z = np.asarray(x @ params["first"]["kernel"] + params["first"]["bias"][None])
     # A weight moves a pre-activation by the step times its input, a bias by the step.
     reach = np.maximum(np.max(np.abs(x), axis=1, keepdims=True), 1.0)
@@ -101,6 +104,7 @@ def _distance_to_kink(params, x) -> float:
 
 
 def _jax_rejects(f, params, x, y, dtype: str) -> bool:
+    # JAX chooses its tolerance by the dtype of the arguments.
     params, x, y = jax.tree.map(lambda a: a.astype(dtype), (params, x, y))
     try:
         jax.test_util.check_grads(lambda p: f(p, x, y), (params,), order=1, modes=("rev",))
@@ -110,7 +114,7 @@ def _jax_rejects(f, params, x, y, dtype: str) -> bool:
 
 
 def report(result: Kinks) -> Report:
-    """Shares of false alarms."""
+    """Tabulate the share of false alarms of each checker."""
     tiers, alarms, rejected = result.tiers(), result.alarms(), result.rejected()
     sections, claims = [], []
     for e, examples in enumerate(result.examples):
@@ -141,6 +145,7 @@ def report(result: Kinks) -> Report:
             f"In {crossing} false alarms the step crosses a kink.\n"
             f"Verdicts of jaxgrad.check_grads: {counts}.",
         ]
+        # The claim is about the step at which the course's rule raises most alarms.
         worst = int(np.argmax(alarms[e].mean(axis=1)))
         claims.append(
             Claim(
@@ -157,11 +162,12 @@ def report(result: Kinks) -> Report:
 
 
 def figure(result: Kinks) -> Figure:
-    """Shares of networks by checker and step, with the false alarms of each."""
+    """Plot the share of networks in each tier, by step and by checker."""
     figure, axes = figures.panels(1, len(result.examples), (13, 6.2), sharey=True)
     tiers, alarms, count = result.tiers(), result.alarms().mean(axis=2), len(result.error[0])
     checkers = [*(a.mean(axis=1) for a in result.jax_alarms.values())]
     checkers.append(result.rejected().mean(axis=1))
+    # Checkers that have no step stand to the right of the steps, after a gap.
     positions = np.append(np.arange(count), count + 0.6 + 1.35 * np.arange(len(checkers)))
     names = [f"$10^{{{np.log10(step):.0f}}}$" for step in STEPS[:count]]
     names += [f"JAX,\n{dtype}" for dtype in result.jax_alarms] + ["jaxgrad"]
@@ -173,6 +179,7 @@ def figure(result: Kinks) -> Figure:
         rejected = np.array([share[e] for share in checkers])
         ax.bar(positions[count:], 1 - rejected, 0.85, color=TIER_COLOURS[0])
         ax.bar(positions[count:], rejected, 0.85, 1 - rejected, color=TIER_COLOURS[-1])
+        # Bars begin with the smallest errors, so kinks are counted from the top.
         uncrossed = 1 - result.crossed[e].mean(axis=1)
         label = "below this line no step crosses a kink"
         ax.plot(positions[:count], uncrossed, c="black", marker="D", lw=1.5, label=label)

@@ -30,7 +30,7 @@ ROWS = 1797
 """Number of digits in the data set."""
 CLASSES = 10
 TIERS = tuple((float(limit), word) for limit, word in finite_differences.TIERS["course"])
-"""What the course calls a relative error below each limit."""
+"""The word of the course for a relative error below each limit."""
 TIER_COLOURS = ("#2f5fa8", "#9dbfe0", "#f7c27a", "#b35a12")
 
 
@@ -95,6 +95,7 @@ class Options(_kit.Options):
 @contextlib.contextmanager
 def precise() -> Iterator[None]:
     """Allow float64, and compute matrix products without shortcuts."""
+    # Accelerators may round the factors of a product to fewer bits by default.
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         yield
 
@@ -103,13 +104,14 @@ def digits(examples: int, seed: int) -> tuple[jax.Array, jax.Array]:
     """Standardized images `[examples, 64]` and one-hot classes `[examples, 10]`, float64."""
     data = _kit.load("digits")
     with precise():
+        # Standardized over the whole data set, so the scale does not depend on the draw.
         table = normalization.apply(normalization.fit(data.x), data.x)
         rows = np.random.default_rng(seed).choice(len(table), examples, replace=False)
         return _float64(table[rows]), _float64(np.eye(CLASSES)[data.labels[rows]])
 
 
 def draw(key: jax.Array, width: int, first: initializers.Initializer) -> dict[str, Any]:
-    """Weights of a network 64 - `width` - 10, float64, without hidden biases at first."""
+    """Draw the float64 parameters of a 64-`width`-10 network; biases start at 0."""
     keys = jax.random.split(key)
     return {
         "first": {
@@ -124,21 +126,24 @@ def draw(key: jax.Array, width: int, first: initializers.Initializer) -> dict[st
 
 
 def _float64(value: Any) -> jax.Array:
+    # float32 values are exact in float64, so both precisions use the same point.
     return jnp.asarray(jnp.asarray(value, jnp.float32), jnp.float64)
 
 
 def cross_entropy(params, x, y, phi: Callable[[jax.Array], jax.Array], mask=None) -> jax.Array:
-    """The mean loss; written with analytic functions, so that the complex step is possible."""
+    """Mean loss, written with analytic functions so that a complex step is possible."""
     z = x @ params["first"]["kernel"]
     hidden = phi(z + params["first"]["bias"][None])
     hidden = hidden if mask is None else hidden * mask
     logits = hidden @ params["readout"]["kernel"] + params["readout"]["bias"][None]
+    # logsumexp would subtract a maximum, which is not analytic.
     normalizer = jnp.log(jnp.sum(jnp.exp(logits), axis=1))
     return jnp.mean(normalizer - jnp.sum(logits * y, axis=1))
 
 
 def unravel(theta: jax.Array, like: Any) -> Any:
-    """The course's one vector as a pytree like another, in the type of the vector."""
+    """Turn the course's single vector into a pytree shaped like `like`, in the vector's dtype."""
+    # The inverse that ravel_pytree returns would cast to the leaves' dtypes.
     leaves, tree = jax.tree.flatten(like)
     parts = jnp.split(theta, np.cumsum([leaf.size for leaf in leaves])[:-1])
     shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
@@ -159,6 +164,7 @@ def course_error(loss: Callable[..., jax.Array], params: Any, steps: jax.Array, 
         numeric = finite_differences.central_difference(of_vector, theta, eps)
         return finite_differences.relative_error(numeric, autodiff)
 
+    # One step at a time bounds the memory: each step moves every parameter.
     return jax.lax.map(error, steps)
 
 

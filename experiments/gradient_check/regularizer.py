@@ -33,7 +33,7 @@ class Regularizer(NamedTuple):
       strengths: `[strengths]`.
       error: the course's relative error of the whole gradient, `[strengths]`.
       verdicts: `[strengths]` for each of `CHECKERS`.
-      leaf_error: the relative errors of the same parts, `[strengths]`.
+      leaf_error: the relative errors of the same parts, same shape.
     """
 
     planted_error: float
@@ -45,11 +45,13 @@ class Regularizer(NamedTuple):
     def named_until(self, name: str) -> float:
         """The largest strength up to which every verdict is WRONG; NaN if the first is not."""
         wrong = [verdict is Verdict.WRONG for verdict in self.verdicts[name]]
+        # The range ends at the first strength without a WRONG, so it has no gaps.
         count = wrong.index(False) if False in wrong else len(wrong)
         return float(self.strengths[count - 1]) if count else np.nan
 
     def hidden_from(self, threshold: float) -> float:
-        """The smallest strength from which the course's error stays below; NaN if there is none."""
+        """The smallest strength from which the error stays below the threshold; NaN if none is."""
+        # The strength after the last error above the threshold; NaN counts as above.
         above = ~(self.error < threshold)
         first = len(above) - int(np.argmax(above[::-1])) if above.any() else 0
         return float(self.strengths[first]) if first < len(above) else np.nan
@@ -64,6 +66,7 @@ def tanh_off_by(z: jax.Array, share: jax.Array) -> jax.Array:
 tanh_off_by.defvjp(
     lambda z, share: (jnp.tanh(z), (jnp.tanh(z), share)),
     lambda saved, cotangent: (
+        # tanh'(z) = 1 - tanh(z)^2, times 1 + share.
         (1 + saved[1]) * cotangent * (1 - saved[0] ** 2),
         jnp.zeros_like(saved[1]),
     ),
@@ -88,6 +91,7 @@ def regularized_loss(params, x, y, strength, planted_error):
 
 def measure(options: Options) -> Regularizer:
     """Plant an error in the data term's backward pass, and raise the regularizer beside it."""
+    # 1e-9 keeps rounding from losing a power of ten.
     count = int(np.floor(np.log10(options.largest_strength) + 1e-9)) + 3
     strengths = np.concatenate([[0.0], 10.0 ** np.arange(-2, count - 2)])
     errors, leaves = [], {name: [] for name in CHECKERS}
@@ -102,6 +106,7 @@ def measure(options: Options) -> Regularizer:
             whole = {
                 leaf.path: leaf for leaf in check_grads(regularized_loss, params, *args).leaves
             }
+            # Each term is checked by itself, so a large regularizer cannot hide the error.
             alone = checking.check_terms(terms, params, *args)["['data']"].leaves[0]
             leaves[WEIGHTS].append(whole["['first']['kernel']"])
             leaves[BIASES].append(whole["['first']['bias']"])
@@ -116,7 +121,7 @@ def measure(options: Options) -> Regularizer:
 
 
 def report(result: Regularizer) -> Report:
-    """Both rules at each strength, and up to which strength the error is named."""
+    """Tabulate both rules at each strength, and the strengths up to which the error is named."""
     rows = []
     for s, strength in enumerate(result.strengths):
         parts = (
@@ -141,6 +146,7 @@ def report(result: Regularizer) -> Report:
         where += ", the largest" if until == result.strengths[-1] else ""
         lines.append(f"{checker} names it in the {name} {where}.")
     wrong = np.mean([verdict is Verdict.WRONG for verdict in result.verdicts[TERM]])
+    # Without a planted error there is nothing to name.
     if result.planted_error:
         claims.append(
             Claim(
@@ -157,7 +163,7 @@ def report(result: Regularizer) -> Report:
 
 
 def figure(result: Regularizer) -> Figure:
-    """Relative errors that are seen against the strength, and the verdicts below."""
+    """Plot the observed relative errors against the strength, with the verdicts below."""
     figure, axes = figures.panels(2, 1, (12, 7.2), sharex=True, height_ratios=(3, 1.25))
     upper, lower = axes[:, 0]
     positions = np.arange(len(result.strengths))
@@ -166,6 +172,7 @@ def figure(result: Regularizer) -> Figure:
     bands = zip(TIER_COLOURS, TIERS, edges[:-1], edges[1:], strict=True)
     for colour, (_, word), start, stop in bands:
         upper.axhspan(start, stop, color=colour, alpha=0.35, linewidth=0)
+        # The middle of the band on a log axis.
         height = np.sqrt(start * stop)
         upper.text(-0.4, height, f"“{word}”", va="center", fontsize=12, fontstyle="italic")
     label = "the course's rule, whole gradient"

@@ -26,12 +26,12 @@ class Method(NamedTuple):
     """One way to take a numeric gradient, with every step.
 
     Attributes:
-      name: in words.
+      name: a description.
       error: relative error of the whole gradient for each step, `[steps]`.
       order: the power of the step with which the error should fall.
-      slope: the measured power where the error of the step dominates; NaN if that is nowhere.
+      slope: the measured power where the truncation error dominates; NaN if it never does.
       small_slope: the same where rounding dominates.
-      rounding: relative rounding of the type that it is computed in.
+      rounding: machine epsilon of the dtype.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Steps(NamedTuple):
       steps: `[steps]`, falling.
       methods: see `Method`.
       gradient_error: relative error of `finite_differences.gradient`, which finds its own steps.
-      gradient_bar: the error bar that it gives, as a relative error.
+      gradient_bar: the error bar that it reports, as a relative error.
     """
 
     steps: np.ndarray
@@ -64,12 +64,12 @@ class Steps(NamedTuple):
 
     @property
     def is_inside(self) -> bool:
-        """Whether the error of `finite_differences.gradient` is inside of its own bar."""
+        """Whether the error of `finite_differences.gradient` is within its error bar."""
         return self.gradient_error <= self.gradient_bar
 
 
 def measure(options: Options) -> Steps:
-    """The error of numeric gradients against their step, for a tanh network."""
+    """Measure the error of numeric gradients of a tanh network at each step."""
     with network.precise():
         x, y = network.digits(options.examples, options.seed)
         key = jax.random.key(options.seed)
@@ -77,11 +77,13 @@ def measure(options: Options) -> Steps:
         theta = ravel_pytree(params)[0]
 
         def loss(theta):
+            # Data in the dtype of theta: float32, float64, or complex in a complex step.
             narrow = (a.astype(theta.dtype) for a in (x, y))
             return network.cross_entropy(network.unravel(theta, params), *narrow, jnp.tanh)
 
         trusted = jax.grad(loss)(theta)
         decades = -np.log10(options.smallest_step)
+        # 1e-9 keeps rounding from adding a step.
         count = int(np.ceil(decades * options.steps_per_decade - 1e-9))
         steps = 10.0 ** (-np.arange(count + 1) / options.steps_per_decade)
         methods = [
@@ -91,6 +93,7 @@ def measure(options: Options) -> Steps:
             for name, difference, dtype, order in network.progress(_methods(), "steps")
         ]
         numeric = finite_differences.gradient(loss, theta)
+        # relative_error divides by |a| + |b|, so the error bar is divided by it too.
         size = np.linalg.norm(numeric.value) + np.linalg.norm(trusted)
         error = float(finite_differences.relative_error(numeric.value, trusted))
         return Steps(steps, tuple(methods), error, float(np.linalg.norm(numeric.error) / size))
@@ -119,14 +122,16 @@ def _errors(loss, theta, trusted, difference, dtype, steps) -> np.ndarray:
         def error(eps):
             return finite_differences.relative_error(difference(loss, theta, eps), trusted)
 
+        # One step at a time bounds the memory.
         return jax.lax.map(error, steps)
 
     return np.asarray(errors(theta.astype(dtype), jnp.asarray(steps, dtype)), np.float64)
 
 
 def method(name, error, order, steps, dtype) -> Method:
-    """Fit both slopes: well above the least error, and where the loss is not yet a line."""
+    """Fit the slopes at large and at small steps, away from the smallest error."""
     best, index = int(np.argmin(error)), np.arange(len(steps))
+    # Near the best step both errors matter; very large steps leave the power law.
     clear = error > 3 * error[best]
     large = clear & (index < best) & (steps < 0.2)
     small = clear & (index > best) & (error < 0.1)
@@ -141,11 +146,12 @@ def _slope(steps, error, region) -> float:
 
 
 def report(result: Steps) -> Report:
-    """Slopes, best step and least error of each method."""
+    """Tabulate the slopes, the best step and the smallest error of each method."""
     rows = []
     for item in result.methods:
         # Rounding / step and step^order are alike at rounding^(1 / (order + 1)), up to scales.
         theory = item.rounding ** (1 / (item.order + 1))
+        # A complex step subtracts nothing, so rounding does not grow at small steps.
         rounds = np.isfinite(item.small_slope)
         small, best = f"{item.small_slope:.2f} (-1)", f"{result.steps[item.best]:.0e}"
         rows.append(
@@ -192,8 +198,9 @@ def report(result: Steps) -> Report:
 
 
 def figure(result: Steps) -> Figure:
-    """The error of numeric gradients against their step, with the best steps marked."""
+    """Plot the error of numeric gradients against the step, with the best steps marked."""
     figure, ((ax,),) = figures.panels(1, 1, (12.5, 6.8))
+    # A log axis has no 0: an error of exactly 0 is drawn at the smallest other one.
     least = min(item.error[item.error > 0].min() for item in result.methods)
     for item, (colour, marker), style in zip(result.methods, LINES, STYLES, strict=True):
         power = f"\n(falls as step$^{{{item.slope:.2f}}}$)" if np.isfinite(item.slope) else ""
@@ -238,7 +245,7 @@ def figure(result: Steps) -> Figure:
 
 
 def _mark_best(ax, point, order, colour) -> None:
-    """A star at the best step, and the step beside it."""
+    """Draw a star at the best step, with the step beside it."""
     ax.plot(*point, marker="*", markersize=19, color=colour, markeredgecolor="white", zorder=5)
     # Above the flat branch of a one-sided difference, beside the steep ones of the others.
     flat = order == 1

@@ -23,12 +23,12 @@ RIGHT, NEAR_ZERO = "right rule, 1 − tanh²(z)", "wrong rule, 1 − z²"
 
 
 class Training(NamedTuple):
-    """Outcomes along a training, for a loss with the right rule and one with the wrong rule.
+    """Checks during training, for a loss with the right rule and one with a wrong rule.
 
     Attributes:
       steps: `[S]`, numbers of optimizer steps.
       error: the largest relative error of a leaf, `[S]` for each rule.
-      verdicts: of `check_grads`, `[S]` for each rule.
+      verdicts: the verdicts of `check_grads`, `[S]` for each rule.
     """
 
     steps: np.ndarray
@@ -43,17 +43,18 @@ class Training(NamedTuple):
 
 @jax.custom_vjp
 def tanh_near_zero(z: jax.Array) -> jax.Array:
-    """`tanh(z)` whose rule has the first terms of the derivative's series, never below 0."""
+    """`tanh(z)` whose rule uses the first terms of the derivative's series, never below 0."""
     return jnp.tanh(z)
 
 
+# tanh'(z) = 1 - tanh(z)^2 = 1 - z^2 + O(z^4): the rule is right for small z only.
 tanh_near_zero.defvjp(
     lambda z: (jnp.tanh(z), z), lambda z, cotangent: (cotangent * jnp.maximum(1 - z * z, 0),)
 )
 
 
 def measure(options: Options) -> Training:
-    """Check a right and a wrong gradient along a training that starts from small weights."""
+    """Check a right and a wrong gradient during a training that starts from small weights."""
     with network.precise():
         x, y = network.digits(ROWS, options.seed)
         # With standardized images the pre-activations are then about 0.01.
@@ -61,6 +62,7 @@ def measure(options: Options) -> Training:
         params = network.draw(jax.random.key(options.seed), options.width, small)
 
         def batches():
+            # Started again for each rule, so that both trainings see the same batches.
             generator = np.random.default_rng(options.seed)
             while True:
                 rows = generator.choice(ROWS, options.batch_size, replace=False)
@@ -77,6 +79,7 @@ def measure(options: Options) -> Training:
                 steps=options.training_steps,
             )
             reports[name] = list(checks.values())
+    # The worst leaf decides, as it does for the verdict.
     errors = {
         name: np.array([max(leaf.relative_error for leaf in check.leaves) for check in checks])
         for name, checks in reports.items()
@@ -86,7 +89,7 @@ def measure(options: Options) -> Training:
 
 
 def report(result: Training) -> Report:
-    """Errors and verdicts after each number of steps."""
+    """Tabulate errors and verdicts after each number of steps."""
     rows = []
     for s, step in enumerate(result.steps):
         row = [str(step)]
@@ -103,6 +106,7 @@ def report(result: Training) -> Report:
         Claim(
             f"the {name} is called wrong at this share of the checks",
             Estimate.exact(np.mean([v is Verdict.WRONG for v in result.verdicts[name]])),
+            # The wrong rule has to be named at least once, the right one never.
             "greater" if name == NEAR_ZERO else "equal",
             tolerance=0.0 if name == NEAR_ZERO else 1e-9,
             form=".0%",
@@ -115,8 +119,9 @@ def report(result: Training) -> Report:
 
 
 def figure(result: Training) -> Figure:
-    """The error of a right and of a wrong derivative rule along a training."""
+    """Plot the errors of a right and of a wrong derivative rule during training."""
     figure, ((ax,),) = figures.panels(1, 1, (11, 6))
+    # Evenly spaced, since a log axis has no place for 0 steps.
     positions = np.arange(len(result.steps))
     lines = (("#0b1f4b", "solid"), ("#b35a12", "dashed"))
     for (name, error), (colour, style) in zip(result.error.items(), lines, strict=True):
@@ -130,6 +135,7 @@ def figure(result: Training) -> Figure:
         xlabel="optimizer steps before the check (weights start small and grow)",
         ylabel="relative error of the worst leaf",
     )
+    # Room for the verdicts beside the marks.
     low, high = ax.get_ylim()
     ax.set_ylim(low / 3, high * 5)
     ax.legend(loc="center right", frameon=False)
@@ -148,7 +154,7 @@ def figure(result: Training) -> Figure:
 
 
 def _mark(ax, position, error, verdict, colour, *, left) -> None:
-    """A mark at one check, with its verdict to the left of the mark or below it."""
+    """Mark one check, with its verdict to the left of the mark or below it."""
     wrong = verdict == "WRONG"
     marker, size = ("X", 13) if wrong else ("o", 8)
     ax.plot(position, error, marker=marker, ms=size, color=colour, markeredgecolor="white")

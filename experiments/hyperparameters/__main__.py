@@ -43,23 +43,27 @@ def best_so_far(errors: np.ndarray) -> np.ndarray:
 
 def selected_error(runs: Runs) -> np.ndarray:
     """Test error of the run of lowest dev error in each search."""
+    # Selected by dev error, so the test error is not the smallest of many.
     best = runs.dev.argmin(axis=-1, keepdims=True)
     return np.take_along_axis(runs.test, best, axis=-1)[..., 0]
 
 
 def not_learned(runs: Runs) -> np.ndarray:
-    """Which runs are not half of the way from chance to no error."""
+    """Whether each run got less than half of the way from chance to no error."""
+    # A guess errs with probability 1 - 1 / CLASSES.
     return runs.test > (1 - 1 / CLASSES) / 2
 
 
 def claims(result: Result, options: Options) -> list[Claim]:
-    """Each piece of advice as a claim that it lowers a number, pair by pair."""
+    """State each piece of advice as a claim that it lowers a number, compared in pairs."""
     dev = dict(zip(METHODS, best_so_far(result.searches.dev)[..., -1], strict=True))
     steps = dict(zip(OPTIMIZERS, steps_until(result.optimizers.losses, options), strict=True))
+    # Losses differ by orders of magnitude, so their logs are averaged.
     loss = dict(zip(OPTIMIZERS, np.log10(result.optimizers.final), strict=True))
     annealed = dict(zip(SCHEDULES, np.log10(result.annealed.final), strict=True))
 
     def claim(text, values, advised, without, form):
+        # A pair has the same data and first weights, which removes most of the noise.
         change = Estimate.paired(values[advised], values[without])
         return Claim(text, change, "less", form=form)
 
@@ -80,7 +84,9 @@ def claims(result: Result, options: Options) -> list[Claim]:
         for name in SCHEDULES[1:]:
             text = f"annealing, {name}, from {start}: lower log10 of the loss"
             rows.append(claim(text, losses, name, "constant", "+.2f"))
+    # A mean over the rates leaves one value for each seed.
     lost = not_learned(result.clipped).mean(axis=1)
+    # Each method is judged at the rate with its lowest mean dev error.
     best = result.clipped.dev.mean(axis=2).argmin(axis=1)
     error = result.clipped.test[(0, 1), best]
     rows.append(claim("clipping: fewer deep networks that do not learn", lost, 1, 0, "+.1%"))
@@ -89,7 +95,7 @@ def claims(result: Result, options: Options) -> list[Claim]:
 
 
 def search_table(result: Result, options: Options) -> str:
-    """What each way to search reaches."""
+    """Tabulate the results of each search method."""
     early, errors = options.budget // options.rounds, result.searches.dev
     best, tests = best_so_far(errors), selected_error(result.searches)
     rows = [
@@ -114,7 +120,7 @@ def search_table(result: Result, options: Options) -> str:
 
 
 def training_tables(result: Result, options: Options) -> list[str]:
-    """Optimizers, schedules and clipping."""
+    """Tabulate the optimizers and the effect of clipping, and count the networks."""
     losses = result.optimizers.losses
     steps = steps_until(losses, options)
     # A run that never reaches the threshold counts with all of its steps.
@@ -154,7 +160,7 @@ def training_tables(result: Result, options: Options) -> list[str]:
 
 
 def report(result: Result, options: Options) -> Report:
-    """All tables, and each piece of advice as a claim."""
+    """Collect all tables and claims."""
     best = best_so_far(result.searches.dev)[..., -1].mean(axis=1)
     estimates = {"best dev error": dict(zip(METHODS, best, strict=True))}
     sections = [search_table(result, options), *training_tables(result, options)]
@@ -162,13 +168,14 @@ def report(result: Result, options: Options) -> Report:
 
 
 def headline(result: Result, options: Options) -> str:
-    """The message of the figure, in two sentences."""
+    """State the message of the figure in two sentences."""
     log, linear = (result.searches.dev[METHODS.index(name)] for name in SHOWN[:2])
     best = [Estimate.of(best_so_far(errors)[:, -1]) for errors in (log, linear)]
     words = {
         "HOLDS": "Search learning rates on a log scale",
         "UNDECIDED": "A log scale for learning rates makes no difference that shows",
         "DOES NOT HOLD": "Search learning rates on a linear scale",
+        # The first claim is about the log scale for learning rates.
     }[verdicts(claims(result, options))[0].outcome]
     return (
         f"{words}: {np.mean(log < options.works):.1%} of those drawn on a log scale work, "
@@ -179,10 +186,11 @@ def headline(result: Result, options: Options) -> str:
 
 
 def draw(result: Result, options: Options) -> Any:
-    """The figure, of the methods of `SHOWN`."""
+    """Draw the figure for the methods in `SHOWN`."""
     dev = dict(zip(METHODS, result.searches.dev, strict=True))
     rates = dict(zip(METHODS, result.learning_rates, strict=True))
     optimizers, annealed = (
+        # Every epoch-th window: these do not overlap.
         epoch_means(losses, options)[..., :: options.epoch]
         for losses in (result.optimizers.losses, result.annealed.losses[:, 1])
     )

@@ -1,4 +1,4 @@
-"""The figure: all runs over their learning rate, what searches reach, training losses."""
+"""The figure: all runs by learning rate, the best error of each search, training losses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draw(
       runs: learning rates and dev errors of each way to search, of the same shape.
       best: lowest dev error so far of each way to search, `[searches, runs]`, above 0.
       losses: by panel and name, `[seeds, epochs]`, above 0; two panels.
-      works: dev error below which a run counts as one that works.
+      works: dev error below which a run works.
       title: one or two sentences.
     """
     from matplotlib.figure import Figure
@@ -49,6 +49,7 @@ def draw(
     for name, (heading, curves) in zip("ab", losses.items(), strict=True):
         ax = panels[name]
         for (label, values), look in zip(curves.items(), LOOKS, strict=False):
+            # Losses span orders of magnitude, so the line is a geometric mean.
             _band(ax, Estimate.of(np.log(values)), label, look, np.exp)
         ax.set(yscale="log", ylabel="training loss")
         ax.set_title(heading, fontsize=11)
@@ -59,7 +60,7 @@ def draw(
 
 
 def _band(ax: Any, estimate: Estimate, label: str, look: Any, scale: Any) -> None:
-    """A line through means against 1, 2, ..., in a band of one standard error."""
+    """Draw means against 1, 2, ... as a line, in a band of one standard error."""
     colour, marker, style = look
     x = np.arange(1, len(estimate.mean) + 1)
     low, high = (scale(estimate.mean + sign * estimate.standard_error) for sign in (-1, 1))
@@ -72,6 +73,7 @@ def _runs(ax: Any, runs: Mapping[str, tuple[np.ndarray, np.ndarray]], works: flo
     """Dev error against learning rate."""
     for (name, (rates, errors)), (colour, marker, _) in zip(runs.items(), LOOKS, strict=False):
         label = f"{name}: {np.mean(errors < works):.1%} work"
+        # Transparent marks show where many runs overlap.
         look = {"linestyle": "none", "marker": marker, "ms": 4, "alpha": 0.6, "c": colour}
         ax.plot(rates.ravel(), 100 * errors.ravel(), **look, label=label)
     ax.axhline(100 * works, color=THEORY, linestyle="dashed", linewidth=1.8)
@@ -90,6 +92,7 @@ def _searches(ax: Any, best: Mapping[str, np.ndarray]) -> None:
     for (name, errors), look in zip(best.items(), LOOKS, strict=False):
         _band(ax, Estimate.of(100 * errors), name, look, np.asarray)
     ax.set_yscale("log")
+    # Over little more than a decade a log axis has too few labels.
     figures.ticks(ax.yaxis, [5, 10, 20, 50, 100])
     ax.set(xlabel="runs tried", ylabel="best dev error so far in percent (band: standard error)")
     ax.set_title("What a search reaches")

@@ -27,9 +27,10 @@ MOMENTUM = 0.9
 OPTIMIZERS = ("SGD", "momentum", "Nesterov", "Adam")
 SCHEDULES = ("constant", "step", "exponential", "1/t", "cosine")
 CHOOSING = 3
-"""Seeds by which an optimizer's learning rate is chosen; it is measured with others."""
+"""Number of seeds that choose an optimizer's learning rate; other seeds measure it."""
 CHUNK = 64
 """Runs that are trained together; the program is compiled for this many."""
+# A network that diverges counts as wrong on every example.
 DIVERGED_ERROR = 1.0
 
 SPACE = {
@@ -37,7 +38,7 @@ SPACE = {
     "l2": search.log_uniform(1e-6, 10.0),
     "keep_prob": search.uniform(0.05, 1.0),
 }
-"""As in the course notes: `10 ** uniform(-6, 1)` for numbers that multiply."""
+"""As in the course notes: `10 ** uniform(-6, 1)` for learning rate and lambda."""
 RANDOM = {
     "log scale": SPACE,
     "learning rate on a linear scale": SPACE | {"learning_rate": search.uniform(1e-6, 10.0)},
@@ -106,7 +107,7 @@ class Runs(NamedTuple):
     Attributes:
       dev, test: errors, `[..., runs]`.
       final: training loss at the end; NaN where it is not finite.
-      losses: of each step's batch, `[..., runs, steps]`, likewise.
+      losses: of each step's batch, `[..., runs, steps]`; NaN where not finite.
       diverged: whether an output is not finite.
     """
 
@@ -122,7 +123,7 @@ class Result(NamedTuple):
 
     Attributes:
       searches: `[methods, searches, runs]`, in the order in which they were tried.
-      learning_rates: of these.
+      learning_rates: those of the searches, same shape.
       best_rates: the best learning rate of each optimizer, `[optimizers]`.
       optimizers: runs with that rate, `[optimizers, seeds]`.
       annealed: momentum from its best rate and from a high one, `[schedules, 2, seeds]`.
@@ -141,6 +142,7 @@ class Result(NamedTuple):
 
 def schedule(index: Any, learning_rate: Any, steps: int) -> Callable[[jax.Array], jax.Array]:
     """One of `SCHEDULES`, starting from `learning_rate`; its index is data."""
+    # A tenth of the rate after half of the steps, and again after three quarters.
     tenths = {steps // 2: 0.1, 3 * steps // 4: 0.1}
     options = (
         optax.constant_schedule(learning_rate),
@@ -149,6 +151,7 @@ def schedule(index: Any, learning_rate: Any, steps: int) -> Callable[[jax.Array]
         schedules.inverse_time(learning_rate, 20 / steps),
         optax.cosine_decay_schedule(learning_rate, steps),
     )
+    # All schedules are computed and one is selected, so one program serves all.
     return lambda step: jnp.stack([jnp.asarray(f(step), jnp.float32) for f in options])[index]
 
 
@@ -191,6 +194,7 @@ def train(
     """Train one network and measure it."""
     x, labels, orders = data
     order = orders[point["split"]]
+    # Consecutive parts of the shuffled data: training, dev and test.
     ends = (0, options.train, options.train + options.dev, len(x))
     parts = [order[slice(*pair)] for pair in itertools.pairwise(ends)]
     # One scale for all pixels, since some are constant in a small training set.
@@ -221,8 +225,9 @@ def train(
 
 
 def shallow(point: Mapping[str, jax.Array], data: tuple[jax.Array, ...], options: Options) -> Runs:
-    """A network of two hidden layers with dropout, and no biases: their draws compile slowly."""
+    """Train two hidden layers with dropout, without biases, whose draws compile slowly."""
     hidden = (
+        # He's variance keeps the signal of a ReLU network level.
         layers.dense(options.width, w_variance=2.0),
         layers.activation("relu"),
         layers.dropout(1 - point["keep_prob"]),
@@ -233,12 +238,13 @@ def shallow(point: Mapping[str, jax.Array], data: tuple[jax.Array, ...], options
 
 
 def deep(point: Mapping[str, jax.Array], data: tuple[jax.Array, ...], options: Options) -> Runs:
-    """A deep network whose gradients explode, clipped to the norm `max_norm`."""
+    """Train a deep network whose gradients explode and are clipped to the norm `max_norm`."""
     hidden = layers.sequential(
         layers.dense(options.width, w_variance=options.w_variance), layers.activation("relu")
     )
     others = layers.repeat(hidden, options.depth - 1)
     network = layers.sequential(hidden, others, layers.dense(CLASSES))
+    # An infinite norm clips nothing, so both cases are one program.
     clip = optax.clip_by_global_norm(point["max_norm"])
     clipped = optax.chain(clip, optax.sgd(point["learning_rate"]))
     return train(network, clipped, point, data, options)
@@ -247,7 +253,7 @@ def deep(point: Mapping[str, jax.Array], data: tuple[jax.Array, ...], options: O
 def compiled(
     function: Callable[..., Runs], options: Options, advance: Callable[[int], Any], traces: Counter
 ) -> Callable[..., Runs]:
-    """A function that trains many runs, compiled once for chunks that are spread over all devices.
+    """Return a function that trains many runs, compiled once, in chunks spread over all devices.
 
     Args:
       function: trains one run, such as `shallow`.
@@ -269,6 +275,7 @@ def compiled(
         return jax.vmap(lambda point: function(point, data, options))(points)
 
     mesh = Mesh(np.array(jax.devices()), ("runs",))
+    # The next multiple of the number of devices.
     chunk = -(-CHUNK // mesh.size) * mesh.size
     specs = {"in_specs": (P("runs"), P()), "out_specs": P("runs")}
     # check_vma would refuse a scan that starts from a constant.
@@ -281,6 +288,7 @@ def compiled(
         for start in range(0, count, chunk):
             # The last chunk repeats its last run, so that all chunks have one shape.
             rows = np.minimum(np.arange(start, start + chunk), count - 1)
+            # Fixed types, since a program is compiled again for any other type.
             kinds = {
                 name: np.int32 if v.dtype.kind == "i" else np.float32 for name, v in flat.items()
             }
@@ -296,9 +304,9 @@ def compiled(
 def coarse_to_fine(
     keys: jax.Array, score: Callable[[Any, int], Any], options: Options
 ) -> dict[str, np.ndarray]:
-    """The points that `training.search.search` tries with each of the keys, `[searches, runs]`.
+    """Return the points that `training.search.search` tries for each key, `[searches, runs]`.
 
-    All searches go through a round together, since each alone would compile its own program.
+    All searches do a round together, since each alone would compile its own program.
     `score` takes points `[searches, runs of a round]` and the number of the first run.
     """
     count = options.budget // options.rounds
@@ -324,7 +332,7 @@ def stack(points: Sequence[search.Points]) -> dict[str, np.ndarray]:
 
 
 def run_searches(program: Callable[..., Runs], options: Options) -> tuple[Runs, np.ndarray]:
-    """Every method's runs, `[methods, searches, runs]`, and their learning rates.
+    """Train the runs of every method, `[methods, searches, runs]`; also return learning rates.
 
     Runs of the same search and number have the same data and first weights with every method.
     """
@@ -346,6 +354,7 @@ def run_searches(program: Callable[..., Runs], options: Options) -> tuple[Runs, 
         index = first + np.arange(points["learning_rate"].shape[-1])
         return program(**points, **momentum, run=splits * options.budget + index)
 
+    # Only the last method depends on results; the others run in one call.
     independent = trained({name: np.stack([one[name] for one in points]) for name in SPACE})
     rounds: list[Runs] = []
 
@@ -369,7 +378,7 @@ def network_count(options: Options) -> int:
 def measure(
     options: Options, progress: Callable[[int, int], Any] = lambda done, total: None
 ) -> Result:
-    """Search, compare optimizers and schedules, and clip."""
+    """Run the searches, and compare optimizers, schedules and clipping."""
     trained, traces = Counter(), Counter()
 
     def advance(runs):
@@ -380,6 +389,7 @@ def measure(
     searches, learning_rates = run_searches(program, options)
 
     plain = {"l2": 0.0, "keep_prob": 1.0}
+    # The seeds that choose a rate would favour it, so others measure it.
     choosing, seeds = (
         {"split": s, "run": 10**6 + s}
         for s in np.split(np.arange(CHOOSING + options.seeds), [CHOOSING])
@@ -424,11 +434,13 @@ def epoch_means(losses: np.ndarray, options: Options) -> np.ndarray:
 def steps_until(losses: np.ndarray, options: Options) -> np.ndarray:
     """Steps after which the last epoch's loss is below the threshold; all if it never is."""
     below = epoch_means(losses, options) < options.threshold
+    # Window i ends after i + epoch steps.
     return np.where(below.any(axis=-1), below.argmax(axis=-1) + options.epoch, losses.shape[-1])
 
 
 def quickest(trial: Runs, options: Options) -> np.ndarray:
-    """Index of the rate of fewest steps, then of least loss, for runs `[..., rates, seeds]`."""
+    """Index of the rate with the fewest steps, then the lowest loss, of `[..., rates, seeds]`."""
     steps = steps_until(trial.losses, options).mean(axis=-1)
     loss = np.nan_to_num(trial.final.mean(axis=-1), nan=np.inf)
+    # The last key counts first: steps, and then the loss.
     return np.lexsort((loss, steps))[..., 0]

@@ -27,11 +27,12 @@ NEAR = 1.5
 
 
 def map_report(kind: str, result: Map, options: Options) -> list[str]:
-    """Predicted and measured region: a table, a share, a correlation, exceptions."""
+    """Compare the predicted and the measured region, and count the exceptions."""
     rows = []
     for i, depth in enumerate(options.depths):
         learns, inside = result.learns[:, i], result.predicted[:, i]
         accuracy = result.accuracy[:, i]
+        # A side of the border without cells has no mean.
         means = (f"{accuracy[s].mean():.0%}" if s.any() else "" for s in (inside, ~inside))
         regions = (_range(options.variances, cells) for cells in (inside, learns))
         rows.append((str(depth), *regions, *means, f"{np.mean(learns == inside):.0%}"))
@@ -42,12 +43,14 @@ def map_report(kind: str, result: Map, options: Options) -> list[str]:
         f"measured: test accuracy above {result.threshold:.0%}, half of the way from chance to the "
         "best."
     )
+    # Exceptions on both sides of the border.
     late, early = result.learns & ~result.predicted, ~result.learns & result.predicted
     text = (
         f"{result.agreement:.1%} of {late.size} cells are as predicted; rank correlation of "
         f"accuracy with log({SCALES} scale / depth): {result.rank_correlation:+.2f}."
     )
     if (late | early).any():
+        # exp(|margin|) is the factor in depth between a cell and the border.
         factor = np.exp(np.median(np.abs(result.margin[late | early])))
         distance = f"within a factor {factor:.2f} of" if factor < 10 else "far from"
         text += (
@@ -66,7 +69,7 @@ def again_report(
     control: xarray.Dataset | None,
     options: Options,
 ) -> str:
-    """How many of the cells that were trained again learn, and where the others are."""
+    """Report how many cells learn when they are trained again, and where the others are."""
     learned = best_rate(again) > result.threshold
     text = (
         f"The {len(cells)} that do not learn within, trained again at 1/{options.longer} of the "
@@ -80,6 +83,7 @@ def again_report(
             f" Of the other {len(rest)}, of depth {depths}, {near} are within a factor {NEAR:g} of "
             "the border in depth."
         )
+    # Exceptions that learn after all are as predicted; controls that learn are not.
     count = (result.learns == result.predicted).sum() + learned.sum()
     if control is not None:
         beyond = best_rate(control) > result.threshold
@@ -89,7 +93,7 @@ def again_report(
 
 
 def summary(maps: Mapping[str, Map], options: Options) -> str:
-    """The kinds beside each other."""
+    """Compare all kinds in one table."""
     rows = [
         (
             kind,
@@ -111,6 +115,7 @@ def _range(variances: np.ndarray, inside: np.ndarray) -> str:
     if not inside.any():
         return "none"
     index = np.flatnonzero(inside)
+    # Without gaps there are as many indices as from the first to the last.
     gaps = "" if len(index) == index[-1] - index[0] + 1 else ", with gaps"
     return f"{variances[index[0]]:.2f} to {variances[index[-1]]:.2f}{gaps}"
 
@@ -124,6 +129,7 @@ def run(options: Options) -> None:
     for kind, result in maps.items():
         sections += map_report(kind, result, options)
         cells, beyond = exceptions_and_control(result)
+        # Slow learning looks like none, so exceptions get more steps, with a control.
         if len(cells) and options.longer > 1:
             again, control = (
                 measure_again(
@@ -135,6 +141,7 @@ def run(options: Options) -> None:
             )
             sections.append(again_report(result, cells, again, control, options))
         text = f"{kind}: cells are as predicted more often than by the more frequent outcome"
+        # A guess without theory names the more frequent outcome for every cell.
         more = max(result.learns.mean(), 1 - result.learns.mean())
         estimate = Estimate.exact(result.agreement)
         claims.append(Claim(text, estimate, "greater", float(more), form=".1%"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw(maps: Mapping[str, Map], borders: Mapping[str, np.ndarray], options: Options) -> Figure:
-    """Accuracy after training over depth and weight variance, with the predicted border.
+    """Draw accuracy after training by depth and weight variance, with the predicted border.
 
     Args:
       maps: by kind.
@@ -49,7 +49,7 @@ def draw(maps: Mapping[str, Map], borders: Mapping[str, np.ndarray], options: Op
 def draw_map(
     ax: Any, accuracy: np.ndarray, border: np.ndarray, options: Options
 ) -> tuple[Any, Any]:
-    """One panel of the figure."""
+    """Draw one panel of the figure."""
     depths, variances = np.asarray(options.depths), options.variances
     x, y = cell_edges(depths), cell_edges(variances)
     look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
@@ -66,7 +66,7 @@ def draw_map(
 
 
 def cell_edges(values: np.ndarray) -> np.ndarray:
-    """Borders of cells around values on a logarithmic axis."""
+    """Edges of cells around values on a logarithmic axis."""
     logs = np.log(np.asarray(values, float))
     middle = (logs[1:] + logs[:-1]) / 2
     first = logs[0] - (middle[0] - logs[0] if len(middle) else 0.5)

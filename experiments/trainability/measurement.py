@@ -1,4 +1,4 @@
-"""Options, networks, training and the prediction of theory."""
+"""Options, networks, their training, and the predicted depth scale."""
 
 from __future__ import annotations
 
@@ -76,21 +76,22 @@ class Options(_kit.SeededOptions):
 
     def identity(self) -> dict[str, Any]:
         """The options on which a network's training depends."""
+        # `longer` concerns cells that are trained again, which have other stores.
         return {k: v for k, v in _kit.as_plain(self).items() if k not in ("output", "longer")}
 
     def store(self, name: str = "") -> Path:
-        """The path of measurements."""
+        """The path of a store of measurements."""
         return self.output.with_name(f"{self.output.name}{name}.zarr")
 
 
 def biases(kind: str, options: Options) -> np.ndarray:
     """Variance of the biases for each weight variance.
 
-    For critical networks, that of the critical line; smaller weights than those of the line have no
-    biases.
+    Critical networks have that of the critical line, or none where weights are too small for it.
     """
     if kind != "critical":
         return np.full(options.w_variances, options.b_variance)
+    # Points of the line for values of q; between them, interpolation in log weights.
     line = theory.critical_line(options.activation, np.geomspace(1e-8, 1e4, 4001))
     w_line, b_line = (np.asarray(a) for a in (line.w_variance, line.b_variance))
     if not np.all(np.diff(w_line) > 0):
@@ -102,7 +103,7 @@ def biases(kind: str, options: Options) -> np.ndarray:
 
 
 def hidden(kind: str, options: Options, w_variance: Any, b_variance: Any) -> layers.Layer:
-    """One hidden layer; its biases are drawn, or start at 0, and are trained."""
+    """One hidden layer, with biases that are trained."""
     kernel_init = initializers.orthogonal() if kind == "orthogonal" else None
     variances = {"w_variance": w_variance, "b_variance": b_variance}
     dense = layers.dense(options.width, bias=True, kernel_init=kernel_init, **variances)
@@ -119,8 +120,9 @@ def block(kind: str, options: Options, w_variance: Any, b_variance: Any) -> laye
 def network(
     kind: str, options: Options, depth: int, w_variance: Any, b_variance: Any, active: Any = None
 ) -> layers.Layer:
-    """A classifier of `depth` hidden layers, of which `active` act."""
+    """A classifier with `depth` hidden layers, of which the first `active` act."""
     variances = (options, w_variance, b_variance)
+    # The first hidden layer always acts; only copies of the block are switched off.
     others = None if active is None else active - 1
     stack = []
     if depth > 1:
@@ -143,6 +145,7 @@ def train(layer: layers.Layer, rate, steps, batch, data, *, key) -> dict[str, ja
     fit = classifier.train(layer, params, optax.sgd(rate), train, key=key_fit, **sizes)
     logits = classifier.logits(layer, fit.params, fit.state, test.x)
     right = jnp.argmax(logits, axis=1) == test.labels
+    # The argmax of NaN is an index too, and must not count as right.
     finite = jnp.all(jnp.isfinite(logits), axis=1)
     return {"accuracy": jnp.mean(right & finite), "loss": fit.loss[-1]}
 
@@ -159,6 +162,7 @@ def measure(options: Options, progress: Any = None, store: Path | None = None) -
 
     def cell(key, point, b_variances, data):
         kind, w_variance = point["kind"], point["w_variance"]
+        # The bias variance follows from the weight variance; it is no axis of the map.
         b_variance = jnp.interp(w_variance, jnp.asarray(variances), b_variances[kind])
         layer = network(kind, options, point["depth"], w_variance, b_variance)
         return train(layer, point["rate"], options.steps, options.batch, data, key=key)
@@ -178,6 +182,7 @@ def measure(options: Options, progress: Any = None, store: Path | None = None) -
         units={"w_variance": "1/fan_in"},
         config=options.identity(),
         store=store,
+        # The depth is the structure of a network, so each depth is compiled.
         static=["depth"],
         vectorized=False,
         progress=progress,
@@ -189,12 +194,13 @@ def measure_again(
 ) -> xarray.Dataset:
     """Train the cells `[[w_variance index, depth index], ...]` for longer at smaller rates.
 
-    Their depths are data of one program, which has layers for the deepest.
+    Depths are data of one program, which has as many layers as the deepest cell.
     """
     depths = np.asarray(options.depths)[cells[:, 1]]
     variances, b_variances = (
         a[cells[:, 0]].astype(np.float32) for a in (options.variances, biases(kind, options))
     )
+    # At least 2, so that there is a block to switch off.
     deepest = max(2, int(depths.max()))
 
     def cell(key, point, depths, variances, b_variances, data):
@@ -220,8 +226,8 @@ def scales(kind: str, options: Options) -> np.ndarray:
     """Theory's depth scale by weight variance, in layers.
 
     For plain, orthogonal and critical networks it is the scale over which the angle between two
-    examples approaches its limit. Angles of the other kinds have no such limit or hardly change:
-    for these it is the scale over which a squared gradient changes by e.
+    examples approaches its limit. In the other kinds the angle has no such limit or hardly changes:
+    for these it is the scale over which a squared gradient changes by a factor of e.
     """
     variances, b_variances = options.variances, biases(kind, options)
     if kind not in ("batch_norm", "residual"):
@@ -232,6 +238,7 @@ def scales(kind: str, options: Options) -> np.ndarray:
         stack = layers.repeat(block(kind, options, w_variance, b_variance), depth)
         inputs = theory.Moments(log_q=jnp.log(w_variance + b_variance), gap=1.0)
         logs = propagation.predict(stack, inputs).log_gradient
+        # The second half of the network, where growth has settled.
         return (logs[-1] - logs[depth // 2 - 1]) / (depth - depth // 2)
 
     with jax.enable_x64(True):
@@ -243,9 +250,9 @@ class Map(NamedTuple):
 
     Attributes:
       accuracy: at the best rate, mean over seeds.
-      learns: more than half of the way from chance to the best accuracy of the map.
+      learns: whether accuracy is more than half of the way from chance to the best of the map.
       predicted: whether the depth is at most `SCALES` depth scales.
-      threshold: of the accuracy.
+      threshold: the accuracy above which a cell learns.
       margin: log of the largest predicted depth over the depth.
       diverged: share of runs whose loss is not finite at the end.
     """
@@ -264,19 +271,20 @@ class Map(NamedTuple):
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, of accuracy and margin."""
+        """Spearman's rank correlation of accuracy and margin."""
         result: Any = stats.spearmanr(self.margin.ravel(), self.accuracy.ravel())
         return result.statistic
 
 
 def best_rate(dataset: xarray.Dataset) -> np.ndarray:
-    """Mean accuracy over seeds, at the rate where it is highest, over the other axes."""
+    """Mean accuracy over seeds at the best rate, for each cell."""
     return dataset["accuracy"].mean("seed").max("rate").values
 
 
 def compare(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
-    """Set the accuracies of one kind beside theory's depth scale, `[w_variance]`."""
+    """Compare the accuracies of one kind with theory's depth scale, `[w_variance]`."""
     accuracy = best_rate(dataset.transpose("seed", "rate", "w_variance", "depth"))
+    # Half of the way from chance to the best accuracy.
     threshold = (1 / CLASSES + float(accuracy.max())) / 2
     margin = np.log(SCALES * scale[:, None] / dataset["depth"].values[None])
     diverged = float(np.mean(~np.isfinite(dataset["loss"].values)))
@@ -284,9 +292,10 @@ def compare(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
 
 
 def exceptions_and_control(result: Map) -> tuple[np.ndarray, np.ndarray]:
-    """Cells `[[w_variance, depth], ...]` that do not learn: all within, as many nearest beyond."""
+    """Cells `[[w_variance, depth], ...]` that fail to learn: all within, as many nearest beyond."""
     within, beyond = (
         np.argwhere(~result.learns & side) for side in (result.predicted, ~result.predicted)
     )
+    # Margins beyond the border are negative; the largest are nearest to it.
     nearest = np.argsort(-result.margin[tuple(beyond.T)], kind="stable")
     return within, beyond[nearest[: len(within)]]
