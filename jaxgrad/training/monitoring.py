@@ -119,7 +119,6 @@ def _layer_groups(params, where, stacked):
         for index, (path, leaf) in enumerate(leaf_paths(params))
         if mask[index]
     ]
-    # Dictionaries keep the order in which the groups are met.
     groups: dict[Any, Any] = {}
     for path, index, shape in sorted(leaves, key=lambda leaf: _natural_order(leaf[0])):
         match = None if stacked is None else re.search(stacked, path)

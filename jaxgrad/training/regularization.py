@@ -130,7 +130,6 @@ def _penalty(params, strength, examples, where, size):
     _validate.scalar("examples", examples, minimum=0.0, above=True)
     # The mask is made of Python booleans, so this selection costs nothing under jit.
     mask = jax.tree.leaves(select(params, where))
-    # Under jit only the selected leaves enter the program.
     pairs = zip(jax.tree.leaves(params), mask, strict=True)
     total = sum(jnp.sum(size(leaf)) for leaf, selected in pairs if selected)
     return strength / (2 * examples) * total
