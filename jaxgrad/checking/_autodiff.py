@@ -107,9 +107,7 @@ def slopes(
         ) from error
 
 
-def _stack(
-    cotangent: np.ndarray, a: float | complex, b: float | complex, generator: np.random.Generator
-) -> np.ndarray:
+def _stack(cotangent: np.ndarray, a, b, generator) -> np.ndarray:
     """Stack a cotangent, another one, `a` times the first plus `b` times the second, and zero."""
     other = np.max(np.abs(cotangent), initial=0.0) * generator.standard_normal(cotangent.shape)
     # An output that is not finite has no weight in any of them.

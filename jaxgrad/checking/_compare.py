@@ -72,14 +72,7 @@ def _is_rounding(autodiff: Autodiff, info: LeafInfo) -> bool:
         return max(norm(other[part] - gradient) for other in others) >= 0.1 * norm(gradient)
 
 
-def _worst_and_row(
-    info: LeafInfo,
-    autodiff: np.ndarray,
-    numeric: Derivative,
-    allowed: np.ndarray,
-    verdicts: np.ndarray,
-    complete: bool,
-) -> tuple[int, Leaf]:
+def _worst_and_row(info, autodiff, numeric, allowed, verdicts, complete) -> tuple[int, Leaf]:
     """Return the index of the number that a leaf's verdict rests on, and the leaf's row."""
     difference = differences(autodiff, numeric.value)
     excess = difference - numeric.error - allowed

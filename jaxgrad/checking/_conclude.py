@@ -120,7 +120,7 @@ def _meant_to_differ(problem: Problem, rows: Sequence[Leaf]) -> list[str]:
     notes = []
     if facts.stops:
         notes.append(
-            "f calls stop_gradient: its derivative may be meant to differ from that of its values"
+            "f calls stop_gradient: its derivative may be meant to differ from its values'"
         )
     if facts.rules:
         notes.append("functions with a custom derivative rule: " + ", ".join(facts.rules))

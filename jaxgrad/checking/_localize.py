@@ -9,25 +9,20 @@ every mask, an error in one row on one side of every mask of the rows.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from jaxgrad._numerics import rms
-from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._autodiff import Autodiff, slopes
 from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences
 from jaxgrad.checking._directions import SIGNS, Direction, unit_directions
-from jaxgrad.checking._numeric import FEW_STEPS, Numeric, StepPlan, measure, measure_closely
+from jaxgrad.checking._numeric import FEW_STEPS, Numeric, measure, measure_closely
 from jaxgrad.checking._patterns import Location, locate, scaled_by, usual_mistake, wrong_in
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import Leaf
 from jaxgrad.checking._step_sizes import Derivative
 from jaxgrad.checking._tolerance import Tolerance
 from jaxgrad.checking._verdict import ORDER, Verdict, judge
-
-ErrorAlong = Callable[[list[np.ndarray]], tuple[np.ndarray, np.ndarray]]
-"""From vectors over a leaf to the error of autodiff along each, and its error bar."""
 
 BASES = 3
 """Random vectors for each mask."""
@@ -111,14 +106,7 @@ def _mistake(axes: tuple[int, ...], comparison: Comparison) -> str:
     return reason or wrong_in(location, axes, int(wrong.sum()))
 
 
-def _search(
-    problem: Problem,
-    autodiff: Autodiff,
-    plan: StepPlan,
-    tolerance: Tolerance,
-    comparison: Comparison,
-    generator: np.random.Generator,
-) -> Leaf:
+def _search(problem, autodiff, plan, tolerance, comparison, generator) -> Leaf:
     """Look for the elements behind a large leaf's error, and judge them one by one."""
     j, directions, by_direction, numeric, allowed, _, _, row = comparison
     info, gradient = problem.leaves[j], None
@@ -171,13 +159,11 @@ def _search(
     )
 
 
-def _candidates(
-    info: LeafInfo,
-    gradient: np.ndarray | None,
-    error_along: ErrorAlong,
-    generator: np.random.Generator,
-) -> tuple[list[int], Location]:
-    """Return the elements of a large leaf to look at, and where its errors seem to be."""
+def _candidates(info, gradient, error_along, generator) -> tuple[list[int], Location]:
+    """Return the elements of a large leaf to look at, and where its errors seem to be.
+
+    `error_along` maps vectors over the leaf to the error of autodiff along each, and its error bar.
+    """
     if gradient is not None and not np.all(np.isfinite(gradient)):
         bad = ~np.isfinite(gradient)
         location = locate(bad.reshape(info.axes), bad.reshape(info.axes))
@@ -190,9 +176,7 @@ def _candidates(
     return positions, location
 
 
-def _by_bits(
-    shape: tuple[int, ...], error_along: ErrorAlong, generator: np.random.Generator
-) -> Location:
+def _by_bits(shape: tuple[int, ...], error_along, generator) -> Location:
     """Find the wrong elements by masks for each bit of the index along each axis.
 
     The `worst` of the location is a candidate that has to be checked.
@@ -225,7 +209,7 @@ def _by_bits(
     return Location(tuple(index), axes, alone)
 
 
-def _by_descent(size: int, error_along: ErrorAlong, generator: np.random.Generator) -> int:
+def _by_descent(size: int, error_along, generator) -> int:
     """Return an element with one of the largest errors, going on into the part with most error."""
     start, stop = 0, size
     while stop - start > 1:

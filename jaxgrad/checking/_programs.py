@@ -1,9 +1,8 @@
 """Everything that JAX computes of the checked function: values, changes, tangents and gradients.
 
-A function of (moved leaves, fixed arrays) returns a list of outputs. The elements of the moved
-leaves, real parts before imaginary ones, are the coordinates `0 ... size - 1` of a real vector.
-Directions are vectors of coordinates. Outputs are weighted by cotangents, so that each of these
-programs differentiates one real number.
+The function maps (moved leaves, fixed arrays) to a list of outputs. Elements of the moved leaves,
+real parts before imaginary ones, are the coordinates of a real vector. Outputs are weighted by
+cotangents, so that each of these programs differentiates one real number.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ import numpy as np
 from jaxgrad.checking._arguments import FlatFunction
 from jaxgrad.checking._cache import reuse
 from jaxgrad.checking._precision import Computation
-from jaxgrad.checking._programs import build_programs, precision, to_float64, wide_type
+from jaxgrad.checking._programs import Function, build_programs, precision, to_float64, wide_type
 
 EPS64 = float(np.finfo(np.float64).eps)
 INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
@@ -57,12 +57,7 @@ def without_rounding(
     return Computation(programs, moved, fixed, True, EPS64, None)
 
 
-def widen(
-    function: Callable[..., list[jax.Array]],
-    moved: Sequence[Any],
-    fixed: Sequence[Any],
-    wide: bool = False,
-) -> Callable[..., list[jax.Array]] | None:
+def widen(function: Function, moved: Any, fixed: Any, *, wide: bool = False) -> Function | None:
     """Return `function` in float64 throughout, or `None` if that is not possible.
 
     It is traced at `moved` and `fixed`, in float64 if `wide`. Call the result, a function of the
