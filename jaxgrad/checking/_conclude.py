@@ -119,9 +119,7 @@ def _meant_to_differ(problem: Problem, rows: Sequence[Leaf]) -> list[str]:
         return []
     notes = []
     if facts.stops:
-        notes.append(
-            "f calls stop_gradient: its derivative may be meant to differ from its values'"
-        )
+        notes.append("f calls stop_gradient: its derivative may be meant to differ from its body")
     if facts.rules:
         notes.append("functions with a custom derivative rule: " + ", ".join(facts.rules))
     return notes
