@@ -111,13 +111,13 @@ class Stack(NamedTuple):
     copies: Copy
 
     @property
-    def count(self) -> int:
+    def depth(self) -> int:
         """Number of copies."""
         return len(self.copies.index)
 
     def scan(self, step: Callable[[Any, Copy], tuple[Any, Any]], carry: Any) -> tuple[Any, Any]:
         """Run `jax.lax.scan` over the copies; a single one may change the shapes of the carry."""
-        if self.count > 1:
+        if self.depth > 1:
             return jax.lax.scan(step, carry, self.copies)
         carry, out = step(carry, jax.tree.map(lambda a: a[0], self.copies))
         return carry, jax.tree.map(lambda a: a[None], out)

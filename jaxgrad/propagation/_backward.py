@@ -82,7 +82,7 @@ def _exact(layer, params, x, key, saturation, depths, loss, segments):
     else:
         key_loss, key_layers = jax.random.split(key)
         stacks = layer.stacks(params, key=key_layers)
-        depths = _check_depths(depths, sum(stack.count for stack in stacks))
+        depths = _check_depths(depths, sum(stack.depth for stack in stacks))
         records = forward(stacks, x, saturation)
         signal = jax.tree.map(lambda *a: jnp.concatenate(a), *(r.signal for r in records))
         runs = [_run(stack, r.inputs) for stack, r in zip(stacks, records, strict=True)]
@@ -129,7 +129,7 @@ def _run(stack: Stack, inputs: Scaled) -> Run:
         rows, log_square = jax.vmap(Scaled.normalized)(rows)
         return rows, (jax.nn.logsumexp(log_square, axis=1) + log_size, log_weight)
 
-    return Run(stack.count, fresh, pull, lambda logs, present: logs)
+    return Run(stack.depth, fresh, pull, lambda logs, present: logs)
 
 
 def _cotangents(loss, outputs, depths, *, key):

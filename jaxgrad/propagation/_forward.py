@@ -154,7 +154,7 @@ def forward(
         if inputs is not None:
             # The outputs of a single entry may have another shape than its inputs.
             outputs = jax.tree.map(lambda a: a[None], h)
-            if stack.count > 1:
+            if stack.depth > 1:
                 later = jax.tree.map(lambda a: a[1:], inputs)
                 outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), later, outputs)
         records.append(Record(signal, log_tangent, inputs, outputs))

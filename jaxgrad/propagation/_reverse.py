@@ -21,7 +21,7 @@ class Run(NamedTuple):
     """A part of the depth axis that one scan serves.
 
     Attributes:
-      count: number of entries.
+      depth: number of entries.
       fresh: maps cotangents of the outputs of an entry, `[rows, ...]`, to rows: any pytree of
         arrays with a leading axis of the number of rows.
       pull: maps the rows at the outputs of an entry and the index of that entry in the run to the
@@ -30,7 +30,7 @@ class Run(NamedTuple):
         beyond the entry, to the logs of the squared norms of the two gradients.
     """
 
-    count: int
+    depth: int
     fresh: Callable[[Array], Any]
     pull: Callable[[Any, Array], tuple[Any, tuple[Array, Array]]]
     finish: Callable[[tuple[Array, Array], np.ndarray], tuple[Array, Array]]
@@ -54,11 +54,11 @@ def reverse(
     Returns:
       The logs of both gradients for each depth and entry; NaN for entries after the depth.
     """
-    stops = np.cumsum([run.count for run in runs]).tolist()
+    stops = np.cumsum([run.depth for run in runs]).tolist()
     present = np.arange(1, stops[-1] + 1)[:, None] <= depths[None]
     last, rows, logs = int(depths[-1]), None, []
     for run, stop, ends in list(zip(runs, stops, cotangents, strict=True))[::-1]:
-        start, records = stop - run.count, []
+        start, records = stop - run.depth, []
         for low, high in _segments(depths, start, min(stop, last), segments):
             begin = int(np.searchsorted(depths, low + 1))
             rows = _with_more_rows(run, rows, ends, len(depths) - begin)
