@@ -82,17 +82,10 @@ def rms(values: Num[np.ndarray, "..."]) -> float:
 def divide_by_largest(
     a: Float[Array, "..."], axis: int | tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Divide an array by its largest absolute value along an axis.
+    """Divide an array by its largest absolute value along an axis or axes; return the log of it, too.
 
-    Squares of the result neither overflow nor all underflow.
-
-    Args:
-      a: the array.
-      axis: one axis or several, which share one largest value.
-
-    Returns:
-      The divided array, and the log of the divisor with `axis` of size 1. Where all values are
-      zero, or one is infinite or NaN, the divisor is 1.
+    Squares of the result neither overflow nor all underflow. The log keeps `axis`, with size 1.
+    Where all values are zero, or one is infinite or NaN, the divisor is 1.
     """
     # The result does not depend on the divisor, so no derivative has to pass through it.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=axis, keepdims=True))
@@ -111,13 +104,8 @@ def rescale(
 ) -> tuple[Float[Array, "batch *shape"], Float[Array, " batch"], Float[Array, " batch"]]:
     """Divide each example by its root mean square, or all by the largest one if `together`.
 
-    Args:
-      a: the examples.
-      together: whether one divisor serves all examples, so that their ratios stay.
-
-    Returns:
-      The divided array; the log of the square of each divisor; the log of the mean square of each
-      example before the division. Examples that are zero stay zero.
+    Returns: the divided array, in which zeros stay zero; the log of the square of each divisor; the
+    log of the mean square of each example before the division.
     """
     flat = a.reshape(len(a), -1)
     log_square = log_mean_square(flat, axis=1)
@@ -139,13 +127,10 @@ def log_mean_exp(
 def weighted_log_sum_exp(
     weights: Sequence[ArrayLike | Array], logs: Sequence[ArrayLike | Array]
 ) -> Float[Array, "..."]:
-    """Return `log sum_i weights[i] exp(logs[i])`, without overflow.
+    """Return `log sum_i weights[i] exp(logs[i])` of arrays that broadcast, without overflow.
 
-    The derivatives by the weights and the logs are right where a weight is zero.
-
-    Args:
-      weights: numbers or arrays of at least 0.
-      logs: as many numbers or arrays; all weights and logs broadcast.
+    The weights are at least 0. The derivatives by weights and logs are right where a weight is
+    zero.
     """
     arrays = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in (*weights, *logs)))
     factors, exponents = (jnp.stack(half) for half in (arrays[: len(logs)], arrays[len(logs) :]))
@@ -167,17 +152,11 @@ def bisect(
     steps: int,
     sign: ArrayLike | Array | None = None,
 ) -> Array:
-    """Find where a function changes its sign between `low` and `high`.
+    """Find where an elementwise function changes its sign between `low` and `high`.
 
-    Args:
-      function: elementwise, of an array of the shape of the bounds.
-      low, high: bounds of one shape; the function has different signs there. `low` may lie above
-        `high`.
-      steps: number of halvings; the error is `|high - low| / 2^(steps + 1)`.
-      sign: sign of the function at `low`; by default it is evaluated there.
-
-    Returns:
-      The middle of the last interval. If the sign does not change, this is near one of the bounds.
+    The bounds have one shape, in either order. `sign` is that of the function at `low`; by default
+    it is evaluated there. Returns the middle of the last interval, with an error of at most `|high
+    - low| / 2^(steps + 1)`. If the sign does not change, this is near one of the bounds.
     """
     bracket = jnp.asarray(low), jnp.asarray(high)
     sign = jnp.sign(function(bracket[0])) if sign is None else sign
@@ -195,16 +174,10 @@ def bisect(
 def golden_section(
     cost: Callable[[Array], Array], low: ArrayLike | Array, high: ArrayLike | Array, *, steps: int
 ) -> Array:
-    """Find the minimum of a function with a single minimum between `low` and `high`.
+    """Find the minimum of an elementwise function with a single minimum between `low` and `high`.
 
-    Args:
-      cost: elementwise, of an array of the shape of the bounds.
-      low, high: bounds of one shape.
-      steps: each makes the interval shorter by the factor 0.618.
-
-    Returns:
-      The middle of the last interval. Rounding of the cost limits its accuracy to about the square
-      root of the machine epsilon if the cost is smooth there.
+    Each step makes the interval shorter by the factor 0.618. Rounding of the cost limits the
+    accuracy to about the square root of the machine epsilon if the cost is smooth there.
     """
     # Both inner points divide the interval in this ratio.
     golden = (math.sqrt(5) - 1) / 2

@@ -66,10 +66,7 @@ def scalar(
     above: bool = False,
     maximum: float = math.inf,
 ) -> None:
-    """Raise unless `value` is one finite real number from `minimum` to `maximum`.
-
-    If `above` is true, `minimum` itself is excluded.
-    """
+    """Raise unless `value` is one finite real number from `minimum`, excluded if `above`, to `maximum`."""
     # The shape of a tracer is known, so it is checked before its numbers are skipped.
     if np.shape(value) != ():
         raise ValueError(
@@ -171,10 +168,7 @@ def distinct(name: str, values: Sequence[Any]) -> None:
 
 
 def numbers(name: str, value: Any, *, minimum: float = -math.inf, above: bool = False) -> None:
-    """Raise unless all of `value` are finite real numbers of at least `minimum`.
-
-    If `above` is true, `minimum` itself is excluded.
-    """
+    """Raise unless all of `value` are finite real numbers from `minimum`, excluded if `above`."""
     if is_traced(value):
         return
     try:

@@ -1,8 +1,7 @@
 """A table of activation functions, with their kinks, their scaling and their sources.
 
-All functions of jaxgrad accept an activation as a name of the table (`"tanh"`), as an `Activation`
-(`leaky_relu(0.2)`), or as an elementwise callable of one array; `get` turns all three into an
-`Activation`.
+All functions of jaxgrad accept a name of the table (`"tanh"`), an `Activation` (`leaky_relu(0.2)`),
+or an elementwise callable of one array; `get` turns all three into an `Activation`.
 """
 
 import math
@@ -23,7 +22,7 @@ SELU_ALPHA = 1.6732632423543778
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function and the facts about it that the rest of the library needs.
+    """An elementwise function and the facts about it that the library needs; hashable, so static in JAX.
 
     Attributes:
       name: used in tables and figures.
@@ -35,20 +34,14 @@ class Activation:
       randomized: whether the function takes a PRNG `key`; with `key=None` it is deterministic.
       mixture: for a randomized function, weights and constants of deterministic functions with the
         same average over its draws, up to fourth moments.
-      degrees: how the function scales near zero and at large arguments, as exponents `(p, q)`:
-        `phi(c x) ~ c^p` for `c -> 0`, `phi(c x) ~ c^q` for `c -> inf`. `None` if unknown; they are
-        then measured.
+      degrees: exponents `(p, q)` of `phi(c x) ~ c^p` for `c -> 0` and `phi(c x) ~ c^q` for `c ->
+        inf`; they are measured if `None`.
       scaled_slope: optional `x -> (slope / exp(log_scale), log_scale)` with one `log_scale` for the
         last axis, for functions whose slope underflows where they saturate.
       reference: the source of the function and its constants.
 
-    An `Activation` is hashable, so it can be a static argument of `jax.jit`.
-
-    >>> relu = get("relu")
-    >>> relu.kinks
-    (0.0,)
-    >>> float(relu(-2.0))
-    0.0
+    >>> get("relu").kinks, float(get("relu")(-2.0))
+    ((0.0,), 0.0)
     """
 
     name: str
@@ -129,12 +122,9 @@ def _identity(x):
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """Leaky ReLU: `x` for `x >= 0`, else `slope * x`.
+    """Leaky ReLU: `x` for `x >= 0`, else `slope * x`, with a finite slope.
 
     Some course notes recommend a slope of 0.2 instead of the original 0.01.
-
-    Args:
-      slope: finite slope of the negative side.
 
     >>> float(leaky_relu(0.5)(-2.0))
     -1.0
@@ -154,9 +144,6 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
     """Randomized leaky ReLU: each negative side draws its slope from `U(lower, upper)`.
 
     Called with `key=` it draws; otherwise it uses the mean slope, as at test time.
-
-    Args:
-      lower, upper: bounds of the slope, `lower <= upper`.
     """
     _validate.scalar("lower", lower)
     _validate.scalar("upper", upper, minimum=lower)
@@ -190,10 +177,7 @@ def parametric_relu(slope: float = 0.25) -> Activation:
 
 
 def elu(alpha: float = 1.0) -> Activation:
-    """Exponential linear unit: `x` for `x > 0`, else `alpha (e^x - 1)`.
-
-    The derivative jumps at 0 unless `alpha` is 1.
-    """
+    """Exponential linear unit: `x` for `x > 0`, else `alpha (e^x - 1)`; smooth only for `alpha` 1."""
     _validate.scalar("alpha", alpha)
     return Activation(
         "elu" if alpha == 1.0 else f"elu({alpha:g})",
@@ -257,13 +241,9 @@ TABLE: Mapping[str, Activation] = _table()
 def get(activation: str | Activation | Callable[..., Any]) -> Activation:
     """Turn a name, an `Activation` or an elementwise callable into an `Activation`.
 
-    Args:
-      activation: a name of `TABLE`, an `Activation`, or a callable that maps an array to an array
-        of the same shape, element by element. A callable is assumed to be smooth; construct an
-        `Activation` to declare kinks or trained parameters.
-
-    Returns:
-      The `Activation`. Equal inputs give equal results, so `jax.jit` does not retrace.
+    A callable must map an array to one of the same shape, element by element. It is assumed to be
+    smooth; construct an `Activation` to declare kinks or trained parameters. Equal inputs give
+    equal results, so `jax.jit` does not retrace.
 
     Raises:
       ValueError: if the name is unknown, or the callable changes the shape.
@@ -271,9 +251,6 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
 
     >>> get("tanh").name
     'tanh'
-    >>> import jax.numpy as jnp
-    >>> get(lambda x: x * jnp.abs(x)).name
-    '<lambda>'
     """
     # Rows of the table are shared, so that equal names are the same object.
     if isinstance(activation, Activation):

@@ -2,12 +2,9 @@
 
 The input is the log of the *squared* gradient at the first layer over that at the last, as
 `jaxgrad.propagation` measures it, for several seeds. Averages are means of logs, which describe a
-typical network. The log of the mean is larger at finite width, and is what closed forms for an
-expectation refer to.
-
-The growth per layer is the total divided by the number of layers between. If each layer multiplies
-the gradient independently, this is the estimate of least variance. A `ValueError` or a `TypeError`
-names an argument that is not as described.
+typical network; the log of the mean, which closed forms for an expectation give, is larger at
+finite width. The growth per layer is the total divided by the number of layers between, the
+estimate of least variance if each layer multiplies the gradient independently.
 """
 
 import functools
@@ -53,8 +50,8 @@ class Thresholds(NamedTuple):
     Attributes:
       ratio: a gradient norm that changes by less than this factor in total is stable; above 1. The
         default of 10 allows the squared gradient to change by 100, about five depth scales.
-      z: a growth per layer that differs from none by less than this many standard errors is
-        stable; at least 0.
+      z: a growth per layer that differs from none by less than this many standard errors is stable;
+        at least 0.
     """
 
     ratio: float = 10.0
@@ -66,14 +63,11 @@ class Classification(NamedTuple):
 
     Attributes:
       regime: values of `Regime`.
-      log_ratio: mean over seeds of the log squared ratio.
-      log_ratio_se: its standard error.
-      growth: log growth of the squared gradient per layer; 0 at depth 1.
-      growth_se: its standard error.
-      confidence: probability that the true mean of the log ratio lies in the range of the labelled
-        regime, computed from its standard error with the normal distribution; NaN where the regime
-        is undefined. It is below one half for a gradient that is called stable only because its
-        change is not significant.
+      log_ratio, log_ratio_se: mean over seeds of the log squared ratio, and its standard error.
+      growth, growth_se: log growth of the squared gradient per layer, 0 at depth 1, likewise.
+      confidence: probability that the true mean of the log ratio lies in the range of the regime,
+        from the normal distribution; NaN where it is undefined. It is below one half for a gradient
+        that is called stable only because its change is not significant.
     """
 
     regime: Int8[Array, "..."]
@@ -90,7 +84,8 @@ def classify(
     """Classify the gradients of networks of several depths.
 
     A gradient vanishes or explodes if its norm changes by more than `thresholds.ratio` in total
-    *and* its growth per layer differs from none by more than `thresholds.z` standard errors.
+    *and* its growth per layer differs from none by more than `thresholds.z` standard errors. A
+    ratio of 0 (log -inf) vanishes, an infinite one explodes, and NaN is undefined.
 
     Args:
       log_ratio: natural log of the squared gradient at the first layer over that at the last,
@@ -98,11 +93,8 @@ def classify(
       depths: the depths of the networks, `[depths]`.
       thresholds: `None` for the defaults.
 
-    Returns:
-      `Classification` with fields `[..., depths]`. A ratio of 0 (log -inf) vanishes, an infinite
-      one explodes, and NaN is undefined.
+    Returns: `Classification` with fields `[..., depths]`.
 
-    >>> import jax.numpy as jnp
     >>> log_ratio = jnp.asarray([[0.0, -9.0], [0.1, -9.2], [-0.1, -9.1]])
     >>> classify(log_ratio, jnp.asarray([1, 10])).regime.tolist()
     [0, -1]
@@ -169,11 +161,10 @@ def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array,
       log_mean_square: natural log of a mean square, any shape.
       dtype: the floating type.
 
-    Returns:
-      Values of `Storage`: `UNDERFLOW` where the root mean square is below the smallest normal
-      number (accelerators replace smaller ones by zero), `OVERFLOW` where it is above the largest.
+    Returns: values of `Storage`: `UNDERFLOW` where the root mean square is below the smallest
+    normal number (accelerators replace smaller ones by zero), `OVERFLOW` where it is above the
+    largest.
 
-    >>> import jax.numpy as jnp
     >>> storage(jnp.asarray([-300.0, 0.0, 300.0])).tolist()
     [-1, 0, 1]
     """
@@ -215,10 +206,6 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
       log_ratio: `[seeds, variances, ...]`.
       variances: increasing and positive, `[variances]`.
 
-    Returns:
-      `Level` with fields `[...]`.
-
-    >>> import jax.numpy as jnp
     >>> log_ratio = jnp.asarray([[-1.0, 1.0], [-1.0, 1.0]])
     >>> bool(jnp.isclose(level(log_ratio, jnp.asarray([1.0, 4.0])).variance, 2.0))
     True

@@ -1,10 +1,9 @@
 """Weight initializers with the signature of `jax.nn.initializers`: `(key, shape, dtype) -> Array`.
 
-Initializers are frozen dataclasses and pytrees: variances, scales and gains are leaves, all other
-options are static. So an initializer can be an argument of a jitted function, and one compiled
-program serves a whole sweep over its variance. Draws are made in float32 and then converted, so
-that a key gives the same weights in every precision. A `ValueError` or a `TypeError` names an
-argument that is not as described; a shape that does not fit is reported when weights are drawn.
+They are frozen dataclasses and pytrees: variances, scales and gains are leaves, all other options
+are static. So an initializer can be an argument of a jitted function, and one compiled program
+serves a whole sweep over its variance. Draws are made in float32 and then converted, so a key gives
+the same weights in every precision. A shape that does not fit is reported when weights are drawn.
 """
 
 from jaxgrad.initializers._critical import Critical, critical

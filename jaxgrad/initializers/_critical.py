@@ -20,10 +20,8 @@ class Critical(NamedTuple):
 
     Attributes:
       kernel, bias: initializers of the kernels and biases.
-      w_variance: weight variance times fan-in.
-      b_variance: bias variance.
-      q: variance of the pre-activations that these variances keep. It is 0 for a point that holds
-        only in the limit of small signals, as tanh's (1, 0).
+      w_variance, b_variance: weight variance times fan-in, and bias variance.
+      q: variance of the pre-activations; 0 in the limit of small signals, as for tanh's (1, 0).
     """
 
     kernel: Initializer
@@ -49,28 +47,22 @@ def critical(
       b_variance: bias variance, at least 0, may be traced. `None` selects the smallest one for
         which there is a critical point with a stable length.
       q: variance of the pre-activations, above 0, may be traced; an alternative to `b_variance`.
-        The point is accepted even if the length is not stable there; see
-        `jaxgrad.theory.Critical.chi_par`.
-      width: number of units of the layers, at least 1, may be traced. With a width, the weights
-        are larger, such that the mean of the *log* of a squared gradient is kept, which describes
-        a typical network; `None` keeps the mean over networks. This is exact for (leaky) ReLU. For
+        The length may be unstable there; see `jaxgrad.theory.Critical.chi_par`.
+      width: number of units of the layers, at least 1, may be traced. With a width, the weights are
+        larger, such that the mean of the *log* of a squared gradient is kept, which describes a
+        typical network; `None` keeps the mean over networks. This is exact for (leaky) ReLU. For
         other activations part of the drift remains, see `finite_width.gradient_law`.
       distribution, convolution: options of the kernels, see `variance_scaling`.
 
-    Returns:
-      `Critical`, with NaN if the variances are traced and there is no critical point.
-
     Raises:
-      ValueError: if there is no critical point, or both variances are passed.
+      ValueError: if both variances are passed, or if there is no critical point. If they are
+        traced, the result is NaN instead.
 
     Source: Poole et al. (2016); Schoenholz et al. (2017); `jaxgrad.theory` for the numbers.
 
-    >>> import jax
     >>> point = critical("tanh", 0.05)
     >>> round(float(point.w_variance), 6), round(float(point.q), 6)
     (1.760955, 0.570048)
-    >>> point.kernel(jax.random.key(0), (20, 30)).shape
-    (20, 30)
     """
     phi = activations.get(activation)
     if b_variance is not None and q is not None:

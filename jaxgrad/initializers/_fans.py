@@ -8,12 +8,7 @@ from jaxgrad import _validate
 
 
 class Fans(NamedTuple):
-    """Numbers of connections of a unit, as floats because strides divide them.
-
-    Attributes:
-      fan_in: how many values a unit sums.
-      fan_out: how many units use its value.
-    """
+    """How many values a unit sums and how many units use its value; floats, since strides divide them."""
 
     fan_in: float
     fan_out: float
@@ -28,26 +23,22 @@ def fans(
 ) -> Fans:
     """Count the effective fans of a kernel: the numbers that a variance has to be divided by.
 
+    A window of `k` positions with total stride `s` gives `fan_in = k in`, `fan_out = k out /
+    (groups s)`. If transposed, each output sums only every s-th position: `fan_in = k in / s`,
+    `fan_out = k out / groups`.
+
     Args:
-      shape: kernel shape `(*window, in, out)`, as in `flax.linen.Conv` and in JAX's `HWIO`. A
-        dense kernel is `(in, out)`. For a grouped convolution, `in` is the number of input channels
-        of one group, and `out` the number of output channels of all groups.
-      groups: number of groups. A depthwise convolution has `in` equal to 1 and as many groups as
-        input channels.
+      shape: kernel shape `(*window, in, out)`, as in `flax.linen.Conv` and in JAX's `HWIO`; a dense
+        kernel is `(in, out)`. With groups, `in` counts the input channels of one group, and `out`
+        the output channels of all.
+      groups: number of groups; for a depthwise convolution the number of input channels.
       strides: strides of the window, one number for all dimensions or one for each.
       transposed: whether the convolution is transposed (fractionally strided).
-
-    Returns:
-      `Fans`. A window of `k` positions with total stride `s` gives `fan_in = k in` and
-      `fan_out = k out / (groups s)`. If transposed, each output sums only every s-th position:
-      `fan_in = k in / s` and `fan_out = k out / groups`.
 
     Source: He et al. (2015), sec. 2.2, for convolutions; strides and groups by counting terms.
 
     >>> fans((3, 3, 16, 32))
     Fans(fan_in=144.0, fan_out=288.0)
-    >>> fans((3, 3, 1, 64), groups=64)
-    Fans(fan_in=9.0, fan_out=9.0)
     >>> fans((4, 4, 16, 8), strides=2, transposed=True)
     Fans(fan_in=64.0, fan_out=128.0)
     """

@@ -45,15 +45,12 @@ class _DeltaOrthogonal:
 
 
 def orthogonal(gain: Any = 1.0) -> Initializer:
-    """Draw a uniformly random orthogonal matrix, times `gain`.
+    """Draw a uniformly random orthogonal matrix, times `gain`, a finite number that may be traced.
 
     The kernel is read as a matrix of `window * in` rows and `out` columns. With more columns than
     rows, an orthogonal matrix keeps the norm of a signal but lowers its mean square. The factor
-    `max(sqrt(out / rows), 1)` corrects this, so that the mean square is multiplied by `gain^2` for
-    every shape.
-
-    Args:
-      gain: one finite number, may be traced.
+    `max(sqrt(out / rows), 1)` corrects this, so the mean square is multiplied by `gain^2` for every
+    shape.
 
     Source: Saxe, McClelland, Ganguli (2014); the correction by counting rows and columns.
 
@@ -67,24 +64,15 @@ def orthogonal(gain: Any = 1.0) -> Initializer:
 
 
 def delta_orthogonal(gain: Any = 1.0) -> Initializer:
-    """Draw a convolution kernel that is zero except for an orthogonal matrix at its centre.
+    """Draw a convolution kernel that is zero except for a matrix at its centre, as of `orthogonal`.
 
     A linear circular convolution with this kernel keeps the norm of every image, whatever its
     wavelengths, if it has at least as many output as input channels.
-
-    Args:
-      gain: one finite number, may be traced; see `orthogonal`, also for the correction of kernels
-        that are not square.
 
     Raises:
       ValueError: when drawn, if a window has an even size and so no centre.
 
     Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington (2018), sec. 3.
-
-    >>> import jax
-    >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 3, 4, 4))
-    >>> bool(jnp.all(kernel[0] == 0)), round(float(jnp.sum(kernel[1, 1] ** 2)), 4)
-    (True, 4.0)
     """
     _validate.scalar("gain", gain)
     return _DeltaOrthogonal(gain)

@@ -83,10 +83,9 @@ def _draw(distribution: Distribution, shape, dtype, variance, *, key) -> Array:
 
 
 def constant(value: Any) -> Initializer:
-    """Set every entry to `value`, so that all units of a layer stay alike during training.
+    """Set every entry to `value`, one finite number, which may be traced.
 
-    Args:
-      value: one finite number, may be traced.
+    All units of a layer then stay alike during training.
     """
     _validate.scalar("value", value)
     return _Constant(value)
@@ -94,8 +93,6 @@ def constant(value: Any) -> Initializer:
 
 def zeros() -> Initializer:
     """Set every entry to zero, as is usual for biases.
-
-    Zero weights show why the symmetry between units must be broken.
 
     >>> import jax
     >>> zeros()(jax.random.key(0), (2,)).tolist()
@@ -105,21 +102,13 @@ def zeros() -> Initializer:
 
 
 def normal(variance: Any) -> Initializer:
-    """Draw independent normal entries of mean 0 and the given variance.
-
-    Args:
-      variance: one number of at least 0, may be traced.
-    """
+    """Draw independent normal entries of mean 0 and `variance`, at least 0, which may be traced."""
     _validate.scalar("variance", variance, minimum=0.0)
     return _Independent(variance, "normal")
 
 
 def uniform(variance: Any) -> Initializer:
-    """Draw independent entries from `U(-a, a)`, where `a = sqrt(3 variance)`.
-
-    Args:
-      variance: one number of at least 0, may be traced.
-    """
+    """Draw independent entries from `U(-a, a)`, where `a = sqrt(3 variance)`; see `normal`."""
     _validate.scalar("variance", variance, minimum=0.0)
     return _Independent(variance, "uniform")
 
@@ -136,8 +125,7 @@ def variance_scaling(
     """Draw independent entries of mean 0 and variance `scale / fan`.
 
     Some course notes call the variance `1 / (fan_in + fan_out)` Glorot's; that variant is
-    `variance_scaling(0.5, "fan_avg")`. The variance in Glorot's paper is twice as large; see
-    `glorot`.
+    `variance_scaling(0.5, "fan_avg")`. The variance in his paper is twice as large; see `glorot`.
 
     Args:
       scale: one number of at least 0, may be traced.
@@ -162,10 +150,7 @@ def variance_scaling(
 def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
     """Draw entries of variance `1 / fan_in`, which keeps the variance of a linear signal.
 
-    Two of the course's texts call this initializer Xavier.
-
-    Args:
-      distribution, convolution: see `variance_scaling`.
+    For the arguments see `variance_scaling`. Some course notes call this initializer Xavier.
 
     Source: LeCun, Bottou, Orr, Mueller (1998), Efficient backprop, eq. 16.
     """
@@ -175,8 +160,7 @@ def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initiali
 def glorot(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
     """Draw entries of variance `2 / (fan_in + fan_out)`: a compromise of signal and gradient.
 
-    Args:
-      distribution, convolution: see `variance_scaling`.
+    For the arguments see `variance_scaling`.
 
     Source: Glorot, Bengio (2010), eq. 12 and 16.
     """
@@ -189,13 +173,10 @@ def he(
     negative_slope: Any = 0.0,
     **convolution: Any,
 ) -> Initializer:
-    """Draw entries of variance `2 / ((1 + a^2) fan)`, for (leaky) ReLU of negative slope `a`.
+    """Draw entries of variance `2 / ((1 + a^2) fan)`, for (leaky) ReLU of `negative_slope` `a`.
 
-    With `fan_in` this keeps the mean square of the signal, with `fan_out` that of the gradient.
-
-    Args:
-      distribution, mode, convolution: see `variance_scaling`.
-      negative_slope: slope `a` of the activation's negative side, may be traced.
+    With `fan_in` this keeps the mean square of the signal, with `fan_out` that of the gradient. The
+    slope may be traced. For the other arguments see `variance_scaling`.
 
     Source: He, Zhang, Ren, Sun (2015), eq. 10, 14 and 15.
     """

@@ -19,7 +19,7 @@ class UnitVariance(NamedTuple):
     """Weights scaled so that the layers' outputs have unit variance.
 
     Attributes:
-      params: the scaled parameters, with the structure and dtypes of the given ones.
+      params: the scaled parameters, with their structure and dtypes.
       std: standard deviation of each scaled layer's output with these parameters, `[]` or, for a
         stacked leaf, `[layers]`; `None` for leaves that are not scaled.
       passes: how many times the scales were changed.
@@ -40,10 +40,11 @@ def unit_variance(
 ) -> UnitVariance:
     """Scale weights so that each layer's output has unit variance on given data.
 
-    The source, which starts with `orthogonal` weights, scales one layer after another. Here all
-    are scaled together, by Newton's method for the logs of the scales, so the order of the layers
-    need not be known, and branches may join. A layer whose output overflows or is constant is left
-    until the layers before it are scaled.
+    The source, which starts with `orthogonal` weights, scales one layer after another. Here all are
+    scaled together, by Newton's method for the logs of the scales, so the order of the layers need
+    not be known, and branches may join. A layer whose output overflows or is constant waits until
+    the layers before it are scaled. A layer that cannot be scaled to unit variance, such as one
+    with a bias of larger variance, can be recognized by its `std`. The function may be jitted.
 
     Args:
       params: pytree of arrays, any structure.
@@ -51,16 +52,12 @@ def unit_variance(
         structure with the output of the layer (a pre-activation, any shape) in the place of each
         leaf that is to be scaled, and `None` in the place of every other leaf, such as a bias.
         Forward-mode differentiation must be possible.
-      stacked: whether a leaf is a stack of layers along its first axis, whose outputs have the
-        same first axis. A bool, or a tree prefix of `params` with bools, as
-        `{"first": False, "hidden": True}`.
+      stacked: whether a leaf is a stack of layers along its first axis, whose outputs have the same
+        first axis. A bool, or a tree prefix of `params` with bools, as `{"first": False, "hidden":
+        True}`.
       tolerance: the largest relative deviation of a standard deviation from 1, above 0.
-      iterations: the largest number of passes, at least 1, each with one forward derivative for
-        each layer.
-
-    Returns:
-      `UnitVariance`. A layer that cannot be scaled to unit variance, such as one with a bias of
-      larger variance, can be recognized by its `std`. The function may be jitted.
+      iterations: the largest number of passes, at least 1, each with a forward derivative per
+        layer.
 
     Source: Mishkin, Matas (2016), All you need is a good init.
 
@@ -83,10 +80,7 @@ def unit_variance(
 
 @dataclass(frozen=True)
 class _Scaling:
-    """The leaves to be scaled, each by one entry, or one for each stacked layer, of a vector.
-
-    `sizes` holds the number of entries of each of the `selected` leaves.
-    """
+    """The `selected` leaves to be scaled, with `sizes` entries each of a vector of log scales."""
 
     outputs: Callable[[Any], Any]
     treedef: Any

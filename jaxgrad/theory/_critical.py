@@ -28,13 +28,11 @@ _NEAR_ZERO, _ROUNDING = 1e-5, 1e-7
 
 
 class Critical(NamedTuple):
-    """A point of the critical line, where `chi_perp` is 1.
+    """A point of the critical line, where `chi_perp` is 1; NaN where there is no such point.
 
     Attributes:
-      w_variance: weight variance times fan-in; NaN where there is no such point.
-      b_variance: bias variance.
-      q: variance of the pre-activations that these variances keep; 0 for a point that holds only
-        in the limit of small signals, as tanh's (1, 0).
+      w_variance, b_variance: weight variance times fan-in, and bias variance.
+      q: variance of the pre-activations; 0 in the limit of small signals, as for tanh's (1, 0).
       chi_par: slope of the length map there.
     """
 
@@ -51,8 +49,7 @@ def critical_line(activation: ActivationLike, q: ArrayLike) -> Critical:
       activation: see `jaxgrad.activations.get`.
       q: variances above 0, any shape, may be traced.
 
-    Returns:
-      `Critical` of the shape of `q`, NaN where the bias variance would be negative.
+    Returns: `Critical` of the shape of `q`, NaN where the bias variance would be negative.
 
     >>> point = critical_line("erf", 0.7)
     >>> round(float(point.w_variance), 6), round(float(point.b_variance), 6)
@@ -68,18 +65,14 @@ def critical(activation: ActivationLike, b_variance: ArrayLike | None = None) ->
     Args:
       activation: see `jaxgrad.activations.get`.
       b_variance: a number of at least 0, may be traced. `None` selects the smallest one for which
-        there is a critical point with a stable length, `chi_par <= 1`. This is 0 for tanh and ReLU;
-        for GELU and SiLU it is the point where both slopes are 1 (Roberts, Yaida, Hanin 2022, sec.
-        5.3.4).
+        there is a critical point with a stable length, `chi_par <= 1`: 0 for tanh and ReLU; for
+        GELU and SiLU where both slopes are 1 (Roberts, Yaida, Hanin 2022, sec. 5.3.4).
 
-    Returns:
-      `Critical`. It is NaN if no point with a stable length exists for this bias variance, as for
-      GELU and small biases. If there are several, it is the one with `q` closest to 1.
+    Returns: `Critical`, with `q` closest to 1 if there are several points, and NaN if no point has
+    a stable length, as for GELU and small biases.
 
     >>> round(float(critical("tanh", 0.05).w_variance), 6)
     1.760955
-    >>> round(float(critical("relu").w_variance), 6)
-    2.0
     """
     phi = activations.get(activation)
     if b_variance is None:
@@ -133,9 +126,8 @@ def _on_grid(phi: Activation):
 def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
     """Critical points without biases.
 
-    Returns:
-      Whether every `q` is critical, as for homogeneous activations; whether there is a critical
-      point in the limit `q -> 0`; and `1 / D` in this limit.
+    Returns: whether every `q` is critical, as for homogeneous activations; whether there is a
+    critical point in the limit `q -> 0`; and `1 / D` in this limit.
     """
     grid, relative, _ = _on_grid(phi)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):

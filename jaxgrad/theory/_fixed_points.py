@@ -2,7 +2,7 @@
 
 The length map `q -> w_variance M(q) + b_variance` may have several fixed points. They are located
 by changes of sign on a table over all variances from 1e-12 to 1e12, including pairs that nearly or
-just touch, and refined by a Newton step. Every iteration is bounded.
+just touch, and refined by a Newton step.
 """
 
 import functools
@@ -32,7 +32,12 @@ _MARGINAL = 1e-6
 
 
 class Stability(IntEnum):
-    """How a small change of length develops at a fixed point."""
+    """How a small change of length develops at a fixed point.
+
+    It decays if `STABLE`, grows if `UNSTABLE`, decays on one side and grows on the other if
+    `HALF_STABLE`, and remains if `NEUTRAL`, where every length is a fixed point. `NONE` marks a
+    filler.
+    """
 
     STABLE = 0
     """It decays."""
@@ -51,8 +56,7 @@ class FixedPoints(NamedTuple):
 
     Attributes:
       q: variance of the pre-activations; 0 where a vanishing signal is a fixed point.
-      chi_par: slope of the map there.
-      chi_perp: growth of a squared gradient there.
+      chi_par, chi_perp: slope of the map there, and growth of a squared gradient.
       stability: values of `Stability`.
     """
 
@@ -67,13 +71,12 @@ def fixed_points(
 ) -> FixedPoints:
     """Find all fixed points of the length, stable or not.
 
+    If all lengths are fixed points, as for ReLU with weight variance 2 and no bias, there is one
+    entry, of length 0 and neutral.
+
     Args:
       activation: see `jaxgrad.activations.get`.
       w_variance, b_variance: numbers of at least 0, may be traced; use `jax.vmap` for several.
-
-    Returns:
-      `FixedPoints`. If all lengths are fixed points, as for ReLU with weight variance 2 and no
-      bias, there is one entry, of length 0 and neutral.
 
     >>> points = fixed_points("tanh", 1.3, 0.05)
     >>> round(float(points.q[0]), 6), round(float(points.chi_perp[0]), 6)
@@ -109,15 +112,10 @@ def solve(rows: np.ndarray, low: Array, high: Array, log_w: Array, log_b: Array)
 
 
 def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tuple[Array, ...]:
-    """Take one Newton step, through which derivatives pass.
+    """Take one Newton step, through which derivatives pass, from near a fixed point.
 
-    Args:
-      averages: function of a log variance that returns `log M`, `d log M / d log q`, `log D`.
-      log_q: log variance close to a fixed point.
-      log_w, b_variance: of the map.
-
-    Returns:
-      The fixed point as a log variance, `chi_par` and `chi_perp` there.
+    `averages` maps a log variance to `log M`, `d log M / d log q` and `log D`. Returns the fixed
+    point as a log variance, with `chi_par` and `chi_perp` there.
     """
     log_q = jax.lax.stop_gradient(log_q)
     log_square, elasticity, _ = averages(log_q)
@@ -187,8 +185,7 @@ def _fixed_points(phi, w_variance, b_variance):
 def _refined_grid(phi, log_w, log_b):
     """The grid with the turning points of the excess added, and the excess on it.
 
-    Between two points of equal sign the excess may touch or cross zero twice; then it has a turning
-    point there, at which the sign shows it.
+    If the excess touches or crosses zero twice between two points, it has a turning point there.
     """
     rows = table(phi).square
     first, last = known_range(phi)

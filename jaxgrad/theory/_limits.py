@@ -11,15 +11,7 @@ from jax.typing import ArrayLike
 from jaxgrad import activations
 from jaxgrad._numerics import FloatArray, bisect, in_float64
 from jaxgrad.theory import _moments
-from jaxgrad.theory._fixed_points import (
-    TOUCH,
-    end_slopes,
-    excess,
-    first_index,
-    logs,
-    polish,
-    solve,
-)
+from jaxgrad.theory._fixed_points import TOUCH, end_slopes, excess, first_index, logs, polish, solve
 from jaxgrad.theory._maps import ActivationLike, check_variances
 from jaxgrad.theory._tables import GRID, interpolate, known_range, table
 
@@ -28,8 +20,8 @@ class Limit(NamedTuple):
     """The limit of the length; every field has the shape of the variances.
 
     Attributes:
-      q: the limit, 0 where the signal vanishes and infinite where it grows without bound. Limits
-        below 1e-12 count as 0, and above 1e12 as infinite.
+      q: the limit, 0 where the signal vanishes (below 1e-12) and infinite where it grows without
+        bound (above 1e12).
       chi_par, chi_perp: there, or in the limit towards 0 or infinity.
     """
 
@@ -63,7 +55,7 @@ class Correlation(NamedTuple):
     def xi_c(self) -> Any:
         """Number of layers over which the correlation approaches its limit by e: `-1 / ln chi`.
 
-        Schoenholz et al. (2017) find networks trainable down to a depth of about six times this.
+        Schoenholz et al. (2017) find networks trainable up to a depth of about six times this.
         """
         return _depth_scale(self.chi)
 
@@ -80,7 +72,7 @@ def limit(
     b_variance: ArrayLike = 0.0,
     q: ArrayLike = 1.0,
 ) -> Limit:
-    """Find the fixed point that the length approaches from `q`.
+    """Find the fixed point that the length approaches from `q`, with a relative error of 1e-11.
 
     The length map is assumed to increase. A map that decreases has a single fixed point, which is
     returned even if the length oscillates around it (`chi_par` is then below -1).
@@ -88,9 +80,6 @@ def limit(
     Args:
       activation, w_variance, b_variance: as for `fixed_points`, arrays that broadcast.
       q: variance of the first pre-activations, above 0.
-
-    Returns:
-      `Limit`, from tables with a relative error of about 1e-11.
 
     >>> round(float(limit("relu", 1.0, 0.5).q), 9)
     1.0
@@ -107,11 +96,8 @@ def correlation(
 ) -> Correlation:
     """Find the correlation of two examples that deep layers approach, and how fast.
 
-    Args:
-      activation, w_variance, b_variance, q: as for `limit`, arrays that broadcast.
-
-    Returns:
-      `Correlation`; NaN where the length has no positive finite limit.
+    Args and errors are those of `limit`. The result is NaN where the length has no positive finite
+    limit.
 
     >>> round(float(correlation("tanh", 1.3, 0.05).xi_c), 3)
     7.834

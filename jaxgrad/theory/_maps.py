@@ -23,14 +23,11 @@ ActivationLike = str | Activation | Callable[..., Any]
 
 
 def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
-    """Compute `M(q) = E phi(sqrt(q) z)^2`, with `z` standard normal.
+    """Compute `M(q) = E phi(sqrt(q) z)^2`, `z` standard normal, with a relative error of 1e-12.
 
     Args:
       activation: see `jaxgrad.activations.get`.
-      q: variances above 0, of any shape.
-
-    Returns:
-      `M`, of the shape of `q`, with a relative error of about 1e-12; NaN where the moment diverges.
+      q: variances above 0, of any shape. The result has the same shape, NaN where `M` diverges.
 
     Raises:
       ValueError, TypeError: if a variance is not above 0, or if the activation is not elementwise,
@@ -43,13 +40,7 @@ def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
 
 
 def slope_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
-    """Compute `D(q) = E phi'(sqrt(q) z)^2`, with `z` standard normal.
-
-    Args, Returns: as `second_moment`.
-
-    >>> round(float(slope_moment("relu", 3.0)), 12)
-    0.5
-    """
+    """Compute `D(q) = E phi'(sqrt(q) z)^2`, with `z` standard normal; see `second_moment`."""
     return _average(activations.get(activation), _positive("q", q), "log_slope")
 
 
@@ -81,8 +72,7 @@ def c_map(
       activation, q, w_variance, b_variance: as for `q_map`.
       gap: `1 - c`, from 0 to 2, broadcast with `q`.
 
-    Returns:
-      The next layer's gap, with a relative error of about `1e-16 / sqrt(gap)`.
+    Returns: the next layer's gap, with a relative error of about `1e-16 / sqrt(gap)`.
 
     >>> round(float(c_map("relu", 1.0, 1.0, 2.0)), 6)  # 1 - 1 / pi
     0.68169
@@ -92,20 +82,15 @@ def c_map(
 
 
 def chi_perp(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
-    """Compute `w_variance D(q)`, the growth per layer of a squared gradient.
+    """Compute `w_variance D(q)`, the growth per layer of a squared gradient; see `q_map`.
 
     The square of a small angle between two examples grows by the same factor.
-
-    Args: as `q_map`.
     """
     return _affine(check_variances(w_variance, 0.0)[0], slope_moment(activation, q), 0.0)
 
 
 def chi_par(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
-    """Compute `w_variance M'(q)`, the slope of the q-map: below 1 the length is stable.
-
-    Args: as `q_map`.
-    """
+    """Compute `w_variance M'(q)`, the slope of `q_map`: below 1 the length is stable."""
     w_variance = check_variances(w_variance, 0.0)[0]
     slope = _average(activations.get(activation), _positive("q", q), "slope")
     return _affine(w_variance, slope, 0.0)

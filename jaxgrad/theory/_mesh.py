@@ -1,7 +1,7 @@
 """A mesh of the real line on whose panels an activation is a polynomial to rounding.
 
-The mesh is found by bisection, once for each activation. It splits at the kinks, whether these are
-declared or not, and it is as fine as the function requires.
+It is found by bisection, once for each activation. It splits at the kinks, whether these are
+declared or not, and is as fine as the function requires.
 """
 
 import functools
@@ -35,8 +35,8 @@ class Mesh(NamedTuple):
     Attributes:
       edges: increasing points of the real line.
       kinks: those edges where the function or its slope jumps.
-      log_q: the largest log variance for which the mesh is valid. It is finite if the function is
-        still rough at the ends of the mesh.
+      log_q: the largest log variance for which the mesh is valid; finite if the function is still
+        rough at the ends of the mesh.
     """
 
     edges: tuple[float, ...]
@@ -56,11 +56,7 @@ def versions(activation: Activation) -> list[tuple[float, Callable[[Any], jax.Ar
 
 @functools.lru_cache(maxsize=256)
 def mesh(activation: Activation) -> Mesh:
-    """Find the panels of an activation.
-
-    Raises:
-      ValueError: if the activation is not elementwise, is NaN somewhere, or is nowhere smooth.
-    """
+    """Find the panels of an activation; ValueError if its averages cannot be computed."""
     kinks = set(activation.kinks)
     edges: set[float] = set()
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -139,15 +135,10 @@ class _Search:
         return cls(name, evaluate, np.array(sorted(kinks)), sizes)
 
     def smooth(self, panels: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whether function and slope are polynomials of degree below 13 on each panel.
+        """Whether function and slope are polynomials on each panel, and all their values finite.
 
-        Args:
-          panels: lower and upper ends, `[panels, 2]`.
-          within: further points of each panel, from -1 to 1, at which the polynomial must agree
-            with the function, `[panels, points]`.
-
-        Returns:
-          Whether the panel is smooth, and whether all its values are finite, `[panels]` each.
+        `panels` holds lower and upper ends, `[panels, 2]`, and `within` further points from -1 to 1
+        at which a polynomial of degree below 13 must agree with the function, `[panels, points]`.
         """
         half = np.diff(panels) / 2
         x = panels.mean(axis=1, keepdims=True) + half * NODES

@@ -1,9 +1,9 @@
 """Moments of a signal and a gradient in a wide random network, and how activations change them.
 
-In a wide random network the pre-activations of one layer are Gaussian across its units, so a few
-moments determine everything: the mean square over units, the correlation of two examples, and the
-growth of a small random change. A change carried forward grows like a gradient carried back, since
-both are the squared norm of the same Jacobian, per output.
+The pre-activations of a layer are Gaussian across its units, so a few moments determine everything:
+the mean square over units, the correlation of two examples, and the growth of a small random
+change. A change carried forward grows like a gradient carried back, since both are the squared norm
+of the same Jacobian, per output.
 """
 
 import functools
@@ -38,18 +38,15 @@ _AROUND = tuple(sign * step for sign in (-1, 1) for step in (1.0, 2.0, 4.0, 6.0,
 class Moments:
     """Moments of a signal and of a small change of it; every array has shape `[...]`.
 
-    Logs are natural.
-
     Attributes:
-      log_q: log of `q`, the mean square over units.
-      log_gradient: log of the mean square of the change over units.
+      log_q: natural log of `q`, the mean square over units.
+      log_gradient: natural log of the mean square of the change over units.
       mean: mean over units divided by `sqrt(q)`, from -1 to 1.
-      gap: `1 - c`, where `c` is the mean product of two examples divided by `q`; `None` if it is
-        not computed.
+      gap: `1 - c`, where `c` is the mean product of two examples divided by `q`; `None` if unknown.
       gaussian: whether the units are independent draws from `N(0, q)`, as they are after a layer of
         weights. The average of an activation is known only then.
-      fresh: whether there was a layer of weights since the start. A residual branch is independent
-        of the signal that it is added to only then.
+      fresh: whether there was a layer of weights since the start. Only then is a residual branch
+        independent of the signal that it is added to.
     """
 
     log_q: Any
@@ -64,11 +61,9 @@ class Statistics(NamedTuple):
     """Averages of an activation `phi` over `x ~ N(0, q)`; each has the shape of `log_q`.
 
     Attributes:
-      log_square: log of `M = E phi^2`.
-      log_slope: log of `D = E phi'^2`.
+      log_square, log_slope: logs of `M = E phi^2` and `D = E phi'^2`.
       mean: `E phi / sqrt(M)`.
-      elasticity: `d log M / d log q`.
-      slope_elasticity: `d log D / d log q`.
+      elasticity, slope_elasticity: `d log M / d log q` and `d log D / d log q`.
     """
 
     log_square: Float[Array, "..."]
@@ -81,9 +76,8 @@ class Statistics(NamedTuple):
 def statistics(activation: Activation, log_q: ArrayLike) -> Statistics:
     """Average an activation over pre-activations of variance `exp(log_q)`, of any shape.
 
-    Returns:
-      `Statistics`. They are NaN where the second moment diverges or needs pre-activations beyond 14
-      standard deviations, and where the activation oscillates too often for this variance.
+    The result is NaN where the second moment diverges or needs pre-activations beyond 14 standard
+    deviations, and where the activation oscillates too often for this variance.
     """
     return _map_elements(functools.partial(_statistics, activation), jnp.asarray(log_q))
 
@@ -93,11 +87,8 @@ def pair(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Average an activation over two pre-activations `u`, `v` of correlation `1 - gap`.
 
-    The relative error of the new gap is about `1e-16 / sqrt(gap)`.
-
-    Returns:
-      The gap of the activations and `E phi'(u) phi'(v)`, of the shape of the broadcast arguments.
-      They are NaN where the activation oscillates too often within 14 standard deviations.
+    Returns: the gap of the activations, with a relative error of about `1e-16 / sqrt(gap)`, and `E
+    phi'(u) phi'(v)`; NaN where the activation oscillates too often within 14 standard deviations.
     """
     log_q, gap = jnp.broadcast_arrays(jnp.asarray(log_q), jnp.asarray(gap))
     return _map_elements(functools.partial(_pair, activation), log_q, gap)
@@ -105,14 +96,9 @@ def pair(
 
 @in_float64
 def activate(moments: Moments, activation: Activation) -> Moments:
-    """Compute the moments after an activation.
+    """Compute the moments after an activation that is applied to each unit.
 
-    Args:
-      moments: moments of Gaussian units.
-      activation: the activation that is applied to each unit.
-
-    Raises:
-      ValueError: if the units are not Gaussian, so that their moments do not determine the result.
+    Raises a ValueError if the units are not Gaussian, so that their moments do not determine it.
     """
     if not moments.gaussian:
         raise ValueError(
@@ -139,8 +125,7 @@ def moments_of(x: Any, *, gap: bool = False) -> Moments:
       x: finite inputs, `[batch, *spatial, features]`.
       gap: whether to measure the gap, averaged over all pairs of at least two examples.
 
-    Returns:
-      `Moments` whose arrays have shape `spatial`.
+    Returns: `Moments` whose arrays have shape `spatial`.
     """
     shape = jnp.shape(x)
     x = _validate.floating("x", x, max(len(shape), 2), "[batch, *spatial, features]")

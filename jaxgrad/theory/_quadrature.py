@@ -49,15 +49,10 @@ class Sample(NamedTuple):
 
 
 def standard_nodes(edges: Any, centre: Any, scale: Any, *, reach: float = REACH) -> tuple[Any, Any]:
-    """Nodes `z` and weights for a standard normal, on panels that respect `edges`.
+    """Nodes `z` and weights for a standard normal up to `reach`, `[..., nodes]`.
 
-    Args:
-      edges: points that must not lie within a panel, in terms of `x = centre + scale z`.
-      centre, scale: NumPy arrays `[..., 1]`, or traced scalars.
-      reach: how many standard deviations are covered.
-
-    Returns:
-      Nodes and weights, `[..., nodes]`.
+    No panel contains one of the `edges` in terms of `x = centre + scale z`, where `centre` and
+    `scale` are NumPy arrays `[..., 1]` or traced scalars.
     """
     xp = np if isinstance(scale, np.ndarray) else jnp
     # Panels of one standard deviation serve the Gaussian's density.
@@ -75,14 +70,7 @@ def standard_nodes(edges: Any, centre: Any, scale: Any, *, reach: float = REACH)
 def nodes(
     edges: ArrayLike, log_q: ArrayLike, mean: ArrayLike = 0.0, *, reach: float = REACH
 ) -> Average:
-    """Nodes and weights for a Gaussian of variance `exp(log_q)`, one number.
-
-    Args:
-      edges: points that must not lie within a panel, such as kinks.
-      log_q: log variance.
-      mean: mean of the Gaussian.
-      reach: how many standard deviations are covered.
-    """
+    """Nodes and weights for `N(mean, exp(log_q))` on panels that contain none of the `edges`."""
     scale = jnp.exp(0.5 * jnp.asarray(log_q))
     fixed, centre = jax.lax.stop_gradient((scale, jnp.asarray(mean)))
     z, weights = standard_nodes(edges, centre, fixed, reach=reach)
@@ -109,9 +97,7 @@ def sample(activation: Activation, log_q: Float[Array, ""]) -> Sample:
 def extends_beyond(z, terms, total):
     """Whether the last standard deviation contributes to a sum, so that nodes beyond are missing.
 
-    Args:
-      z, terms: nodes in standard deviations and terms of the sum, `[..., nodes]`.
-      total: the sum, `[...]`.
+    `z` and `terms` are nodes in standard deviations and terms, `[..., nodes]`; `total` is `[...]`.
     """
     xp = np if isinstance(terms, np.ndarray) else jnp
     end = xp.sum(xp.where(abs(z) > REACH - 1, terms, 0.0), axis=-1)

@@ -31,11 +31,7 @@ class Table(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def table(activation: Activation) -> Table:
-    """Tabulate an activation, with NaN where its averages are not known (see `statistics`).
-
-    Raises:
-      ValueError: if the activation is not elementwise or is NaN somewhere.
-    """
+    """Tabulate an activation, with NaN where its averages are not known (see `statistics`)."""
     panels = mesh(activation)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         evaluators = [(share, evaluator(function)) for share, function in versions(activation)]
@@ -45,11 +41,7 @@ def table(activation: Activation) -> Table:
 
 @functools.lru_cache(maxsize=64)
 def known_range(activation: Activation) -> tuple[int, int]:
-    """First and last index of the table where the averages are known.
-
-    Raises:
-      ValueError: if there are none.
-    """
+    """First and last index where the averages are known; ValueError if there are none."""
     rows = table(activation)
     finite = np.all(np.isfinite(np.concatenate([rows.square, rows.slope])), axis=0).tolist()
     if not any(finite):
@@ -88,14 +80,10 @@ def _rows(panels, evaluators, log_q):
 
 
 def interpolate(rows: np.ndarray, log_q: Array) -> tuple[Array, Array]:
-    """Interpolate a row of the table by quintic Hermite polynomials.
+    """Value and first derivative at `log_q` of a row of the table, by quintic Hermite polynomials.
 
-    Args:
-      rows: value and two derivatives, `[3, points]`.
-      log_q: log variances within the table, any shape.
-
-    Returns:
-      Value and first derivative at `log_q`.
+    `rows` holds the value and two derivatives, `[3, points]`; `log_q`, any shape, lies in the
+    table.
     """
     index = jnp.clip(jnp.floor((log_q - LOW) / STEP), 0, len(GRID) - 2).astype(jnp.int32)
     u = (log_q - LOW) / STEP - index

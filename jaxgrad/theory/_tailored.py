@@ -20,12 +20,10 @@ def tailored_relu(depth: int, target: float = 0.9) -> Activation:
       depth: number of layers, each a matrix product and the activation.
       target: correlation, after the last layer, of two examples that have none; between 0 and 1.
 
-    Returns:
-      `jaxgrad.activations.leaky_relu` with a slope between 0 and 1, found in its `constants`.
+    Returns: `jaxgrad.activations.leaky_relu` with a slope between 0 and 1, held in its `constants`.
 
     Raises:
-      ValueError, TypeError: if an argument is not as described, or if even ReLU stays below the
-        target at this depth, so that no slope is needed.
+      ValueError: if even ReLU stays below the target at this depth, so that no slope is needed.
 
     Source: Zhang, Botev, Martens (2022), Deep learning without shortcuts, sec. 4.
 

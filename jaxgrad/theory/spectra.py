@@ -22,14 +22,14 @@ Weights = Literal["gaussian", "orthogonal"]
 def lyapunov_exponents(width: int, w_variance: ArrayLike = 1.0) -> FloatArray:
     """Compute the growth per layer of the singular values of a product of Gaussian matrices.
 
+    The exponents differ, so a deep linear network keeps only one direction; their spread does not
+    shrink with the width.
+
     Args:
       width: number of units `n`.
       w_variance: weight variance times `n`, a number above 0, may be traced.
 
-    Returns:
-      Limits of `log(singular value) / depth` (not squared), in decreasing order, `[width]`. They
-      differ, so a deep linear network keeps only one direction; their spread does not shrink with
-      the width.
+    Returns: limits of `log(singular value) / depth` (not squared), in decreasing order, `[width]`.
 
     Source: Newman (1986), The distribution of Lyapunov exponents: exact results for random
     matrices.
@@ -45,17 +45,13 @@ def lyapunov_exponents(width: int, w_variance: ArrayLike = 1.0) -> FloatArray:
 def largest_eigenvalue(depth: ArrayLike) -> FloatArray:
     """Compute the largest eigenvalue of `J J^T` for wide linear layers of critical variance.
 
+    With `L` layers it is `(L + 1)^(L + 1) / L^L`, about `e L`, while the mean is 1 at any depth.
+
     Args:
       depth: number of Gaussian matrices `L`, at least 1, of any shape, may be traced.
 
-    Returns:
-      `(L + 1)^(L + 1) / L^L`, about `e L`, while the mean eigenvalue is 1 at any depth.
-
     Source: Pennington, Schoenholz, Ganguli (2017), Resurrecting the sigmoid in deep learning
     through dynamical isometry, sec. 2.5.
-
-    >>> round(float(largest_eigenvalue(4)), 3)
-    12.207
     """
     _validate.numbers("depth", depth, minimum=1.0)
     return _largest_eigenvalue(depth)
@@ -66,15 +62,14 @@ def spectrum_variance(
 ) -> FloatArray:
     """Compute the variance of the eigenvalues of `J J^T` over their squared mean.
 
+    With `mu_k = E phi'^(2 k)` it is `L (mu_2 / mu_1^2 - 1)` for orthogonal weights, and larger by
+    `L` for Gaussian ones. It grows with the depth `L` unless the slope is the same everywhere.
+
     Args:
       activation: see `jaxgrad.activations.get`.
       q: variance of the pre-activations of every layer, above 0, may be traced.
       depth: number of layers, at least 0, may be traced.
       weights: independent `gaussian` weights, or `orthogonal` matrices.
-
-    Returns:
-      `L (mu_2 / mu_1^2 - 1)` for orthogonal weights, where `mu_k` is `E phi'^(2 k)`, and larger by
-      `L` for Gaussian ones. It grows with depth unless the slope is the same everywhere.
 
     Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
 
