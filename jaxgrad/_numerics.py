@@ -19,12 +19,12 @@ from jaxgrad import _validate
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Axes = int | tuple[int, ...]
+Values = ArrayLike | Array
 
-FloatArray = Float[Array | np.ndarray, "..."]
-"""Floating-point numbers of any shape: what functions wrapped by `in_float64` return."""
+FloatArray = Float[Array | np.ndarray, "..."]  # What functions wrapped by `in_float64` return.
 
-_LARGE = 700.0
-"""The exponential of this number is close to the largest float64."""
+_LARGE = 700.0  # Its exponential is close to the largest float64.
 
 
 def in_float64(function: Callable[P, R]) -> Callable[P, R]:
@@ -56,6 +56,20 @@ def _for_caller(leaf: Any) -> Any:
     return leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf
 
 
+def compiled_in_float64(*static: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Compile a function with some static arguments; all others become arrays of float64."""
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        def convert(*args):
+            numbered = enumerate(args)
+            return function(*(a if i in static else jnp.asarray(a, float) for i, a in numbered))
+
+        return in_float64(jax.jit(convert, static_argnums=static))
+
+    return decorate
+
+
 def float_eps(dtype: Any) -> float:
     """Return the machine epsilon of a floating or complex type, and 0 for any other type."""
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
@@ -80,12 +94,12 @@ def rms(values: Num[np.ndarray, "..."]) -> float:
 
 
 def divide_by_largest(
-    a: Float[Array, "..."], axis: int | tuple[int, ...]
+    a: Float[Array, "..."], axis: Axes
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Divide an array by its largest absolute value along an axis or axes; return the log of it, too.
+    """Divide an array by its largest absolute value along one axis or several.
 
-    Squares of the result neither overflow nor all underflow. The log keeps `axis`, with size 1.
-    Where all values are zero, or one is infinite or NaN, the divisor is 1.
+    Squares of the result neither overflow nor all underflow. Returns it and the log of the divisor,
+    with `axis` of size 1. Where all values are zero, or one is infinite or NaN, the divisor is 1.
     """
     # The result does not depend on the divisor, so no derivative has to pass through it.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=axis, keepdims=True))
@@ -93,7 +107,7 @@ def divide_by_largest(
     return a / divisor, jnp.log(divisor)
 
 
-def log_mean_square(a: Float[Array, "..."], axis: int | tuple[int, ...]) -> Float[Array, "..."]:
+def log_mean_square(a: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
     """Return the log of the mean square along an axis, -inf for zeros, without overflow."""
     scaled, log_divisor = divide_by_largest(a, axis)
     return jnp.log(jnp.mean(jnp.square(scaled), axis=axis)) + 2 * jnp.squeeze(log_divisor, axis)
@@ -115,18 +129,14 @@ def rescale(
     return (flat * jnp.exp(-shift / 2)[:, None]).reshape(a.shape), shift, log_square
 
 
-def log_mean_exp(
-    logs: Float[Array, "..."], axis: int | tuple[int, ...] = -1
-) -> Float[Array, "..."]:
+def log_mean_exp(logs: Float[Array, "..."], axis: Axes = -1) -> Float[Array, "..."]:
     """Return `log(mean(exp(logs)))` along an axis, without overflow."""
     axes = (axis,) if isinstance(axis, int) else axis
     count = math.prod(logs.shape[one] for one in axes)
     return jax.nn.logsumexp(logs, axis=axis) - math.log(count)
 
 
-def weighted_log_sum_exp(
-    weights: Sequence[ArrayLike | Array], logs: Sequence[ArrayLike | Array]
-) -> Float[Array, "..."]:
+def weighted_log_sum_exp(weights: Sequence[Values], logs: Sequence[Values]) -> Float[Array, "..."]:
     """Return `log sum_i weights[i] exp(logs[i])` of arrays that broadcast, without overflow.
 
     The weights are at least 0. The derivatives by weights and logs are right where a weight is
@@ -146,11 +156,11 @@ def weighted_log_sum_exp(
 
 def bisect(
     function: Callable[[Array], Array],
-    low: ArrayLike | Array,
-    high: ArrayLike | Array,
+    low: Values,
+    high: Values,
     *,
     steps: int,
-    sign: ArrayLike | Array | None = None,
+    sign: Values | None = None,
 ) -> Array:
     """Find where an elementwise function changes its sign between `low` and `high`.
 
@@ -172,15 +182,14 @@ def bisect(
 
 
 def golden_section(
-    cost: Callable[[Array], Array], low: ArrayLike | Array, high: ArrayLike | Array, *, steps: int
+    cost: Callable[[Array], Array], low: Values, high: Values, *, steps: int
 ) -> Array:
     """Find the minimum of an elementwise function with a single minimum between `low` and `high`.
 
     Each step makes the interval shorter by the factor 0.618. Rounding of the cost limits the
     accuracy to about the square root of the machine epsilon if the cost is smooth there.
     """
-    # Both inner points divide the interval in this ratio.
-    golden = (math.sqrt(5) - 1) / 2
+    golden = (math.sqrt(5) - 1) / 2  # Both inner points divide the interval in this ratio.
 
     def shrink(_, bounds):
         low, high = bounds

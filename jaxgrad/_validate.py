@@ -66,7 +66,7 @@ def scalar(
     above: bool = False,
     maximum: float = math.inf,
 ) -> None:
-    """Raise unless `value` is one finite real number from `minimum`, excluded if `above`, to `maximum`."""
+    """Raise unless `value` is a finite number from `minimum`, excluded if `above`, to `maximum`."""
     # The shape of a tracer is known, so it is checked before its numbers are skipped.
     if np.shape(value) != ():
         raise ValueError(

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 from jaxgrad import _validate
 
 # Klambauer et al. (2017): with these constants, mean 0 and variance 1 are a fixed point.
-SELU_SCALE = 1.0507009873554805
-SELU_ALPHA = 1.6732632423543778
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543778
+# Degrees of functions that are linear at both ends, or linear near zero and bounded.
+_LINEAR, _BOUNDED = (1.0, 1.0), (1.0, 0.0)
+_ZERO = (0.0,)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function and the facts about it that the library needs; hashable, so static in JAX.
+    """An elementwise function and the facts about it that the library needs; it is hashable.
 
     Attributes:
       name: used in tables and figures.
@@ -60,7 +62,7 @@ class Activation:
         return self.function(x, **(dict(self.constants + self.parameters) | parameters))
 
 
-def _sigmoid_scaled_slope(x):
+def _sigmoid_slope(x):
     # The slope is e / (1 + e)^2 with e = exp(-|x|). From |x| = 20 on it is e to rounding, so a
     # shift of |x| is a factor.
     size = jnp.abs(x)
@@ -69,13 +71,13 @@ def _sigmoid_scaled_slope(x):
     return power / jnp.square(1 + power), -shift
 
 
-def _tanh_scaled_slope(x):
+def _tanh_slope(x):
     # tanh(x) = 2 sigmoid(2 x) - 1.
-    slope, log_scale = _sigmoid_scaled_slope(2 * x)
+    slope, log_scale = _sigmoid_slope(2 * x)
     return 4 * slope, log_scale
 
 
-def _erf_scaled_slope(x):
+def _erf_slope(x):
     # The slope is 2 / sqrt(pi) exp(-x^2).
     square = x * x
     shift = jnp.min(square, axis=-1, keepdims=True)
@@ -121,6 +123,10 @@ def _identity(x):
     return jnp.asarray(x)
 
 
+def _row(name: str, function, degrees, reference: str, kinks=(), **options: Any) -> Activation:
+    return Activation(name, function, kinks=kinks, degrees=degrees, reference=reference, **options)
+
+
 def leaky_relu(slope: float = 0.01) -> Activation:
     """Leaky ReLU: `x` for `x >= 0`, else `slope * x`, with a finite slope.
 
@@ -130,14 +136,10 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     -1.0
     """
     _validate.scalar("slope", slope)
-    return Activation(
-        "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})",
-        _leaky_relu,
-        constants=(("slope", float(slope)),),
-        kinks=(0.0,),
-        degrees=(1.0, 1.0),
-        reference="Maas, Hannun, Ng (2013)",
-    )
+    name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
+    constants = (("slope", float(slope)),)
+    source = "Maas, Hannun, Ng (2013)"
+    return _row(name, _leaky_relu, _LINEAR, source, _ZERO, constants=constants)
 
 
 def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activation:
@@ -151,90 +153,48 @@ def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activat
     offset = (upper - lower) / 2 * math.sqrt(3 / 5)
     middle = (upper + lower) / 2
     nodes = ((5 / 18, middle - offset), (8 / 18, middle), (5 / 18, middle + offset))
-    return Activation(
-        "randomized_leaky_relu",
-        _randomized_leaky_relu,
-        mixture=tuple((w, (("lower", slope), ("upper", slope))) for w, slope in nodes),
-        constants=(("lower", float(lower)), ("upper", float(upper))),
-        kinks=(0.0,),
-        randomized=True,
-        degrees=(1.0, 1.0),
-        reference="Xu, Wang, Chen, Li (2015), sec. 3.4",
-    )
+    options = {
+        "mixture": tuple((w, (("lower", slope), ("upper", slope))) for w, slope in nodes),
+        "constants": (("lower", float(lower)), ("upper", float(upper))),
+    }
+    name, source = "randomized_leaky_relu", "Xu, Wang, Chen, Li (2015), sec. 3.4"
+    return _row(name, _randomized_leaky_relu, _LINEAR, source, _ZERO, randomized=True, **options)
 
 
 def parametric_relu(slope: float = 0.25) -> Activation:
     """Parametric ReLU: a leaky ReLU whose slope is trained; `slope` is its initial value."""
     _validate.scalar("slope", slope)
-    return Activation(
-        "parametric_relu",
-        _leaky_relu,
-        kinks=(0.0,),
-        parameters=(("slope", float(slope)),),
-        degrees=(1.0, 1.0),
-        reference="He, Zhang, Ren, Sun (2015), sec. 2.1",
-    )
+    name, parameters = "parametric_relu", (("slope", float(slope)),)
+    source = "He, Zhang, Ren, Sun (2015), sec. 2.1"
+    return _row(name, _leaky_relu, _LINEAR, source, _ZERO, parameters=parameters)
 
 
 def elu(alpha: float = 1.0) -> Activation:
-    """Exponential linear unit: `x` for `x > 0`, else `alpha (e^x - 1)`; smooth only for `alpha` 1."""
+    """Exponential linear unit: `x` for `x > 0`, else `alpha (e^x - 1)`; smooth if `alpha` is 1."""
     _validate.scalar("alpha", alpha)
-    return Activation(
-        "elu" if alpha == 1.0 else f"elu({alpha:g})",
-        _elu,
-        constants=(("alpha", float(alpha)),),
-        kinks=() if alpha == 1.0 else (0.0,),
-        degrees=(1.0, 1.0),
-        reference="Clevert, Unterthiner, Hochreiter (2016), eq. 15",
-    )
+    name, kinks = ("elu", ()) if alpha == 1.0 else (f"elu({alpha:g})", _ZERO)
+    source = "Clevert, Unterthiner, Hochreiter (2016), eq. 15"
+    return _row(name, _elu, _LINEAR, source, kinks, constants=(("alpha", float(alpha)),))
 
 
-def _table() -> Mapping[str, Activation]:
-    def row(name, function, degrees, reference, **options):
-        return Activation(name, function, degrees=degrees, reference=reference, **options)
-
-    # Degrees: linear at both ends, or linear near zero and bounded.
-    both, bounded = (1.0, 1.0), (1.0, 0.0)
-    rows = (
-        row("linear", _identity, both, "Saxe, McClelland, Ganguli (2014)"),
-        row(
-            "sigmoid",
-            jax.nn.sigmoid,
-            (0.0, 0.0),
-            "slope at most 1/4; Glorot, Bengio (2010), sec. 3.1",
-            scaled_slope=_sigmoid_scaled_slope,
-        ),
-        row(
-            "tanh",
-            jnp.tanh,
-            bounded,
-            "Glorot, Bengio (2010), sec. 3.2",
-            scaled_slope=_tanh_scaled_slope,
-        ),
-        row(
-            "erf",
-            jax.scipy.special.erf,
-            bounded,
-            "Williams (1997), Computing with infinite networks",
-            scaled_slope=_erf_scaled_slope,
-        ),
-        row("hard_tanh", _hard_tanh, bounded, "Collobert (2004), thesis", kinks=(-1.0, 1.0)),
-        row("sin", jnp.sin, bounded, "Parascandolo, Huttunen, Virtanen (2017)"),
-        row("relu", jax.nn.relu, both, "Glorot, Bordes, Bengio (2011)", kinks=(0.0,)),
-        leaky_relu(),
-        randomized_leaky_relu(),
-        parametric_relu(),
-        elu(),
-        row("selu", _selu, both, "Klambauer et al. (2017), eq. 2", kinks=(0.0,)),
-        row("gelu", _gelu, both, "Hendrycks, Gimpel (2016), x Phi(x)"),
-        row("gelu_tanh", _gelu_tanh, both, "Hendrycks, Gimpel (2016), sec. 2"),
-        row("silu", jax.nn.silu, both, "Elfwing, Uchibe, Doya (2018)"),
-        row("softplus", jax.nn.softplus, (0.0, 1.0), "Dugas, Bengio et al. (2001)"),
-    )
-    return MappingProxyType({row.name: row for row in rows})
-
-
-TABLE: Mapping[str, Activation] = _table()
+_ERF = "Williams (1997), Computing with infinite networks"
+_SIGMOID = "slope at most 1/4; Glorot, Bengio (2010), sec. 3.1"
+_ROWS = (
+    _row("linear", _identity, _LINEAR, "Saxe, McClelland, Ganguli (2014)"),
+    _row("sigmoid", jax.nn.sigmoid, (0.0, 0.0), _SIGMOID, scaled_slope=_sigmoid_slope),
+    _row("tanh", jnp.tanh, _BOUNDED, "Glorot, Bengio (2010), sec. 3.2", scaled_slope=_tanh_slope),
+    _row("erf", jax.scipy.special.erf, _BOUNDED, _ERF, scaled_slope=_erf_slope),
+    _row("hard_tanh", _hard_tanh, _BOUNDED, "Collobert (2004), thesis", (-1.0, 1.0)),
+    _row("sin", jnp.sin, _BOUNDED, "Parascandolo, Huttunen, Virtanen (2017)"),
+    _row("relu", jax.nn.relu, _LINEAR, "Glorot, Bordes, Bengio (2011)", _ZERO),
+    *(leaky_relu(), randomized_leaky_relu(), parametric_relu(), elu()),
+    _row("selu", _selu, _LINEAR, "Klambauer et al. (2017), eq. 2", _ZERO),
+    _row("gelu", _gelu, _LINEAR, "Hendrycks, Gimpel (2016), x Phi(x)"),
+    _row("gelu_tanh", _gelu_tanh, _LINEAR, "Hendrycks, Gimpel (2016), sec. 2"),
+    _row("silu", jax.nn.silu, _LINEAR, "Elfwing, Uchibe, Doya (2018)"),
+    _row("softplus", jax.nn.softplus, (0.0, 1.0), "Dugas, Bengio et al. (2001)"),
+)
+TABLE: Mapping[str, Activation] = MappingProxyType({row.name: row for row in _ROWS})
 """All named activations, by name."""
 
 
@@ -257,8 +217,9 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
         return activation
     if isinstance(activation, str):
         if activation not in TABLE:
+            names = ", ".join(TABLE)
             raise ValueError(
-                f"activation must be one of {', '.join(TABLE)}, or a callable; got {activation!r}"
+                f"activation must be one of {names}, or a callable; got {activation!r}"
             )
         return TABLE[activation]
     if not callable(activation):

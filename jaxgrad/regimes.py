@@ -20,38 +20,34 @@ from jaxtyping import Array, Float, Int8
 
 from jaxgrad import _validate
 
-# Stands for the log of an infinite ratio where a line is drawn through it.
-_INFINITE = 1e30
+_INFINITE = 1e30  # Stands for the log of an infinite ratio where a line is drawn through it.
 
 
 class Regime(IntEnum):
-    """What happens to a gradient on its way from the last layer to the first."""
+    """What happens to a gradient on its way to the first layer; UNDEFINED if it is NaN."""
 
     VANISHING = -1
     STABLE = 0
     EXPLODING = 1
     UNDEFINED = 2
-    """The measurement is NaN."""
 
 
 class Storage(IntEnum):
-    """Whether a floating-point type can represent a number of a given size."""
+    """Whether a floating-point type can represent a number; UNDEFINED if the number is NaN."""
 
     UNDERFLOW = -1
     HELD = 0
     OVERFLOW = 1
     UNDEFINED = 2
-    """The measurement is NaN."""
 
 
 class Thresholds(NamedTuple):
     """Which gradients count as stable.
 
     Attributes:
-      ratio: a gradient norm that changes by less than this factor in total is stable; above 1. The
-        default of 10 allows the squared gradient to change by 100, about five depth scales.
-      z: a growth per layer that differs from none by less than this many standard errors is stable;
-        at least 0.
+      ratio: norms that change by less than this factor in total, above 1. With the default of 10
+        the squared gradient may change by 100, about five depth scales.
+      z: growth per layer that is less than this many standard errors from none, at least 0.
     """
 
     ratio: float = 10.0
@@ -64,10 +60,10 @@ class Classification(NamedTuple):
     Attributes:
       regime: values of `Regime`.
       log_ratio, log_ratio_se: mean over seeds of the log squared ratio, and its standard error.
-      growth, growth_se: log growth of the squared gradient per layer, 0 at depth 1, likewise.
-      confidence: probability that the true mean of the log ratio lies in the range of the regime,
-        from the normal distribution; NaN where it is undefined. It is below one half for a gradient
-        that is called stable only because its change is not significant.
+      growth, growth_se: log growth of the squared gradient per layer, 0 at depth 1, and its error.
+      confidence: probability, for a normal distribution, that the true mean of the log ratio lies
+        in the range of the regime. It is below one half for a gradient that is called stable only
+        because its change is not significant, and NaN where the regime is undefined.
     """
 
     regime: Int8[Array, "..."]
@@ -146,9 +142,8 @@ def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array,
     mean = jnp.mean(values, axis=0)
     finite = jnp.isfinite(mean)
     # inf - inf would be NaN, and so would be the derivative.
-    safe = jnp.where(finite, values, 0.0)
-    error = jnp.std(safe, axis=0, ddof=1) / math.sqrt(len(values))
-    return mean, jnp.where(finite, error, jnp.nan)
+    deviation = jnp.std(jnp.where(finite, values, 0.0), axis=0, ddof=1)
+    return mean, jnp.where(finite, deviation / math.sqrt(len(values)), jnp.nan)
 
 
 def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array, "..."]:
@@ -178,18 +173,15 @@ def _storage(log_mean_square, dtype):
     info = jnp.finfo(dtype)
     log_size = 0.5 * jnp.asarray(log_mean_square)
     low, high = (float(np.log(np.float64(edge))) for edge in (info.tiny, info.max))
-    label = jnp.select(
-        [jnp.isnan(log_size), log_size < low, log_size > high],
-        [Storage.UNDEFINED, Storage.UNDERFLOW, Storage.OVERFLOW],
-        Storage.HELD,
-    )
-    return label.astype(jnp.int8)
+    conditions = [jnp.isnan(log_size), log_size < low, log_size > high]
+    labels = [Storage.UNDEFINED, Storage.UNDERFLOW, Storage.OVERFLOW]
+    return jnp.select(conditions, labels, Storage.HELD).astype(jnp.int8)
 
 
 class Level(NamedTuple):
     """The variance at which a gradient keeps its size, and its standard error over seeds, `[...]`.
 
-    Both are NaN where fewer than two seeds cross, which means that the range has no such point.
+    Both are NaN where fewer than two seeds cross, so the range has no such point.
     """
 
     variance: Float[Array, "..."]

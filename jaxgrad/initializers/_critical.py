@@ -11,8 +11,7 @@ from jaxgrad.activations import Activation
 from jaxgrad.initializers._random import Distribution, Initializer, normal, variance_scaling
 from jaxgrad.theory import finite_width
 
-_SMALL_SIGNAL = 1e-12
-"""Variance that stands for the limit of small signals."""
+_SMALL_SIGNAL = 1e-12  # Variance that stands for the limit of small signals.
 
 
 class Critical(NamedTuple):
@@ -70,17 +69,14 @@ def critical(
             "b_variance and q must not both be given, since one follows from the other; got "
             f"{b_variance!r} and {q!r}; leave one out"
         )
-    if q is None:
-        point = theory.critical(phi, b_variance)
-    else:
+    if q is not None:
         _validate.scalar("q", q, minimum=0.0, above=True)
-        point = theory.critical_line(phi, q)
+    point = theory.critical(phi, b_variance) if q is None else theory.critical_line(phi, q)
     w_variance = point.w_variance
     # Inside a traced program nothing can be raised, and NaN is returned.
     if not _validate.is_traced(w_variance) and not np.isfinite(w_variance):
-        raise ValueError(
-            f"activation {phi.name!r} has no stable critical point for {_request(b_variance, q)}"
-        )
+        request = _request(b_variance, q)
+        raise ValueError(f"activation {phi.name!r} has no stable critical point for {request}")
     if width is not None:
         _validate.scalar("width", width, minimum=1.0)
         # A point in the limit of small signals has q = 0, where averages are not defined.

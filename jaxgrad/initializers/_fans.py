@@ -8,7 +8,7 @@ from jaxgrad import _validate
 
 
 class Fans(NamedTuple):
-    """How many values a unit sums and how many units use its value; floats, since strides divide them."""
+    """Numbers of values that a unit sums, and of units that use its value; strides divide them."""
 
     fan_in: float
     fan_out: float

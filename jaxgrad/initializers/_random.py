@@ -61,9 +61,8 @@ class _VarianceScaling:
     transposed: bool = field(metadata=_STATIC)
 
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        fan_in, fan_out = fans(
-            shape, groups=self.groups, strides=self.strides, transposed=self.transposed
-        )
+        options = {"groups": self.groups, "strides": self.strides, "transposed": self.transposed}
+        fan_in, fan_out = fans(shape, **options)
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         return _draw(self.distribution, tuple(shape), dtype, self.scale / fan, key=key)
 

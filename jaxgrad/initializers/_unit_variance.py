@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxgrad import _numerics, _validate
 
+# A layer whose log standard deviation responds less than this to its log scale is not scaled.
 _LEAST_RESPONSE = 1e-3
-"""A layer whose log standard deviation responds less than this to its log scale is not scaled."""
 
 
 class UnitVariance(NamedTuple):
@@ -99,9 +99,8 @@ class _Scaling:
         scaled = list(self.leaves)
         for index, start, size in self.slots():
             leaf = self.leaves[index]
-            factor = jnp.exp(log_scale[start : start + size])
             shape = (size,) + (1,) * (leaf.ndim - 1) if self.stacked[index] else ()
-            factor = factor.reshape(shape)
+            factor = jnp.exp(log_scale[start : start + size]).reshape(shape)
             scaled[index] = (leaf.astype(factor.dtype) * factor).astype(leaf.dtype)
         return scaled
 
@@ -114,15 +113,12 @@ class _Scaling:
 
 def _prepare(params, outputs, stacked) -> _Scaling:
     """Find the leaves to be scaled, and check that their outputs fit."""
-    leaves, treedef = jax.tree.flatten(params)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     try:
         flags = jax.tree.leaves(jax.tree.broadcast(stacked, params))
     except ValueError as error:
-        raise ValueError(
-            f"stacked must be a bool or a tree prefix of params with bools, got {stacked!r}; "
-            f"{error}"
-        ) from None
+        rule = "be a bool or a tree prefix of params with bools"
+        raise ValueError(f"stacked must {rule}, got {stacked!r}; {error}") from None
     # The outputs are only traced here, which costs no computation.
     shapes = jax.eval_shape(lambda leaves: _layer_outputs(outputs, treedef, leaves), leaves)
     selected = [index for index, part in enumerate(shapes) if part is not None]

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, bisect, golden_section, in_float64
+from jaxgrad._numerics import FloatArray, bisect, compiled_in_float64, golden_section
 from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
 from jaxgrad.theory._maps import ActivationLike
@@ -23,17 +23,14 @@ from jaxgrad.theory._mesh import versions
 from jaxgrad.theory._tables import GRID, interpolate, known_range, table
 
 # Tolerances, relative to q: of a stable length, of the limit of small signals, and of the table.
-_STABLE = 1 + 1e-9
-_NEAR_ZERO, _ROUNDING = 1e-5, 1e-7
+_STABLE, _NEAR_ZERO, _ROUNDING = 1 + 1e-9, 1e-5, 1e-7
 
 
 class Critical(NamedTuple):
     """A point of the critical line, where `chi_perp` is 1; NaN where there is no such point.
 
-    Attributes:
-      w_variance, b_variance: weight variance times fan-in, and bias variance.
-      q: variance of the pre-activations; 0 in the limit of small signals, as for tanh's (1, 0).
-      chi_par: slope of the length map there.
+    `q` is the variance of the pre-activations, 0 in the limit of small signals, as for tanh's (1,
+    0).
     """
 
     w_variance: FloatArray
@@ -81,10 +78,8 @@ def critical(activation: ActivationLike, b_variance: ArrayLike | None = None) ->
     return _critical(phi, b_variance)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _line(phi, q):
-    q = jnp.asarray(q, jnp.float64)
     point = _point(phi, q)
     # A homogeneous activation has M = q D; what remains of the difference is rounding.
     b_variance = jnp.where(jnp.abs(point.b_variance) < 1e-13 * q, 0.0, point.b_variance)
@@ -124,11 +119,7 @@ def _on_grid(phi: Activation):
 
 @functools.lru_cache(maxsize=64)
 def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
-    """Critical points without biases.
-
-    Returns: whether every `q` is critical, as for homogeneous activations; whether there is a
-    critical point in the limit `q -> 0`; and `1 / D` in this limit.
-    """
+    """Whether every `q` is critical without biases, or the limit `q -> 0`; and `1 / D` there."""
     grid, relative, _ = _on_grid(phi)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         # Half of a small signal is on either side of zero, where the slopes may differ.
@@ -148,10 +139,8 @@ def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
     return every, bool(linear and shrinks), w_variance
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _critical(phi, b_variance):
-    b_variance = jnp.asarray(b_variance, jnp.float64)
     log_q, exists = _root(phi, b_variance)
 
     def bias(log_q):
@@ -162,8 +151,7 @@ def _critical(phi, b_variance):
     value, slope = jax.lax.stop_gradient((value, slope))
     step = (b_variance - value) / jnp.where(slope == 0, jnp.inf, slope)
     log_q = log_q + jnp.where(jnp.abs(step) < 1e-3, step, 0.0)
-    point = _point(phi, jnp.exp(log_q))._replace(b_variance=b_variance)
-    point = _nan_unless(exists, point)
+    point = _nan_unless(exists, _point(phi, jnp.exp(log_q))._replace(b_variance=b_variance))
     every, only_limit, w_variance = _small_signals(phi)
     if every or only_limit:
         # Without biases: any q is as good as 1, or the point is the limit of small signals.
@@ -207,14 +195,10 @@ def _smallest(phi: Activation) -> Critical:
     return _smallest_between(phi, low, high)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _smallest_between(phi, low, high):
-    """The point with the smallest bias variance between two log variances."""
-
     def cost(log_q):
         relative, chi_par = _from_table(phi, log_q)
-        # Points that are not allowed cost more than all others.
         excess = jnp.maximum(chi_par - 1, 0.0) + jnp.maximum(-relative, 0.0)
         return jnp.where(excess > 0, 1e9 + excess, relative * jnp.exp(log_q))
 

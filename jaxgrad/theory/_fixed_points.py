@@ -5,7 +5,6 @@ by changes of sign on a table over all variances from 1e-12 to 1e12, including p
 just touch, and refined by a Newton step.
 """
 
-import functools
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -16,19 +15,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int8
 
 from jaxgrad import activations
-from jaxgrad._numerics import bisect, in_float64
+from jaxgrad._numerics import bisect, compiled_in_float64
 from jaxgrad.theory import _moments
 from jaxgrad.theory._maps import ActivationLike, check_variances, next_log_q
 from jaxgrad.theory._tables import GRID, interpolate, known_range, table
 
-SLOTS = 8
-"""The largest number of fixed points that is returned."""
-
-TOUCH = 1e-10
-"""A map that comes this close to the identity, relative to `q`, is considered to touch it."""
-
-# Where |chi_par| is this close to 1, stability follows from the signs on both sides.
-_MARGINAL = 1e-6
+SLOTS = 8  # The largest number of fixed points that is returned.
+# A map touches the identity if it comes this close, relative to q. Where |chi_par| is marginally
+# close to 1, stability follows from the signs on both sides.
+TOUCH, _MARGINAL = 1e-10, 1e-6
 
 
 class Stability(IntEnum):
@@ -40,24 +35,16 @@ class Stability(IntEnum):
     """
 
     STABLE = 0
-    """It decays."""
     UNSTABLE = 1
-    """It grows."""
     HALF_STABLE = 2
-    """It decays on one side and grows on the other."""
     NEUTRAL = 3
-    """It remains: every length is a fixed point."""
     NONE = -1
-    """There is no such fixed point; the entry is a filler."""
 
 
 class FixedPoints(NamedTuple):
     """Fixed points of the length map in increasing order, eight entries filled up with NaN.
 
-    Attributes:
-      q: variance of the pre-activations; 0 where a vanishing signal is a fixed point.
-      chi_par, chi_perp: slope of the map there, and growth of a squared gradient.
-      stability: values of `Stability`.
+    `q` is 0 where a vanishing signal is a fixed point; `stability` holds values of `Stability`.
     """
 
     q: Float[Array | np.ndarray, "8"]
@@ -82,8 +69,7 @@ def fixed_points(
     >>> round(float(points.q[0]), 6), round(float(points.chi_perp[0]), 6)
     (0.315316, 0.880164)
     """
-    w_variance, b_variance = check_variances(w_variance, b_variance)
-    return _fixed_points(activations.get(activation), w_variance, b_variance)
+    return _fixed_points(activations.get(activation), *check_variances(w_variance, b_variance))
 
 
 def excess(log_square: ArrayLike, log_q: ArrayLike, log_w: ArrayLike, log_b: ArrayLike) -> Array:
@@ -112,7 +98,7 @@ def solve(rows: np.ndarray, low: Array, high: Array, log_w: Array, log_b: Array)
 
 
 def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tuple[Array, ...]:
-    """Take one Newton step, through which derivatives pass, from near a fixed point.
+    """Take a Newton step to a fixed point, through which derivatives pass.
 
     `averages` maps a log variance to `log M`, `d log M / d log q` and `log D`. Returns the fixed
     point as a log variance, with `chi_par` and `chi_perp` there.
@@ -125,8 +111,7 @@ def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tupl
     step = (log_q - following) / jnp.where(jnp.abs(slope) > 1e-6, slope, jnp.inf)
     log_q = log_q + jnp.where(jnp.isfinite(step), jnp.clip(step, -1e-3, 1e-3), 0.0)
     log_square, elasticity, log_slope = averages(log_q)
-    chi_par = elasticity * jnp.exp(log_w + log_square - log_q)
-    return log_q, chi_par, jnp.exp(log_w + log_slope)
+    return log_q, elasticity * jnp.exp(log_w + log_square - log_q), jnp.exp(log_w + log_slope)
 
 
 def end_slopes(phi: activations.Activation, index: int, log_w: Array) -> tuple[Array, Array]:
@@ -136,8 +121,7 @@ def end_slopes(phi: activations.Activation, index: int, log_w: Array) -> tuple[A
     return square[1] * jnp.exp(log_w + square[0] - GRID[index]), jnp.exp(log_w + slope[0])
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _fixed_points(phi, w_variance, b_variance):
     log_w, log_b = logs(w_variance, b_variance)
     grid, value = _refined_grid(phi, log_w, log_b)
@@ -160,7 +144,7 @@ def _fixed_points(phi, w_variance, b_variance):
     stability = _stability(value, index, touches, chi_par)
     # A vanishing signal is a fixed point without biases, if phi passes through zero:
     # M ~ q^e near zero, with e below 1 if phi(0) is not 0.
-    first, _ = known_range(phi)
+    first = known_range(phi)[0]
     end_par, end_perp = end_slopes(phi, first, log_w)
     linear = (table(phi).square[1, first] > 1 - 1e-6) & (log_w > -jnp.inf)
     zero_is_fixed = (log_b == -jnp.inf) & (linear | (log_w == -jnp.inf))
@@ -168,10 +152,8 @@ def _fixed_points(phi, w_variance, b_variance):
     end = jnp.where(neutral, Stability.NEUTRAL, end)
 
     def entries(end_value, values):
-        filled = jnp.where(index >= 0, values, jnp.nan)
-        with_zero = jnp.concatenate([end_value[None], filled])
-        without_zero = jnp.concatenate([filled, jnp.full(1, jnp.nan)])
-        return jnp.where(zero_is_fixed, with_zero, without_zero)
+        both = jnp.concatenate([end_value[None], jnp.where(index >= 0, values, jnp.nan)])
+        return jnp.where(zero_is_fixed, both, jnp.append(both[1:], jnp.nan))
 
     stability = entries(end.astype(jnp.float64), stability.astype(jnp.float64))
     return FixedPoints(
@@ -204,11 +186,10 @@ def _refined_grid(phi, log_w, log_b):
     extra = bisect(derivative, grid[index], grid[index + 1], steps=40)
     # Entries that are not used repeat the first point.
     extra = jnp.where(index >= 0, extra, grid[0])
-    order = jnp.argsort(jnp.concatenate([grid, extra]))
-    grid = jnp.concatenate([grid, extra])[order]
     exact = excess(interpolate(rows, extra)[0], extra, log_w, log_b)
-    value = jnp.concatenate([value, exact])[order]
-    return grid, jnp.where(jnp.abs(value) < TOUCH, 0.0, value)
+    grid, value = jnp.append(grid, extra), jnp.append(value, exact)
+    order = jnp.argsort(grid)
+    return grid[order], jnp.where(jnp.abs(value) < TOUCH, 0.0, value)[order]
 
 
 def _stability(value, index, touches, chi_par):

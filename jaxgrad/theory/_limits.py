@@ -1,6 +1,5 @@
 """The length and the correlation that deep layers approach, and over how many layers."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import activations
-from jaxgrad._numerics import FloatArray, bisect, in_float64
+from jaxgrad._numerics import FloatArray, bisect, compiled_in_float64
 from jaxgrad.theory import _moments
 from jaxgrad.theory._fixed_points import TOUCH, end_slopes, excess, first_index, logs, polish, solve
 from jaxgrad.theory._maps import ActivationLike, check_variances
@@ -17,12 +16,10 @@ from jaxgrad.theory._tables import GRID, interpolate, known_range, table
 
 
 class Limit(NamedTuple):
-    """The limit of the length; every field has the shape of the variances.
+    """The limit of the length and the slopes there; every field has the shape of the variances.
 
-    Attributes:
-      q: the limit, 0 where the signal vanishes (below 1e-12) and infinite where it grows without
-        bound (above 1e12).
-      chi_par, chi_perp: there, or in the limit towards 0 or infinity.
+    `q` is 0 where the signal vanishes (below 1e-12) and infinite where it grows without bound
+    (above 1e12). The slopes are then those in the limit.
     """
 
     q: FloatArray
@@ -43,9 +40,8 @@ class Limit(NamedTuple):
 class Correlation(NamedTuple):
     """The limit of the correlation of two examples, at the limit of the length.
 
-    Attributes:
-      gap: `1 - c` in the limit: 0 in the ordered phase, positive in the chaotic one.
-      chi: slope of the c-map there.
+    `gap` is `1 - c`, 0 in the ordered phase and positive in the chaotic one; `chi` is the slope of
+    the c-map there.
     """
 
     gap: FloatArray
@@ -84,8 +80,7 @@ def limit(
     >>> round(float(limit("relu", 1.0, 0.5).q), 9)
     1.0
     """
-    w_variance, b_variance = check_variances(w_variance, b_variance)
-    return _limit(activations.get(activation), w_variance, b_variance, q)
+    return _limit(activations.get(activation), *check_variances(w_variance, b_variance), q)
 
 
 def correlation(
@@ -102,25 +97,15 @@ def correlation(
     >>> round(float(correlation("tanh", 1.3, 0.05).xi_c), 3)
     7.834
     """
-    w_variance, b_variance = check_variances(w_variance, b_variance)
-    return _correlation(activations.get(activation), w_variance, b_variance, q)
+    return _correlation(activations.get(activation), *check_variances(w_variance, b_variance), q)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _limit(phi, w_variance, b_variance, q):
-    arrays = jnp.broadcast_arrays(
-        *(jnp.asarray(a, jnp.float64) for a in (w_variance, b_variance, q))
-    )
-    if arrays[0].ndim == 0:
-        return _limit_of_one(phi, *arrays)
-    # In batches, which bound the memory.
-    flat = jax.lax.map(
-        lambda numbers: _limit_of_one(phi, *numbers),
-        tuple(a.ravel() for a in arrays),
-        batch_size=256,
-    )
-    return jax.tree.map(lambda leaf: leaf.reshape(arrays[0].shape), flat)
+    def one(*scalars):
+        return _limit_of_one(phi, *scalars)
+
+    return _moments.map_elements(one, w_variance, b_variance, q, batch_size=256)
 
 
 def _limit_of_one(phi, w_variance, b_variance, q):
@@ -147,20 +132,14 @@ def _limit_of_one(phi, w_variance, b_variance, q):
 
     root, chi_par, chi_perp = polish(averages, jnp.where(converges, root, 0.0), log_w, b_variance)
     low, high = (end_slopes(phi, end, log_w) for end in (first, last))
-    end_par, end_perp = (jnp.where(up, *pair) for pair in zip(high, low, strict=True))
-    return Limit(
-        jnp.where(converges, jnp.exp(root), jnp.where(up, jnp.inf, 0.0)),
-        jnp.where(converges, chi_par, end_par),
-        jnp.where(converges, chi_perp, end_perp),
-    )
+    ends = Limit(*(jnp.where(up, *pair) for pair in ((jnp.inf, 0.0), *zip(high, low, strict=True))))
+    inside = Limit(jnp.exp(root), chi_par, chi_perp)
+    return jax.tree.map(lambda a, b: jnp.where(converges, a, b), inside, ends)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _correlation(phi, w_variance, b_variance, q):
-    w_variance, b_variance, q = jnp.broadcast_arrays(
-        *(jnp.asarray(a, jnp.float64) for a in (w_variance, b_variance, q))
-    )
+    w_variance, b_variance, q = jnp.broadcast_arrays(w_variance, b_variance, q)
     # The c-map is that of two examples whose lengths have reached their limit.
     length = _limit(phi, w_variance, b_variance, q)
     log_q = jnp.log(jnp.where((length.q > 0) & jnp.isfinite(length.q), length.q, jnp.nan))
@@ -174,20 +153,15 @@ def _correlation(phi, w_variance, b_variance, q):
 
     # From c = 0 on the c-map is convex, so it has one stable fixed point there: below it the gap
     # grows, above it the gap shrinks.
-    log_gap = bisect(
-        lambda log_gap: step(log_gap)[0] - jnp.exp(log_gap),
-        jnp.full_like(log_q, jnp.log(1e-12)),
-        jnp.zeros_like(log_q),
-        steps=40,
-        sign=1.0,
-    )
-    log_gap = jax.lax.stop_gradient(log_gap)
+    def growth(log_gap):
+        return step(log_gap)[0] - jnp.exp(log_gap)
+
+    low, high = jnp.full_like(log_q, jnp.log(1e-12)), jnp.zeros_like(log_q)
+    log_gap = jax.lax.stop_gradient(bisect(growth, low, high, steps=40, sign=1.0))
     gap, chi = step(log_gap)
     # A Newton step, through which derivatives pass: d(gap map)/d(gap) is w E phi'(u) phi'(v).
     newton = jnp.exp(log_gap) + (gap - jnp.exp(log_gap)) / (1 - jax.lax.stop_gradient(chi))
     # Where chi_perp <= 1, examples become parallel: the gap is 0, and its map has slope chi_perp.
     ordered = length.chi_perp <= 1
-    chaotic = step(jnp.log(jnp.where(ordered, 1.0, newton)))[1]
-    return Correlation(
-        jnp.where(ordered, 0.0 * length.q, newton), jnp.where(ordered, length.chi_perp, chaotic)
-    )
+    chi = jnp.where(ordered, length.chi_perp, step(jnp.log(jnp.where(ordered, 1.0, newton)))[1])
+    return Correlation(jnp.where(ordered, 0.0 * length.q, newton), chi)

@@ -4,7 +4,6 @@ Weights have variance `w_variance / fan_in` and biases `b_variance`; `q` is the 
 pre-activations. Poole et al. (2016) derive the maps, Schoenholz et al. (2017) their slopes.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +13,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, in_float64
+from jaxgrad._numerics import FloatArray, compiled_in_float64, in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
 
 ActivationLike = str | Activation | Callable[..., Any]
-"""Anything that `jaxgrad.activations.get` accepts."""
 
 
 def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
@@ -66,13 +64,12 @@ def c_map(
 ) -> FloatArray:
     """Compute the correlation `c` of two examples in the next layer, in terms of `gap = 1 - c`.
 
-    Both examples have variance `q`. Near `c = 1`, the gap keeps the digits that `c` loses.
+    Both examples have variance `q`. Near `c = 1`, the gap keeps the digits that `c` loses: its
+    relative error is about `1e-16 / sqrt(gap)`.
 
     Args:
       activation, q, w_variance, b_variance: as for `q_map`.
       gap: `1 - c`, from 0 to 2, broadcast with `q`.
-
-    Returns: the next layer's gap, with a relative error of about `1e-16 / sqrt(gap)`.
 
     >>> round(float(c_map("relu", 1.0, 1.0, 2.0)), 6)  # 1 - 1 / pi
     0.68169
@@ -91,9 +88,8 @@ def chi_perp(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) ->
 
 def chi_par(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
     """Compute `w_variance M'(q)`, the slope of `q_map`: below 1 the length is stable."""
-    w_variance = check_variances(w_variance, 0.0)[0]
     slope = _average(activations.get(activation), _positive("q", q), "slope")
-    return _affine(w_variance, slope, 0.0)
+    return _affine(check_variances(w_variance, 0.0)[0], slope, 0.0)
 
 
 def check_variances(w_variance: Any, b_variance: Any) -> tuple[Any, Any]:
@@ -104,10 +100,7 @@ def check_variances(w_variance: Any, b_variance: Any) -> tuple[Any, Any]:
 
 
 def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> Array:
-    """Compute `log(w M + b)` from the logs of `M` and `w`.
-
-    The derivative with respect to `b` is finite even where `b` is 0, or `w M` too.
-    """
+    """Compute `log(w M + b)` from the logs of `M` and `w`; its derivative by `b` is finite at 0."""
     weighted = log_w + log_square
     # logaddexp(x, -inf) has no derivative by the -inf, so b = 0 is a case of its own.
     positive = b_variance > 0
@@ -128,10 +121,8 @@ def _affine(w_variance, average, b_variance):
     return jnp.asarray(w_variance) * average + jnp.asarray(b_variance)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@compiled_in_float64(0, 2)
 def _average(phi, q, quantity):
-    q = jnp.asarray(q, jnp.float64)
     averages = _moments.statistics(phi, jnp.log(q))
     if quantity == "slope":
         # M' = (d log M / d log q) M / q.
@@ -139,11 +130,9 @@ def _average(phi, q, quantity):
     return jnp.exp(getattr(averages, quantity))
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _c_map(phi, gap, q, w_variance, b_variance):
-    q = jnp.asarray(q, jnp.float64)
-    log_q, gap = jnp.broadcast_arrays(jnp.log(q), jnp.asarray(gap, jnp.float64))
+    log_q, gap = jnp.broadcast_arrays(jnp.log(q), gap)
     square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)
     # Equal biases bring examples closer: of the next variance, only the share w M differs.
     return _moments.pair(phi, log_q, gap)[0] * square / (square + b_variance)

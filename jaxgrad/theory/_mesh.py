@@ -16,27 +16,18 @@ import numpy as np
 
 from jaxgrad.activations import Activation
 
+# Gaussians are cut at this many standard deviations; beyond lies 1e-44 of their mass.
 REACH = 14.0
-"""Gaussians are cut at this many standard deviations; beyond lies 1e-44 of their mass."""
-
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
-"""Gauss-Legendre nodes and weights of a panel from -1 to 1."""
-
 # Panels cover the line from -_BOUND to _BOUND; the outermost ones stand for all that lies beyond.
-_BOUND = 1500.0
-_TOLERANCE = 1e-13
-_BATCH = 4096
-_MOST_PANELS = 20_000
+_BOUND, _TOLERANCE, _BATCH, _MOST_PANELS = 1500.0, 1e-13, 4096, 20_000
 
 
 class Mesh(NamedTuple):
-    """Panels on which an activation is smooth.
+    """Panels on which an activation is smooth, between increasing `edges` of the real line.
 
-    Attributes:
-      edges: increasing points of the real line.
-      kinks: those edges where the function or its slope jumps.
-      log_q: the largest log variance for which the mesh is valid; finite if the function is still
-        rough at the ends of the mesh.
+    The function or its slope jumps at those edges that are `kinks`. `log_q` is the largest log
+    variance for which the mesh is valid; it is finite if the function is still rough at its ends.
     """
 
     edges: tuple[float, ...]
@@ -48,17 +39,14 @@ def versions(activation: Activation) -> list[tuple[float, Callable[[Any], jax.Ar
     """The deterministic functions, with weights, whose average an activation is over its draws."""
     if not activation.mixture:
         return [(1.0, activation)]
-    return [
-        (weight, functools.partial(activation.function, **dict(constants)))
-        for weight, constants in activation.mixture
-    ]
+    function, mixture = activation.function, activation.mixture
+    return [(weight, functools.partial(function, **dict(options))) for weight, options in mixture]
 
 
 @functools.lru_cache(maxsize=256)
 def mesh(activation: Activation) -> Mesh:
     """Find the panels of an activation; ValueError if its averages cannot be computed."""
-    kinks = set(activation.kinks)
-    edges: set[float] = set()
+    kinks, edges = set(activation.kinks), set()
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         # The kinks of all versions come first, because each splits the panels of every version.
         for _, function in versions(activation):
@@ -82,9 +70,9 @@ def _check_elementwise(name: str, function: Callable) -> None:
         together = np.asarray(compiled(np.roll(x.T, 3)))
         alone = np.concatenate([np.asarray(compiled(row[None])) for row in x], axis=1)
     except Exception as error:
+        raised = f"it raised {type(error).__name__}: {error}"
         raise ValueError(
-            f"activation {name!r} must accept any array of numbers, but it raised "
-            f"{type(error).__name__}: {error}"
+            f"activation {name!r} must accept any array of numbers, but {raised}"
         ) from error
     if together.shape != (1, 7) or not np.allclose(
         np.roll(together, -3), alone, rtol=1e-9, atol=1e-12, equal_nan=True
@@ -105,21 +93,15 @@ def evaluator(function: Callable[[Any], jax.Array]) -> Callable[[np.ndarray], li
     def evaluate(x):
         # Batches of one size, so that arrays of all sizes share one program.
         flat = np.pad(x.ravel(), (0, -x.size % _BATCH), mode="edge").reshape(-1, _BATCH)
-        pairs = [value_and_slope(part) for part in flat]
-        return [
-            np.concatenate([np.asarray(pair[i]) for pair in pairs])[: x.size].reshape(x.shape)
-            for i in (0, 1)
-        ]
+        pairs = zip(*map(value_and_slope, flat), strict=True)
+        return [np.concatenate([*map(np.asarray, p)])[: x.size].reshape(x.shape) for p in pairs]
 
     return evaluate
 
 
 @dataclass(frozen=True)
 class _Search:
-    """Search for the panels of one function.
-
-    `evaluate` returns values and slopes; `sizes` holds the sizes of both at ordinary arguments.
-    """
+    """Search for the panels of one function; `sizes` holds its size and its slope's near zero."""
 
     name: str
     evaluate: Callable[[np.ndarray], list[np.ndarray]]
@@ -140,13 +122,13 @@ class _Search:
         `panels` holds lower and upper ends, `[panels, 2]`, and `within` further points from -1 to 1
         at which a polynomial of degree below 13 must agree with the function, `[panels, points]`.
         """
-        half = np.diff(panels) / 2
-        x = panels.mean(axis=1, keepdims=True) + half * NODES
+        half, middle = np.diff(panels) / 2, panels.mean(axis=1, keepdims=True)
+        x = middle + half * NODES
         # A jump between the last node and the end of the panel shows just before the end.
         ends = np.broadcast_to([1e-9 - 1, 1 - 1e-9], (len(panels), 2))
         within = np.concatenate([within, ends], axis=1)
         node_values = self.evaluate(x)
-        other_values = self.evaluate(panels.mean(axis=1, keepdims=True) + half * within)
+        other_values = self.evaluate(middle + half * within)
         if np.isnan(node_values[0]).any():
             raise ValueError(
                 f"activation must be defined on the whole real line, but {self.name!r} is NaN at "
@@ -154,10 +136,8 @@ class _Search:
             )
         parts = (*node_values, *other_values)
         finite = np.all([np.isfinite(part).all(axis=1) for part in parts], axis=0)
-        node_values, other_values = (
-            [np.where(finite[:, None], part, 0.0) for part in group]
-            for group in (node_values, other_values)
-        )
+        parts = [np.where(finite[:, None], part, 0.0) for part in parts]
+        node_values, other_values = parts[:2], parts[2:]
         far = np.abs(x).max(axis=1)
         # Rounding of the argument changes the function by |x phi'(x)| times the machine epsilon.
         noise = 2e-15 * far * np.abs(node_values[1]).max(axis=1)
@@ -193,9 +173,8 @@ class _Search:
                     "activation must be smooth between a few kinks, with finite slopes, but "
                     f"{self.name!r} is too rough for its averages to be computed; smooth it"
                 )
-            middle = rest.mean(axis=1)
-            halves = ((rest[:, 0], middle), (middle, rest[:, 1]))
-            panels = np.concatenate([np.stack(half, axis=1) for half in halves])
+            low, middle, high = rest[:, 0], rest.mean(axis=1), rest[:, 1]
+            panels = np.concatenate([np.stack(p, axis=1) for p in ((low, middle), (middle, high))])
         # The two panels beside a kink both shrink to it.
         kinks = np.sort(np.concatenate(points))
         new = np.diff(kinks, prepend=-np.inf) > 1e-9 * np.maximum(np.abs(kinks), 1e-3)
@@ -221,6 +200,5 @@ class _Search:
 
 
 _vandermonde = np.polynomial.legendre.legvander
-
 # Coefficients of the Legendre series: c_k = (2 k + 1) / 2 sum_i w_i f(x_i) P_k(x_i).
 _TO_SERIES = _vandermonde(NODES, 15) * WEIGHTS[:, None] * (2 * np.arange(16) + 1) / 2

@@ -7,6 +7,7 @@ of the same Jacobian, per output.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,8 +23,7 @@ from jaxgrad.activations import Activation
 from jaxgrad.theory._mesh import REACH, mesh, versions
 from jaxgrad.theory._quadrature import FAR, extends_beyond, nodes, sample
 
-# Below this gap two examples see the same slope.
-_LINEAR = 1e-16
+_LINEAR = 1e-16  # Below this gap two examples see the same slope.
 # With more panels than this, averages over pairs use those with |x| below the bound only.
 _MANY_PANELS, _BOUND = 200, 60.0
 _AROUND = tuple(sign * step for sign in (-1, 1) for step in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0))
@@ -58,12 +58,9 @@ class Moments:
 
 
 class Statistics(NamedTuple):
-    """Averages of an activation `phi` over `x ~ N(0, q)`; each has the shape of `log_q`.
+    """Averages of an activation over `x ~ N(0, q)`: logs of `M` and `D`, and `E phi / sqrt(M)`.
 
-    Attributes:
-      log_square, log_slope: logs of `M = E phi^2` and `D = E phi'^2`.
-      mean: `E phi / sqrt(M)`.
-      elasticity, slope_elasticity: `d log M / d log q` and `d log D / d log q`.
+    The elasticities are `d log M / d log q` and `d log D / d log q`. All have the shape of `log_q`.
     """
 
     log_square: Float[Array, "..."]
@@ -79,7 +76,7 @@ def statistics(activation: Activation, log_q: ArrayLike) -> Statistics:
     The result is NaN where the second moment diverges or needs pre-activations beyond 14 standard
     deviations, and where the activation oscillates too often for this variance.
     """
-    return _map_elements(functools.partial(_statistics, activation), jnp.asarray(log_q))
+    return map_elements(functools.partial(_statistics, activation), log_q)
 
 
 def pair(
@@ -90,8 +87,7 @@ def pair(
     Returns: the gap of the activations, with a relative error of about `1e-16 / sqrt(gap)`, and `E
     phi'(u) phi'(v)`; NaN where the activation oscillates too often within 14 standard deviations.
     """
-    log_q, gap = jnp.broadcast_arrays(jnp.asarray(log_q), jnp.asarray(gap))
-    return _map_elements(functools.partial(_pair, activation), log_q, gap)
+    return map_elements(functools.partial(_pair, activation), log_q, gap)
 
 
 @in_float64
@@ -148,39 +144,35 @@ def _moments_of(x, gap):
     return Moments(jnp.log(q), zero, jnp.mean(x, axis=(0, -1)) / jnp.sqrt(q), between)
 
 
-def _map_elements(function, *arrays):
+def map_elements(function: Callable[..., Any], *arrays: ArrayLike, batch_size: int = 32) -> Any:
     """Apply a function of scalars to every element, in batches that bound the memory."""
-    if arrays[0].ndim == 0:
+    first, *_ = arrays = jnp.broadcast_arrays(*map(jnp.asarray, arrays))
+    if first.ndim == 0:
         return function(*arrays)
-    flat = jax.lax.map(
-        lambda scalars: function(*scalars), tuple(a.ravel() for a in arrays), batch_size=32
-    )
-    return jax.tree.map(lambda leaf: leaf.reshape(arrays[0].shape), flat)
+    flat = tuple(a.ravel() for a in arrays)
+    results = jax.lax.map(lambda scalars: function(*scalars), flat, batch_size=batch_size)
+    return jax.tree.map(lambda leaf: leaf.reshape(first.shape), results)
 
 
 def _statistics(activation, log_q):
     near = jnp.clip(log_q, -FAR, FAR)
     x, weights, value, slope = sample(activation, near)
-    square, slope_square = value * value, slope * slope
-    m, d = jnp.sum(square * weights), jnp.sum(slope_square * weights)
+    square, slope_square = value * value * weights, slope * slope * weights
+    m, d = jnp.sum(square), jnp.sum(slope_square)
     z = x * jnp.exp(-0.5 * near)
-    m = jnp.where(extends_beyond(z, square * weights, m), jnp.nan, m)
+    m = jnp.where(extends_beyond(z, square, m), jnp.nan, m)
     # With x = sqrt(q) z: q dM/dq = E phi phi' x. For D, whose terms may jump, the derivative is
     # taken of the density instead: q dD/dq = E phi'^2 (z^2 - 1) / 2.
     elasticity = jnp.sum(value * slope * x * weights) / m
-    slope_elasticity = jnp.sum(slope_square * weights * (z * z - 1)) / (2 * d)
-    beyond = log_q - near
-    return Statistics(
-        jnp.log(m) + elasticity * beyond,
-        jnp.log(d) + slope_elasticity * beyond,
-        jnp.sum(value * weights) / jnp.sqrt(m),
-        elasticity,
-        slope_elasticity,
-    )
+    slope_elasticity = jnp.sum(slope_square * (z * z - 1)) / (2 * d)
+    log_square = jnp.log(m) + elasticity * (log_q - near)
+    log_slope = jnp.log(d) + slope_elasticity * (log_q - near)
+    mean = jnp.sum(value * weights) / jnp.sqrt(m)
+    return Statistics(log_square, log_slope, mean, elasticity, slope_elasticity)
 
 
 def _pair(activation, log_q, gap):
-    """Write `u = a + b` and `v = a - b`, with independent `a` and `b`.
+    """Averages with `u = a + b` and `v = a - b`, where `a` and `b` are independent.
 
     Their variances are `q (1 - gap / 2)` and `q gap / 2`. Then the new gap is an average of
     `(phi(u) - phi(v))^2 / 2`, which loses no digits if the gap is small.

@@ -18,17 +18,14 @@ from jaxtyping import Array, Float
 from jaxgrad.activations import Activation
 from jaxgrad.theory._mesh import NODES, REACH, WEIGHTS, mesh, versions
 
+# Beyond this absolute log variance, averages are extrapolated as powers of the variance.
 FAR = 60.0
-"""Beyond this absolute log variance, averages are extrapolated as powers of the variance."""
-
-_NEGLIGIBLE = 1e-12
 
 
 class Average(NamedTuple):
     """Nodes and weights of Gaussian averages: `E f(x)` is `sum(weights * f(x))`.
 
-    The weights carry the derivative with respect to `q`, the nodes do not. So derivatives are right
-    even where `f` jumps.
+    Only the weights carry the derivative by `q`, which is then right even where `f` jumps.
     """
 
     x: Float[Array, " nodes"]
@@ -38,8 +35,8 @@ class Average(NamedTuple):
 class Sample(NamedTuple):
     """Values and slopes of an activation at the nodes of all its versions.
 
-    `sum(weights * f(value, slope))` is a Gaussian average, over the activation's draws as well. The
-    weights are NaN if the mesh of the activation is not valid for the variance.
+    `sum(weights * f(value, slope))` is an average over the activation's draws as well. The weights
+    are NaN if the mesh is not valid for the variance.
     """
 
     x: Float[Array, " nodes"]
@@ -77,8 +74,7 @@ def nodes(
     x = centre + fixed * z
     # The factor is 1, but its derivative is that of the density: N(x; mean, scale) / N(x; fixed).
     shifted = (x - mean) / scale
-    factor = fixed / scale * jnp.exp((z * z - shifted * shifted) / 2)
-    return Average(x, weights * factor)
+    return Average(x, weights * (fixed / scale * jnp.exp((z * z - shifted * shifted) / 2)))
 
 
 def sample(activation: Activation, log_q: Float[Array, ""]) -> Sample:
@@ -101,4 +97,4 @@ def extends_beyond(z, terms, total):
     """
     xp = np if isinstance(terms, np.ndarray) else jnp
     end = xp.sum(xp.where(abs(z) > REACH - 1, terms, 0.0), axis=-1)
-    return end > _NEGLIGIBLE * total
+    return end > 1e-12 * total

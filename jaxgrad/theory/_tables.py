@@ -16,9 +16,8 @@ from jaxgrad.activations import Activation
 from jaxgrad.theory import _quadrature
 from jaxgrad.theory._mesh import evaluator, mesh, versions
 
+# The table covers log variances from -28 to 28, so variances from 7e-13 to 1e12.
 LOW, HIGH, STEP = -28.0, 28.0, 0.0625
-"""The table covers log variances from -28 to 28, so variances from 7e-13 to 1e12."""
-
 GRID = np.linspace(LOW, HIGH, int((HIGH - LOW) / STEP) + 1)
 
 
@@ -60,8 +59,7 @@ def _rows(panels, evaluators, log_q):
     with np.errstate(over="ignore"):
         for share, evaluate in evaluators:
             value, derivative = evaluate(scale * z)
-            square = square + share * value**2
-            slope = slope + share * derivative**2
+            square, slope = square + share * value**2, slope + share * derivative**2
     # With N the density of N(0, q), dN/dlog q = a N, where a = (z^2 - 1) / 2, and
     # d^2N/dlog q^2 = (a^2 - z^2 / 2) N. So derivatives of averages are averages, too.
     a = (z * z - 1) / 2
@@ -80,11 +78,7 @@ def _rows(panels, evaluators, log_q):
 
 
 def interpolate(rows: np.ndarray, log_q: Array) -> tuple[Array, Array]:
-    """Value and first derivative at `log_q` of a row of the table, by quintic Hermite polynomials.
-
-    `rows` holds the value and two derivatives, `[3, points]`; `log_q`, any shape, lies in the
-    table.
-    """
+    """Value and slope at `log_q` of a row of the table, `[3, points]`, by quintic polynomials."""
     index = jnp.clip(jnp.floor((log_q - LOW) / STEP), 0, len(GRID) - 2).astype(jnp.int32)
     u = (log_q - LOW) / STEP - index
     left, right = (jnp.asarray(rows)[:, index + i] for i in (0, 1))
@@ -95,11 +89,8 @@ def interpolate(rows: np.ndarray, log_q: Array) -> tuple[Array, Array]:
     def polynomial(u):
         # The Taylor polynomial at the left, plus u^3 (c3 + c4 u + c5 u^2), whose coefficients
         # correct value and derivatives at the right.
-        r0 = b[0] - (a[0] + a[1] + a[2])
-        r1 = b[1] - (a[1] + 2 * a[2])
-        r2 = 2 * b[2] - 2 * a[2]
-        c3 = 10 * r0 - 4 * r1 + r2 / 2
-        c4 = -15 * r0 + 7 * r1 - r2
+        r0, r1, r2 = b[0] - (a[0] + a[1] + a[2]), b[1] - (a[1] + 2 * a[2]), 2 * b[2] - 2 * a[2]
+        c3, c4 = 10 * r0 - 4 * r1 + r2 / 2, -15 * r0 + 7 * r1 - r2
         c5 = 6 * r0 - 3 * r1 + r2 / 2
         return a[0] + u * (a[1] + u * (a[2] + u * (c3 + u * (c4 + u * c5))))
 

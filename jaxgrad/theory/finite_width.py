@@ -8,8 +8,8 @@ Hanin (2018), Which neural net architectures give rise to exploding and vanishin
 Nica (2020), Products of many large random matrices and gradients.
 """
 
-import functools
-from typing import Any, NamedTuple
+from collections import namedtuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, in_float64
+from jaxgrad._numerics import FloatArray, compiled_in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
-from jaxgrad.theory._maps import ActivationLike, check_variances, next_log_q
+from jaxgrad.theory._maps import ActivationLike, next_log_q
 from jaxgrad.theory._quadrature import FAR, sample
 
 # Grid of u for integrals over P(log X - log S > u), and this probability for S = 1.
@@ -33,13 +33,10 @@ _SINGLE = np.exp(-np.exp(np.minimum(_GRID, 10.0)))
 class LayerLaw(NamedTuple):
     """The factor by which one layer of finite width multiplies a squared gradient, given its `q`.
 
-    Means and variances of the log are over networks in which the gradient is not exactly 0.
-    Bias-free ReLU layers make it 0 with a small probability.
-
-    Attributes:
-      log_mean: log of the mean factor, `log(w_variance D)`, at any width.
-      mean_log, var_log: mean and variance of its log, which describe a typical network.
-      log_spread: log of the mean squared factor over the squared mean, `log(1 + k / n)`.
+    `log_mean` is the log of the mean factor, `log(w_variance D)` at any width; `mean_log` and
+    `var_log` are the mean and variance of its log, which describe a typical network, over networks
+    whose gradient is not exactly 0; `log_spread` is the log of the mean squared factor over the
+    squared mean, `log(1 + k / n)`.
     """
 
     log_mean: FloatArray
@@ -53,10 +50,8 @@ class GradientLaw(NamedTuple):
 
     Entry `l - 1` is for depth `l`, and the gradient with respect to the first layer's
     pre-activations, per output, like `log_gradient` of `jaxgrad.propagation.Propagation`.
-
-    Attributes:
-      log_mean: log of the mean over networks.
-      mean_log, var_log: mean and variance of the log, which describe a typical network.
+    `log_mean` is the log of the mean over networks; `mean_log` and `var_log` are mean and variance
+    of the log, which describe a typical network.
     """
 
     log_mean: FloatArray
@@ -143,8 +138,7 @@ def gradient_law(
     phi = activations.get(activation)
     depth = _validate.integer("depth", depth, 1)
     for name, value in (("w_variance", w_variance), ("b_variance", b_variance)):
-        _validate.scalar(name, value)
-    w_variance, b_variance = check_variances(w_variance, b_variance)
+        _validate.scalar(name, value, minimum=0.0)
     _validate.scalar("width", width, minimum=1.0)
     _validate.scalar("input_square", input_square, minimum=0.0, above=True)
     return _gradient_law(phi, depth, w_variance, b_variance, width, input_square)
@@ -201,61 +195,37 @@ def _log_moments(phi, log_q, width):
     return jnp.where(covered, mean, jnp.nan), jnp.where(covered, variance, jnp.nan)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _layer_law(phi, q, w_variance, width):
-    log_q, width = jnp.log(jnp.asarray(q, jnp.float64)), jnp.asarray(width, jnp.float64)
-    log_mean = jnp.log(jnp.asarray(w_variance, jnp.float64))
-    log_mean = log_mean + _moments.statistics(phi, log_q).log_slope
+    log_q = jnp.log(q)
+    log_mean = jnp.log(w_variance) + _moments.statistics(phi, log_q).log_slope
     mean, variance = _log_moments(phi, log_q, width)
     # E g^4 = 3, so the squared factor has the mean (1 + k / n) times the squared mean.
     k = 3 * fourth_moments(phi, log_q)[2] - 1
     return LayerLaw(log_mean, log_mean + mean, variance, jnp.log1p(k / width))
 
 
-@in_float64
+@compiled_in_float64()
 def _exp_minus(value):
-    return jnp.exp(-jnp.asarray(value))
+    return jnp.exp(-value)
 
 
-@in_float64
-@jax.jit
+@compiled_in_float64()
 def _alive_probability(width, depth):
-    width, depth = jnp.asarray(width, jnp.float64), jnp.asarray(depth, jnp.float64)
     return jnp.exp(depth * jnp.log1p(-jnp.exp2(-width)))
 
 
-class _State(NamedTuple):
-    """Moments before a layer, to first order in `1 / width`.
+_State = namedtuple("_State", "log_q log_mean drift layer_variance mean var cov var_log turned")
+"""Moments before a layer, to first order in `1 / width`; `log_q` is that of infinite width.
 
-    `d` is the relative deviation of `q` from its value at infinite width, `Y` the log of the
-    squared gradient without the layers' drift, and `c` the correlation of a change with the signal.
-
-    Attributes:
-      log_q: log of `q` at infinite width.
-      log_mean, var_log: mean and variance of `Y`.
-      drift, layer_variance: sums of the mean and variance of the log that each layer adds.
-      mean, var, cov: mean and variance of `d`, and its covariance with `Y`.
-      turned: mean of `c^2`.
-    """
-
-    log_q: Any
-    log_mean: Any
-    drift: Any
-    layer_variance: Any
-    mean: Any
-    var: Any
-    cov: Any
-    var_log: Any
-    turned: Any
+`mean` and `var` are those of `d`, the relative deviation of `q`; `log_mean` and `var_log` those of
+`Y`, the log of the squared gradient without the layers' drift; `cov` their covariance; `turned` the
+mean squared correlation of a change with the signal; `drift` and `layer_variance` sums over layers.
+"""
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled_in_float64(0, 1)
 def _gradient_law(phi, depth, w_variance, b_variance, width, input_square):
-    w_variance, b_variance, width, input_square = (
-        jnp.asarray(a, jnp.float64) for a in (w_variance, b_variance, width, input_square)
-    )
     log_w, zero = jnp.log(w_variance), jnp.zeros((), jnp.float64)
 
     def step(state, _):
@@ -270,11 +240,9 @@ def _layer_step(phi, state: _State, log_w, b_variance, width) -> tuple[_State, G
         averages = _moments.statistics(phi, log_q)
         return (averages.elasticity, averages.slope_elasticity), averages
 
-    one = jnp.ones_like(state.log_q)
     # e = d log M / d log q and f = d log D / d log q.
-    (e, f), (e_slope, f_slope), averages = jax.jvp(
-        elasticities, (state.log_q,), (one,), has_aux=True
-    )
+    primal, one = (state.log_q,), (jnp.ones_like(state.log_q),)
+    (e, f), (e_slope, f_slope), averages = jax.jvp(elasticities, primal, one, has_aux=True)
     square, mixed, _ = fourth_moments(phi, state.log_q)
     layer_drift, layer_variance = _log_moments(phi, state.log_q, width)
 

@@ -4,7 +4,6 @@ The mean squared gradient is the mean of the squared singular values. Their spre
 differently single directions grow.
 """
 
-import functools
 from typing import Literal
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, in_float64
+from jaxgrad._numerics import FloatArray, compiled_in_float64
 from jaxgrad.theory import finite_width
 from jaxgrad.theory._maps import ActivationLike
 
@@ -82,26 +81,21 @@ def spectrum_variance(
     return _spectrum_variance(activations.get(activation), weights == "gaussian", q, depth)
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=0)
+@compiled_in_float64(0)
 def _lyapunov_exponents(width, w_variance):
     # The k-th squared growth is chi squared, with n - k + 1 degrees of freedom, times w / n; the
     # mean of its log is psi((n - k + 1) / 2) + log(2 w / n).
     freedom = jnp.arange(width, 0, -1, dtype=jnp.float64)
-    scale = jnp.log(2 * jnp.asarray(w_variance, jnp.float64) / width)
+    scale = jnp.log(2 * w_variance / width)
     return (scale + jax.scipy.special.digamma(freedom / 2)) / 2
 
 
-@in_float64
-@jax.jit
+@compiled_in_float64()
 def _largest_eigenvalue(depth):
-    depth = jnp.asarray(depth, jnp.float64)
     # (L + 1)^(L + 1) / L^L = (L + 1) (1 + 1 / L)^L, without overflow.
     return (depth + 1) * jnp.exp(depth * jnp.log1p(1 / depth))
 
 
-@in_float64
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@compiled_in_float64(0, 1)
 def _spectrum_variance(phi, gaussian, q, depth):
-    slope = finite_width.fourth_moments(phi, jnp.log(jnp.asarray(q, jnp.float64)))[2]
-    return depth * (slope - 1 + gaussian)
+    return depth * (finite_width.fourth_moments(phi, jnp.log(q))[2] - 1 + gaussian)
