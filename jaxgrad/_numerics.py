@@ -1,7 +1,7 @@
 """Numerics that several parts of the library share: scaling, logs of sums, root finding, float64.
 
-Functions that take `np.ndarray` run on the host and return Python floats. All others are traced:
-they can be jitted, mapped and, except for the searches, differentiated.
+Functions of `np.ndarray` run on the host and return Python floats. All others can be jitted, mapped
+and, except for the searches, differentiated.
 """
 
 import functools
@@ -21,17 +21,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Axes = int | tuple[int, ...]
 Values = ArrayLike | Array
+Floats = Float[Array, "..."]
+Function = Callable[[Array], Array]
 
 FloatArray = Float[Array | np.ndarray, "..."]  # What functions wrapped by `in_float64` return.
-
-_LARGE = 700.0  # Its exponential is close to the largest float64.
 
 
 def in_float64(function: Callable[P, R]) -> Callable[P, R]:
     """Make `function` compute in float64 whatever JAX's setting is.
 
-    Called with numbers, the wrapped function returns NumPy arrays of float64. Called inside a
-    traced program without float64, it rounds its result to float32.
+    With numbers the wrapped function returns NumPy arrays of float64. Inside a traced program
+    without float64 it rounds its result to float32.
     """
 
     @functools.wraps(function)
@@ -79,7 +79,6 @@ def float_eps(dtype: Any) -> float:
 
 def norm(values: Num[np.ndarray, "..."]) -> float:
     """Return the Euclidean norm of all values, without overflow; NaN if any is not finite."""
-    # Squares of ratios to the largest value do not overflow, nor do all of them underflow.
     largest = float(np.max(np.abs(values), initial=0.0))
     if not math.isfinite(largest):
         return math.nan
@@ -93,9 +92,7 @@ def rms(values: Num[np.ndarray, "..."]) -> float:
     return float(largest * np.sqrt(np.mean(np.square(sizes / largest)))) if largest > 0 else 0.0
 
 
-def divide_by_largest(
-    a: Float[Array, "..."], axis: Axes
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def divide_by_largest(a: Floats, axis: Axes) -> tuple[Floats, Floats]:
     """Divide an array by its largest absolute value along one axis or several.
 
     Squares of the result neither overflow nor all underflow. Returns it and the log of the divisor,
@@ -107,7 +104,7 @@ def divide_by_largest(
     return a / divisor, jnp.log(divisor)
 
 
-def log_mean_square(a: Float[Array, "..."], axis: Axes) -> Float[Array, "..."]:
+def log_mean_square(a: Floats, axis: Axes) -> Floats:
     """Return the log of the mean square along an axis, -inf for zeros, without overflow."""
     scaled, log_divisor = divide_by_largest(a, axis)
     return jnp.log(jnp.mean(jnp.square(scaled), axis=axis)) + 2 * jnp.squeeze(log_divisor, axis)
@@ -129,44 +126,37 @@ def rescale(
     return (flat * jnp.exp(-shift / 2)[:, None]).reshape(a.shape), shift, log_square
 
 
-def log_mean_exp(logs: Float[Array, "..."], axis: Axes = -1) -> Float[Array, "..."]:
+def log_mean_exp(logs: Floats, axis: Axes = -1) -> Floats:
     """Return `log(mean(exp(logs)))` along an axis, without overflow."""
-    axes = (axis,) if isinstance(axis, int) else axis
-    count = math.prod(logs.shape[one] for one in axes)
+    count = np.prod([logs.shape[one] for one in np.atleast_1d(axis)])
     return jax.nn.logsumexp(logs, axis=axis) - math.log(count)
 
 
-def weighted_log_sum_exp(weights: Sequence[Values], logs: Sequence[Values]) -> Float[Array, "..."]:
+def weighted_log_sum_exp(weights: Sequence[Values], logs: Sequence[Values]) -> Floats:
     """Return `log sum_i weights[i] exp(logs[i])` of arrays that broadcast, without overflow.
 
-    The weights are at least 0. The derivatives by weights and logs are right where a weight is
-    zero.
+    The weights are at least 0, and the derivatives are right where a weight is 0.
     """
     arrays = jnp.broadcast_arrays(*(jnp.asarray(a, float) for a in (*weights, *logs)))
     factors, exponents = (jnp.stack(half) for half in (arrays[: len(logs)], arrays[len(logs) :]))
     # A weight of zero must not select the top; its log is not taken, or its derivative were NaN.
     size = jnp.abs(factors)
     terms = exponents + jnp.log(jnp.where(size > 0, size, 1.0))
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(size > 0, terms, -jnp.inf), axis=0))
+    top = jax.lax.stop_gradient(jnp.max(terms, axis=0, where=size > 0, initial=-jnp.inf))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     # A term of weight zero may exceed the top by any amount; its exponential must stay finite.
-    scaled = jnp.exp(jnp.minimum(exponents - top[None], _LARGE))
+    scaled = jnp.exp(jnp.minimum(exponents - top[None], 700.0))
     return top + jnp.log(jnp.sum(factors * scaled, axis=0))
 
 
 def bisect(
-    function: Callable[[Array], Array],
-    low: Values,
-    high: Values,
-    *,
-    steps: int,
-    sign: Values | None = None,
+    function: Function, low: Values, high: Values, *, steps: int, sign: Values | None = None
 ) -> Array:
     """Find where an elementwise function changes its sign between `low` and `high`.
 
     The bounds have one shape, in either order. `sign` is that of the function at `low`; by default
-    it is evaluated there. Returns the middle of the last interval, with an error of at most `|high
-    - low| / 2^(steps + 1)`. If the sign does not change, this is near one of the bounds.
+    it is evaluated there. Returns the middle of the last interval, with an error of at most
+    `|high - low| / 2^(steps + 1)`. If the sign does not change, this is near one of the bounds.
     """
     bracket = jnp.asarray(low), jnp.asarray(high)
     sign = jnp.sign(function(bracket[0])) if sign is None else sign
@@ -181,13 +171,11 @@ def bisect(
     return (bracket[0] + bracket[1]) / 2
 
 
-def golden_section(
-    cost: Callable[[Array], Array], low: Values, high: Values, *, steps: int
-) -> Array:
+def golden_section(cost: Function, low: Values, high: Values, *, steps: int) -> Array:
     """Find the minimum of an elementwise function with a single minimum between `low` and `high`.
 
-    Each step makes the interval shorter by the factor 0.618. Rounding of the cost limits the
-    accuracy to about the square root of the machine epsilon if the cost is smooth there.
+    Each step multiplies the interval by 0.618. Rounding limits the accuracy where the cost is
+    smooth to about the square root of the machine epsilon.
     """
     golden = (math.sqrt(5) - 1) / 2  # Both inner points divide the interval in this ratio.
 

@@ -4,9 +4,9 @@ Checks of values accept whatever JAX is tracing, whose numbers are not known yet
 and dtypes apply to traced values as well.
 """
 
-import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
+from math import inf, isfinite
 from typing import Any
 
 import jax
@@ -26,10 +26,8 @@ def key(name: str, value: Any) -> None:
     # jax.random.key returns a scalar of its own dtype, jax.random.PRNGKey a vector of uint32.
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (ndim == 0 if typed else dtype == np.uint32 and ndim == 1):
-        raise TypeError(
-            f"{name} must be one PRNG key, got {value!r}; pass jax.random.key(0), and use jax.vmap "
-            "for several"
-        )
+        remedy = "pass jax.random.key(0), and use jax.vmap for several"
+        raise TypeError(f"{name} must be one PRNG key, got {value!r}; {remedy}")
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
@@ -40,9 +38,8 @@ def integer(name: str, value: Any, minimum: int) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(
-            f"{name} must be a whole number, got {value!r}; pass a Python int"
-        ) from None
+        message = f"{name} must be a whole number, got {value!r}; pass a Python int"
+        raise TypeError(message) from None
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}; pass a larger number")
     return number
@@ -50,59 +47,45 @@ def integer(name: str, value: Any, minimum: int) -> int:
 
 def known(name: str, value: Any, caller: str) -> None:
     """Raise if a leaf of `value` is being traced; `caller` is the function that needs numbers."""
-    # Python control flow needs the values, so no leaf may be traced.
     if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
-        raise TypeError(
-            f"{name} must be known, got a traced array; call {caller} outside of jax.jit and "
-            "jax.vmap"
-        )
+        remedy = f"call {caller} outside of jax.jit and jax.vmap"
+        raise TypeError(f"{name} must be known, got a traced array; {remedy}")
 
 
 def scalar(
-    name: str,
-    value: Any,
-    *,
-    minimum: float = -math.inf,
-    above: bool = False,
-    maximum: float = math.inf,
+    name: str, value: Any, *, minimum: float = -inf, above: bool = False, maximum: float = inf
 ) -> None:
     """Raise unless `value` is a finite number from `minimum`, excluded if `above`, to `maximum`."""
-    # The shape of a tracer is known, so it is checked before its numbers are skipped.
     if np.shape(value) != ():
-        raise ValueError(
-            f"{name} must be one number, got shape {np.shape(value)}; use jax.vmap for several"
-        )
+        got = f"got shape {np.shape(value)}"
+        raise ValueError(f"{name} must be one number, {got}; use jax.vmap for several")
     if is_traced(value):
         return
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}; pass a float") from None
-    if not math.isfinite(number):
+    if not isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}; pass an ordinary number")
     if number < minimum or (above and number == minimum):
         bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
         raise ValueError(f"{name} must be {bound}, got {number:g}; pass a larger number")
     if number > maximum:
-        raise ValueError(
-            f"{name} must be at most {maximum:g}, got {number:g}; pass a smaller number"
-        )
+        bound = f"at most {maximum:g}"
+        raise ValueError(f"{name} must be {bound}, got {number:g}; pass a smaller number")
 
 
 def vector(name: str, value: Any, *, length: int, axes: str) -> np.ndarray:
     """Return `value` as a vector of at least `length` float64 numbers, or raise."""
     try:
-        numbers = np.asarray(value, np.float64)
+        array = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be numbers {axes}, got {value!r}; pass a sequence of floats"
-        ) from None
-    if numbers.ndim != 1 or len(numbers) < length:
-        raise ValueError(
-            f"{name} must have shape {axes} with {length} or more numbers, got shape "
-            f"{numbers.shape}; pass a sequence of floats"
-        )
-    return numbers
+        message = f"{name} must be numbers {axes}, got {value!r}; pass a sequence of floats"
+        raise TypeError(message) from None
+    if array.ndim != 1 or len(array) < length:
+        rule = f"have shape {axes} with {length} or more numbers"
+        raise ValueError(f"{name} must {rule}, got shape {array.shape}; pass a sequence of floats")
+    return array
 
 
 def mapping(name: str, value: Any) -> dict[str, Any]:
@@ -126,9 +109,8 @@ def shape(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     except TypeError:
         raise TypeError(f"{name} must be a sequence of whole numbers, got {value!r}") from None
     if len(sizes) < ndim or min(sizes, default=1) < 1:
-        raise ValueError(
-            f"{name} must have at least {ndim} dimensions, all of size 1 or more, got {sizes}"
-        )
+        rule = f"have at least {ndim} dimensions, all of size 1 or more"
+        raise ValueError(f"{name} must {rule}, got {sizes}")
     return sizes
 
 
@@ -140,22 +122,17 @@ def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be floating point, got {array.dtype}; convert it, for example with "
-            f"{name}.astype('float32'), and standardize it"
-        )
+        remedy = f"convert it, for example with {name}.astype('float32'), and standardize it"
+        raise TypeError(f"{name} must be floating point, got {array.dtype}; {remedy}")
     if array.ndim != ndim or 0 in array.shape:
-        raise ValueError(
-            f"{name} must have shape {axes} with no empty dimension, got {array.shape}; reshape it"
-        )
+        rule = f"have shape {axes} with no empty dimension"
+        raise ValueError(f"{name} must {rule}, got {array.shape}; reshape it")
     if not is_traced(array):
         # NumPy, because inside a jitted function jax.numpy would trace a known array as well.
         bad = int(np.sum(~np.isfinite(np.asarray(array))))
         if bad:
-            raise ValueError(
-                f"{name} must be finite, got {bad} NaN or infinite of {array.size} values; "
-                "remove or impute them"
-            )
+            got = f"got {bad} NaN or infinite of {array.size} values"
+            raise ValueError(f"{name} must be finite, {got}; remove or impute them")
     return array
 
 
@@ -167,8 +144,8 @@ def distinct(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{name} must not repeat a value, got {list(values)}; drop the repeats")
 
 
-def numbers(name: str, value: Any, *, minimum: float = -math.inf, above: bool = False) -> None:
-    """Raise unless all of `value` are finite real numbers from `minimum`, excluded if `above`."""
+def numbers(name: str, value: Any, *, minimum: float = -inf, above: bool = False) -> None:
+    """Raise unless all of `value` are finite numbers from `minimum`, excluded if `above`."""
     if is_traced(value):
         return
     try:
@@ -179,7 +156,5 @@ def numbers(name: str, value: Any, *, minimum: float = -math.inf, above: bool = 
     bound = f"greater than {minimum:g}" if above else f"at least {minimum:g}"
     wrong = ~np.isfinite(array) | (array <= minimum if above else array < minimum)
     if wrong.any():
-        raise ValueError(
-            f"{name} must be finite and {bound}, got {array[wrong].ravel()[0]:g}; "
-            "pass an ordinary number"
-        )
+        got = f"got {array[wrong].ravel()[0]:g}"
+        raise ValueError(f"{name} must be finite and {bound}, {got}; pass an ordinary number")

@@ -27,7 +27,6 @@ class Activation:
     """An elementwise function and the facts about it that the library needs; it is hashable.
 
     Attributes:
-      name: used in tables and figures.
       function: maps an array to an array of the same shape and dtype, element by element. It is
         called as `function(x, **constants, **parameters)`, with `key=` too if `randomized`.
       kinks: the points where the derivative jumps, in increasing order.
@@ -36,14 +35,11 @@ class Activation:
       randomized: whether the function takes a PRNG `key`; with `key=None` it is deterministic.
       mixture: for a randomized function, weights and constants of deterministic functions with the
         same average over its draws, up to fourth moments.
-      degrees: exponents `(p, q)` of `phi(c x) ~ c^p` for `c -> 0` and `phi(c x) ~ c^q` for `c ->
-        inf`; they are measured if `None`.
+      degrees: exponents `(p, q)` of `phi(c x) ~ c^p` for `c -> 0` and `phi(c x) ~ c^q` for
+        `c -> inf`; they are measured if `None`.
       scaled_slope: optional `x -> (slope / exp(log_scale), log_scale)` with one `log_scale` for the
         last axis, for functions whose slope underflows where they saturate.
       reference: the source of the function and its constants.
-
-    >>> get("relu").kinks, float(get("relu")(-2.0))
-    ((0.0,), 0.0)
     """
 
     name: str
@@ -63,8 +59,7 @@ class Activation:
 
 
 def _sigmoid_slope(x):
-    # The slope is e / (1 + e)^2 with e = exp(-|x|). From |x| = 20 on it is e to rounding, so a
-    # shift of |x| is a factor.
+    # The slope is e / (1 + e)^2, e = exp(-|x|). From |x| = 20 on a shift of |x| is a factor.
     size = jnp.abs(x)
     shift = jnp.maximum(jnp.min(size, axis=-1, keepdims=True) - 20.0, 0.0)
     power = jnp.exp(shift - size)
@@ -94,7 +89,6 @@ def _leaky_relu(x, slope):
 
 def _randomized_leaky_relu(x, lower, upper, key=None):
     x = jnp.asarray(x)
-    # Without a key: the mean slope, as for an evaluation.
     if key is None:
         return _leaky_relu(x, (lower + upper) / 2)
     # In float32, so that a key draws the same slopes in every precision.
@@ -102,13 +96,8 @@ def _randomized_leaky_relu(x, lower, upper, key=None):
     return _leaky_relu(x, slope.astype(x.dtype))
 
 
-def _elu(x, alpha):
-    # Not min(x, 0), whose slope at 0 is one half.
-    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0.0, x)))
-
-
 def _selu(x):
-    return SELU_SCALE * _elu(x, SELU_ALPHA)
+    return SELU_SCALE * jax.nn.elu(x, SELU_ALPHA)
 
 
 def _gelu(x):
@@ -119,33 +108,26 @@ def _gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
 
-def _identity(x):
-    return jnp.asarray(x)
-
-
 def _row(name: str, function, degrees, reference: str, kinks=(), **options: Any) -> Activation:
     return Activation(name, function, kinks=kinks, degrees=degrees, reference=reference, **options)
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """Leaky ReLU: `x` for `x >= 0`, else `slope * x`, with a finite slope.
-
-    Some course notes recommend a slope of 0.2 instead of the original 0.01.
+    """Leaky ReLU: `x` for `x >= 0`, else `slope * x`; some course notes recommend a slope of 0.2.
 
     >>> float(leaky_relu(0.5)(-2.0))
     -1.0
     """
     _validate.scalar("slope", slope)
     name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
-    constants = (("slope", float(slope)),)
-    source = "Maas, Hannun, Ng (2013)"
+    source, constants = "Maas, Hannun, Ng (2013)", (("slope", float(slope)),)
     return _row(name, _leaky_relu, _LINEAR, source, _ZERO, constants=constants)
 
 
 def randomized_leaky_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activation:
-    """Randomized leaky ReLU: each negative side draws its slope from `U(lower, upper)`.
+    """Randomized leaky ReLU: with `key=` each negative side draws its slope from `U(lower, upper)`.
 
-    Called with `key=` it draws; otherwise it uses the mean slope, as at test time.
+    Without a key it uses the mean slope, as at test time.
     """
     _validate.scalar("lower", lower)
     _validate.scalar("upper", upper, minimum=lower)
@@ -174,13 +156,13 @@ def elu(alpha: float = 1.0) -> Activation:
     _validate.scalar("alpha", alpha)
     name, kinks = ("elu", ()) if alpha == 1.0 else (f"elu({alpha:g})", _ZERO)
     source = "Clevert, Unterthiner, Hochreiter (2016), eq. 15"
-    return _row(name, _elu, _LINEAR, source, kinks, constants=(("alpha", float(alpha)),))
+    return _row(name, jax.nn.elu, _LINEAR, source, kinks, constants=(("alpha", float(alpha)),))
 
 
 _ERF = "Williams (1997), Computing with infinite networks"
 _SIGMOID = "slope at most 1/4; Glorot, Bengio (2010), sec. 3.1"
 _ROWS = (
-    _row("linear", _identity, _LINEAR, "Saxe, McClelland, Ganguli (2014)"),
+    _row("linear", jnp.asarray, _LINEAR, "Saxe, McClelland, Ganguli (2014)"),
     _row("sigmoid", jax.nn.sigmoid, (0.0, 0.0), _SIGMOID, scaled_slope=_sigmoid_slope),
     _row("tanh", jnp.tanh, _BOUNDED, "Glorot, Bengio (2010), sec. 3.2", scaled_slope=_tanh_slope),
     _row("erf", jax.scipy.special.erf, _BOUNDED, _ERF, scaled_slope=_erf_slope),
@@ -203,11 +185,8 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
 
     A callable must map an array to one of the same shape, element by element. It is assumed to be
     smooth; construct an `Activation` to declare kinks or trained parameters. Equal inputs give
-    equal results, so `jax.jit` does not retrace.
-
-    Raises:
-      ValueError: if the name is unknown, or the callable changes the shape.
-      TypeError: if the argument is of another type, or the callable does not accept an array.
+    equal results, so `jax.jit` does not retrace. A `ValueError` names an unknown name or a change
+    of shape, a `TypeError` an argument of another type or a callable that does not accept an array.
 
     >>> get("tanh").name
     'tanh'
@@ -223,11 +202,8 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
             )
         return TABLE[activation]
     if not callable(activation):
-        raise TypeError(
-            f"activation must be a name or a callable, got {activation!r}; "
-            "see jaxgrad.activations.TABLE for the names"
-        )
-    # The shape of the result is found without computing anything.
+        remedy = "see jaxgrad.activations.TABLE for the names"
+        raise TypeError(f"activation must be a name or a callable, got {activation!r}; {remedy}")
     example = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     try:
         out = jax.eval_shape(activation, example)
@@ -236,9 +212,10 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
             f"activation must accept one floating-point array, but calling {activation!r} on "
             f"shape (2, 3) raised {type(error).__name__}: {error}"
         ) from error
-    if getattr(out, "shape", None) != example.shape:
+    shape = getattr(out, "shape", type(out).__name__)
+    if shape != example.shape:
         raise ValueError(
             f"activation must act element by element, but {activation!r} maps shape (2, 3) to "
-            f"{getattr(out, 'shape', type(out).__name__)}; return an array of the input's shape"
+            f"{shape}; return an array of the input's shape"
         )
     return Activation(getattr(activation, "__name__", type(activation).__name__), activation)

@@ -2,9 +2,9 @@
 
 The input is the log of the *squared* gradient at the first layer over that at the last, as
 `jaxgrad.propagation` measures it, for several seeds. Averages are means of logs, which describe a
-typical network; the log of the mean, which closed forms for an expectation give, is larger at
-finite width. The growth per layer is the total divided by the number of layers between, the
-estimate of least variance if each layer multiplies the gradient independently.
+typical network; the log of the mean is larger at finite width. The growth per layer is the total
+divided by the number of layers between, the estimate of least variance if each layer multiplies the
+gradient independently.
 """
 
 import functools
@@ -19,8 +19,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int8
 
 from jaxgrad import _validate
-
-_INFINITE = 1e30  # Stands for the log of an infinite ratio where a line is drawn through it.
 
 
 class Regime(IntEnum):
@@ -45,9 +43,9 @@ class Thresholds(NamedTuple):
     """Which gradients count as stable.
 
     Attributes:
-      ratio: norms that change by less than this factor in total, above 1. With the default of 10
-        the squared gradient may change by 100, about five depth scales.
-      z: growth per layer that is less than this many standard errors from none, at least 0.
+      ratio: the largest factor of a norm in total, above 1. With 10 the squared gradient may change
+        by 100, about five depth scales.
+      z: the largest growth per layer in standard errors, at least 0.
     """
 
     ratio: float = 10.0
@@ -57,13 +55,11 @@ class Thresholds(NamedTuple):
 class Classification(NamedTuple):
     """Labels and the numbers behind them; every field has the input's shape without seeds.
 
-    Attributes:
-      regime: values of `Regime`.
-      log_ratio, log_ratio_se: mean over seeds of the log squared ratio, and its standard error.
-      growth, growth_se: log growth of the squared gradient per layer, 0 at depth 1, and its error.
-      confidence: probability, for a normal distribution, that the true mean of the log ratio lies
-        in the range of the regime. It is below one half for a gradient that is called stable only
-        because its change is not significant, and NaN where the regime is undefined.
+    `regime` holds values of `Regime`, `log_ratio` the mean over seeds of the log squared ratio,
+    `growth` that per layer (0 at depth 1), and `_se` their standard errors. `confidence` is the
+    probability, by the normal distribution, that the true mean of the log ratio lies in the range
+    of the regime: NaN where it is undefined, and below one half for a gradient that is called
+    stable only because its change is not significant.
     """
 
     regime: Int8[Array, "..."]
@@ -85,11 +81,9 @@ def classify(
 
     Args:
       log_ratio: natural log of the squared gradient at the first layer over that at the last,
-        `[seeds, ..., depths]`, at least two seeds.
+        `[seeds, ..., depths]`, at least two seeds. The results have shape `[..., depths]`.
       depths: the depths of the networks, `[depths]`.
       thresholds: `None` for the defaults.
-
-    Returns: `Classification` with fields `[..., depths]`.
 
     >>> log_ratio = jnp.asarray([[0.0, -9.0], [0.1, -9.2], [-0.1, -9.1]])
     >>> classify(log_ratio, jnp.asarray([1, 10])).regime.tolist()
@@ -100,15 +94,12 @@ def classify(
     _validate.scalar("thresholds.z", thresholds.z, minimum=0.0)
     log_ratio, depths = jnp.asarray(log_ratio), jnp.asarray(depths)
     if log_ratio.ndim < 2 or len(log_ratio) < 2:
-        raise ValueError(
-            "log_ratio must have shape [seeds, ..., depths] with at least 2 seeds, got "
-            f"{log_ratio.shape}; measure more seeds"
-        )
+        rule = "have shape [seeds, ..., depths] with at least 2 seeds"
+        raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; measure more seeds")
     if depths.shape != log_ratio.shape[-1:]:
-        raise ValueError(
-            f"depths must have shape {log_ratio.shape[-1:]} as the last axis of log_ratio, got "
-            f"{depths.shape}; pass the depth of each entry"
-        )
+        rule = f"have shape {log_ratio.shape[-1:]} as the last axis of log_ratio"
+        remedy = "pass the depth of each entry"
+        raise ValueError(f"depths must {rule}, got {depths.shape}; {remedy}")
     return _classify(log_ratio, depths, thresholds)
 
 
@@ -121,7 +112,6 @@ def _classify(log_ratio, depths, thresholds):
     significant = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
     sign = jnp.where(significant & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
     regime = jnp.where(jnp.isnan(mean), Regime.UNDEFINED, sign).astype(jnp.int8)
-
     # Probabilities that the true mean lies below -limit and below limit.
     spread = jnp.where(error > 0, error, jnp.finfo(mean.dtype).tiny)
     below, above = (jax.scipy.stats.norm.cdf((edge - mean) / spread) for edge in (-limit, limit))
@@ -135,8 +125,7 @@ def _classify(log_ratio, depths, thresholds):
 def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Mean over the first axis and its standard error, `[seeds, ...] -> [...]` each.
 
-    Infinite values give an infinite mean and a NaN error. Two infinities of opposite sign, or a
-    NaN, give a NaN mean.
+    An infinite mean has a NaN error. Two infinities of opposite sign, or a NaN, give a NaN mean.
     """
     values = jnp.asarray(values)
     mean = jnp.mean(values, axis=0)
@@ -147,18 +136,11 @@ def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array,
 
 
 def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array, "..."]:
-    """Find out whether a floating-point type can represent numbers of a given mean square.
+    """Find out whether a floating-point type can represent numbers of a given log mean square.
 
-    A network that is stable by `classify` may still be impossible to train, because its signal or
-    its gradient is too small or too large for the type in which it is computed.
-
-    Args:
-      log_mean_square: natural log of a mean square, any shape.
-      dtype: the floating type.
-
-    Returns: values of `Storage`: `UNDERFLOW` where the root mean square is below the smallest
-    normal number (accelerators replace smaller ones by zero), `OVERFLOW` where it is above the
-    largest.
+    A network that is stable by `classify` may still be impossible to train in a small type. Values
+    of `Storage` are returned, of any shape: `UNDERFLOW` where the root mean square is below the
+    smallest normal number, since accelerators replace such numbers by zero.
 
     >>> storage(jnp.asarray([-300.0, 0.0, 300.0])).tolist()
     [-1, 0, 1]
@@ -179,10 +161,7 @@ def _storage(log_mean_square, dtype):
 
 
 class Level(NamedTuple):
-    """The variance at which a gradient keeps its size, and its standard error over seeds, `[...]`.
-
-    Both are NaN where fewer than two seeds cross, so the range has no such point.
-    """
+    """The result of `level`, `[...]` each; NaN where fewer than two seeds cross."""
 
     variance: Float[Array, "..."]
     variance_se: Float[Array, "..."]
@@ -191,43 +170,34 @@ class Level(NamedTuple):
 def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     """Find the variance at which the gradient neither grows nor shrinks, by interpolation.
 
-    The log ratio of each seed is a function of the log variance. Its first upward crossing of zero
-    is found by linear interpolation. The result is the geometric mean over the seeds that cross.
-
-    Args:
-      log_ratio: `[seeds, variances, ...]`.
-      variances: increasing and positive, `[variances]`.
-
-    >>> log_ratio = jnp.asarray([[-1.0, 1.0], [-1.0, 1.0]])
-    >>> bool(jnp.isclose(level(log_ratio, jnp.asarray([1.0, 4.0])).variance, 2.0))
-    True
+    The log ratio of each seed, `[seeds, variances, ...]`, is a function of the log variance. Its
+    first upward crossing of zero is found by linear interpolation. The result is the geometric mean
+    over the seeds that cross. The variances are positive and increase.
     """
     log_ratio, values = jnp.asarray(log_ratio), np.asarray(variances, float)
     increasing = values.ndim == 1 and len(values) > 1 and np.all(np.diff(values) > 0)
     if not (increasing and values[0] > 0 and values[-1] < np.inf):
-        raise ValueError(
-            f"variances must be at least two increasing positive numbers, got {values.tolist()}"
-        )
+        rule = "be at least two increasing positive numbers"
+        raise ValueError(f"variances must {rule}, got {values.tolist()}")
     if log_ratio.ndim < 2 or log_ratio.shape[1] != len(values):
-        raise ValueError(
-            f"log_ratio must have shape [seeds, {len(values)}, ...] to fit the variances, got "
-            f"{log_ratio.shape}; put seeds first and variances second"
-        )
+        rule = f"have shape [seeds, {len(values)}, ...] to fit the variances"
+        remedy = "put seeds first and variances second"
+        raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; {remedy}")
     return _level(log_ratio, jnp.log(jnp.asarray(values, log_ratio.dtype)))
 
 
 @jax.jit
 def _level(log_ratio, log_values):
-    # NaN stays NaN, which is on neither side of zero.
-    finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=_INFINITE, neginf=-_INFINITE)
+    # A line can be drawn through 1e30. NaN stays NaN, which is on neither side of zero.
+    finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=1e30, neginf=-1e30)
     low, high = finite[:, :-1], finite[:, 1:]
     crosses = (low < 0) & (high >= 0)
     crossed = jnp.any(crosses, axis=1)
     index = jnp.argmax(crosses, axis=1)[:, None]
     low, high = (jnp.take_along_axis(a, index, axis=1)[:, 0] for a in (low, high))
     share = jnp.where(crossed, -low / jnp.where(crossed, high - low, 1.0), 0.0)
-    start, end = log_values[index[:, 0]], log_values[index[:, 0] + 1]
-    root = start + share * (end - start)
+    start = log_values[index[:, 0]]
+    root = start + share * (log_values[index[:, 0] + 1] - start)
     count = crossed.sum(axis=0)
     variance = jnp.exp(jnp.sum(jnp.where(crossed, root, 0.0), axis=0) / jnp.maximum(count, 1))
     # The standard error over the seeds that cross; the denominators are safe for fewer than two.

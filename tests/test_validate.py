@@ -152,7 +152,9 @@ def test_known_numbers_must_not_be_traced():
 
 def test_vectors():
     assert _validate.vector("v", [1, 2], length=2, axes="[n]").dtype == np.float64
-    with pytest.raises(ValueError, match=r"v must be at least 3 numbers \[n\], got shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"v must have shape \[n\] with 3 or more numbers, got shape \(2,\)"
+    ):
         _validate.vector("v", [1, 2], length=3, axes="[n]")
     with pytest.raises(TypeError, match=r"v must be numbers \[n\], got 'a'"):
         _validate.vector("v", "a", length=1, axes="[n]")

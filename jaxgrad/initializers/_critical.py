@@ -15,12 +15,10 @@ _SMALL_SIGNAL = 1e-12  # Variance that stands for the limit of small signals.
 
 
 class Critical(NamedTuple):
-    """Initializers at a point of the critical line, and the numbers of this point.
+    """Initializers of kernels and biases at a point of the critical line, and its variances.
 
-    Attributes:
-      kernel, bias: initializers of the kernels and biases.
-      w_variance, b_variance: weight variance times fan-in, and bias variance.
-      q: variance of the pre-activations; 0 in the limit of small signals, as for tanh's (1, 0).
+    `w_variance` is times fan-in; `q` is the variance of the pre-activations, 0 in the limit of
+    small signals, as for tanh's (1, 0).
     """
 
     kernel: Initializer
@@ -46,18 +44,15 @@ def critical(
       b_variance: bias variance, at least 0, may be traced. `None` selects the smallest one for
         which there is a critical point with a stable length.
       q: variance of the pre-activations, above 0, may be traced; an alternative to `b_variance`.
-        The length may be unstable there; see `jaxgrad.theory.Critical.chi_par`.
+        The length may be unstable there; see `jaxgrad.theory.Critical`.
       width: number of units of the layers, at least 1, may be traced. With a width, the weights are
         larger, such that the mean of the *log* of a squared gradient is kept, which describes a
         typical network; `None` keeps the mean over networks. This is exact for (leaky) ReLU. For
         other activations part of the drift remains, see `finite_width.gradient_law`.
       distribution, convolution: options of the kernels, see `variance_scaling`.
 
-    Raises:
-      ValueError: if both variances are passed, or if there is no critical point. If they are
-        traced, the result is NaN instead.
-
-    Source: Poole et al. (2016); Schoenholz et al. (2017); `jaxgrad.theory` for the numbers.
+    Raises a `ValueError` if both variances are passed or if there is no critical point; if they are
+    traced, the result is NaN instead. Source: Poole et al. (2016); Schoenholz et al. (2017).
 
     >>> point = critical("tanh", 0.05)
     >>> round(float(point.w_variance), 6), round(float(point.q), 6)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from jaxgrad import _validate
 
+Strides = int | Sequence[int]
+
 
 class Fans(NamedTuple):
     """Numbers of values that a unit sums, and of units that use its value; strides divide them."""
@@ -15,17 +17,13 @@ class Fans(NamedTuple):
 
 
 def fans(
-    shape: Sequence[int],
-    *,
-    groups: int = 1,
-    strides: int | Sequence[int] = 1,
-    transposed: bool = False,
+    shape: Sequence[int], *, groups: int = 1, strides: Strides = 1, transposed: bool = False
 ) -> Fans:
     """Count the effective fans of a kernel: the numbers that a variance has to be divided by.
 
-    A window of `k` positions with total stride `s` gives `fan_in = k in`, `fan_out = k out /
-    (groups s)`. If transposed, each output sums only every s-th position: `fan_in = k in / s`,
-    `fan_out = k out / groups`.
+    A window of `k` positions with total stride `s` gives `fan_in = k in`,
+    `fan_out = k out / (groups s)`. If transposed, each output sums only every s-th position:
+    `fan_in = k in / s`, `fan_out = k out / groups`. Source: He et al. (2015), sec. 2.2.
 
     Args:
       shape: kernel shape `(*window, in, out)`, as in `flax.linen.Conv` and in JAX's `HWIO`; a dense
@@ -35,8 +33,6 @@ def fans(
       strides: strides of the window, one number for all dimensions or one for each.
       transposed: whether the convolution is transposed (fractionally strided).
 
-    Source: He et al. (2015), sec. 2.2, for convolutions; strides and groups by counting terms.
-
     >>> fans((3, 3, 16, 32))
     Fans(fan_in=144.0, fan_out=288.0)
     >>> fans((4, 4, 16, 8), strides=2, transposed=True)
@@ -45,15 +41,12 @@ def fans(
     *window, n_in, n_out = _validate.shape("shape", shape, 2)
     groups = _validate.integer("groups", groups, 1)
     if n_out % groups:
-        raise ValueError(
-            f"groups must divide the {n_out} output channels of shape {tuple(shape)}, got {groups}"
-        )
+        rule = f"divide the {n_out} output channels of shape {tuple(shape)}"
+        raise ValueError(f"groups must {rule}, got {groups}")
     per_axis = [strides] * len(window) if isinstance(strides, int) else list(strides)
     if len(per_axis) != len(window):
-        raise ValueError(
-            f"strides must give one number for each of the {len(window)} window dimensions of "
-            f"shape {tuple(shape)}, got {strides!r}"
-        )
+        axes = f"{len(window)} window dimensions of shape {tuple(shape)}"
+        raise ValueError(f"strides must give one number for each of the {axes}, got {strides!r}")
     # A unit sums one product for each position of the window and input channel of its group.
     size = math.prod(window)
     stride = math.prod(_validate.integer("strides", step, 1) for step in per_axis)

@@ -9,12 +9,7 @@ from jaxgrad.initializers._random import Initializer, variance_scaling, zeros
 
 
 class Fixup(NamedTuple):
-    """Initializers for residual networks without normalization.
-
-    Attributes:
-      inner: for every kernel of a residual branch except its last.
-      last: for the last kernel of every branch and for the classifier: zeros.
-    """
+    """Initializers of `inner` kernels of a branch, and zeros for its `last` and the classifier."""
 
     inner: Initializer
     last: Initializer
@@ -27,12 +22,8 @@ def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
     He's initializer by `fan_out`, with the standard deviation times `blocks^(-1 / (2 layers - 2))`.
     Start biases at 0, and the scalar multiplier that the source adds to each branch at 1.
 
-    Args:
-      blocks: number of residual blocks, at least 1, may be traced.
-      layers: number of kernels in each branch, at least 2.
-      convolution: see `variance_scaling`.
-
-    Source: Zhang, Dauphin, Ma (2019), Fixup initialization, sec. 3.
+    There are at least 1 `blocks`, which may be traced, and at least 2 `layers` (kernels) in each
+    branch. For `convolution` see `variance_scaling`. Source: Zhang, Dauphin, Ma (2019), sec. 3.
     """
     _validate.scalar("blocks", blocks, minimum=1.0)
     layers = _validate.integer("layers", layers, 2)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxgrad import _validate
-from jaxgrad.initializers._fans import fans
+from jaxgrad.initializers._fans import Strides, fans
 
 Distribution = Literal["normal", "uniform", "truncated"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
@@ -43,60 +43,39 @@ class _Constant:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Independent:
-    variance: Any
-    distribution: Distribution = field(metadata=_STATIC)
+    """Entries of variance `scale`, divided by the fan of the kernel if there is a mode."""
 
-    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return _draw(self.distribution, tuple(shape), dtype, self.variance, key=key)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _VarianceScaling:
     scale: Any
-    mode: Mode = field(metadata=_STATIC)
     distribution: Distribution = field(metadata=_STATIC)
-    groups: int = field(metadata=_STATIC)
-    strides: int | tuple[int, ...] = field(metadata=_STATIC)
-    transposed: bool = field(metadata=_STATIC)
+    mode: Mode | None = field(default=None, metadata=_STATIC)
+    convolution: tuple[tuple[str, Any], ...] = field(default=(), metadata=_STATIC)
 
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        options = {"groups": self.groups, "strides": self.strides, "transposed": self.transposed}
-        fan_in, fan_out = fans(shape, **options)
-        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
-        return _draw(self.distribution, tuple(shape), dtype, self.scale / fan, key=key)
-
-
-def _draw(distribution: Distribution, shape, dtype, variance, *, key) -> Array:
-    # Drawn in float32, whatever the dtype, so that a key gives one network in every precision.
-    std = jnp.sqrt(jnp.asarray(variance, jnp.float32))
-    if distribution == "normal":
-        unit = jax.nn.initializers.normal(1.0)(key, shape, jnp.float32)
-    elif distribution == "truncated":
-        # Cutting the tails lowers the standard deviation, which is divided out.
-        unit = jax.nn.initializers.truncated_normal(1 / TRUNCATED_STD)(key, shape, jnp.float32)
-    else:
-        # U(-a, a) has variance a^2 / 3.
-        unit = jax.random.uniform(key, shape, jnp.float32, -math.sqrt(3), math.sqrt(3))
-    return (unit * std).astype(dtype)
+        variance, shape = self.scale, tuple(shape)
+        if self.mode is not None:
+            n_in, n_out = fans(shape, **dict(self.convolution))
+            by_mode = {"fan_in": n_in, "fan_out": n_out, "fan_avg": (n_in + n_out) / 2}
+            variance = variance / by_mode[self.mode]
+        # Drawn in float32, whatever the dtype, so that a key gives one network in every precision.
+        if self.distribution == "normal":
+            unit = jax.nn.initializers.normal(1.0)(key, shape, jnp.float32)
+        elif self.distribution == "truncated":
+            # Cutting the tails lowers the standard deviation, which is divided out.
+            unit = jax.nn.initializers.truncated_normal(1 / TRUNCATED_STD)(key, shape, jnp.float32)
+        else:
+            # U(-a, a) has variance a^2 / 3.
+            unit = jax.random.uniform(key, shape, jnp.float32, -math.sqrt(3), math.sqrt(3))
+        return (unit * jnp.sqrt(jnp.asarray(variance, jnp.float32))).astype(dtype)
 
 
 def constant(value: Any) -> Initializer:
-    """Set every entry to `value`, one finite number, which may be traced.
-
-    All units of a layer then stay alike during training.
-    """
+    """Set every entry to `value`, finite, may be traced; all units of a layer then stay alike."""
     _validate.scalar("value", value)
     return _Constant(value)
 
 
 def zeros() -> Initializer:
-    """Set every entry to zero, as is usual for biases.
-
-    >>> import jax
-    >>> zeros()(jax.random.key(0), (2,)).tolist()
-    [0.0, 0.0]
-    """
+    """Set every entry to zero, as is usual for biases."""
     return constant(0.0)
 
 
@@ -118,13 +97,13 @@ def variance_scaling(
     distribution: Distribution = "normal",
     *,
     groups: int = 1,
-    strides: int | Sequence[int] = 1,
+    strides: Strides = 1,
     transposed: bool = False,
 ) -> Initializer:
     """Draw independent entries of mean 0 and variance `scale / fan`.
 
-    Some course notes call the variance `1 / (fan_in + fan_out)` Glorot's; that variant is
-    `variance_scaling(0.5, "fan_avg")`. The variance in his paper is twice as large; see `glorot`.
+    The variance `1 / (fan_in + fan_out)`, which some course notes call Glorot's (see `glorot` for
+    his), is `variance_scaling(0.5, "fan_avg")`.
 
     Args:
       scale: one number of at least 0, may be traced.
@@ -132,25 +111,20 @@ def variance_scaling(
       distribution: `normal`, `uniform`, or `truncated`: a normal distribution that is cut at two
         standard deviations and then scaled back to the required variance.
       groups, strides, transposed: options of a convolution, see `fans`.
-
-    >>> import jax
-    >>> kernel = variance_scaling(2.0, "fan_out")(jax.random.key(0), (100, 400))
-    >>> bool(abs(kernel.var() * 400 - 2) < 0.1)
-    True
     """
     _validate.scalar("scale", scale, minimum=0.0)
     _validate.choice("mode", mode, ("fan_in", "fan_out", "fan_avg"))
     _validate.choice("distribution", distribution, ("normal", "uniform", "truncated"))
     # A list could not be part of a pytree's structure, which has to be hashable.
     strides = strides if isinstance(strides, int) else tuple(strides)
-    return _VarianceScaling(scale, mode, distribution, groups, strides, transposed)
+    options = (("groups", groups), ("strides", strides), ("transposed", transposed))
+    return _Independent(scale, distribution, mode, options)
 
 
 def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
     """Draw entries of variance `1 / fan_in`, which keeps the variance of a linear signal.
 
     For the arguments see `variance_scaling`. Some course notes call this initializer Xavier.
-
     Source: LeCun, Bottou, Orr, Mueller (1998), Efficient backprop, eq. 16.
     """
     return variance_scaling(1.0, "fan_in", distribution, **convolution)
@@ -159,9 +133,7 @@ def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initiali
 def glorot(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
     """Draw entries of variance `2 / (fan_in + fan_out)`: a compromise of signal and gradient.
 
-    For the arguments see `variance_scaling`.
-
-    Source: Glorot, Bengio (2010), eq. 12 and 16.
+    For the arguments see `variance_scaling`. Source: Glorot, Bengio (2010), eq. 12 and 16.
     """
     return variance_scaling(1.0, "fan_avg", distribution, **convolution)
 
@@ -175,9 +147,7 @@ def he(
     """Draw entries of variance `2 / ((1 + a^2) fan)`, for (leaky) ReLU of `negative_slope` `a`.
 
     With `fan_in` this keeps the mean square of the signal, with `fan_out` that of the gradient. The
-    slope may be traced. For the other arguments see `variance_scaling`.
-
-    Source: He, Zhang, Ren, Sun (2015), eq. 10, 14 and 15.
+    slope may be traced; see also `variance_scaling`. Source: He, Zhang, Ren, Sun (2015), eq. 10-15.
     """
     _validate.scalar("negative_slope", negative_slope)
     # E phi(z)^2 = (1 + a^2) / 2 E z^2 for z symmetric about 0.

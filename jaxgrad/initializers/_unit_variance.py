@@ -16,13 +16,10 @@ _LEAST_RESPONSE = 1e-3
 
 
 class UnitVariance(NamedTuple):
-    """Weights scaled so that the layers' outputs have unit variance.
+    """Weights scaled so that the layers' outputs have unit variance, after a number of `passes`.
 
-    Attributes:
-      params: the scaled parameters, with their structure and dtypes.
-      std: standard deviation of each scaled layer's output with these parameters, `[]` or, for a
-        stacked leaf, `[layers]`; `None` for leaves that are not scaled.
-      passes: how many times the scales were changed.
+    `params` have the structure and dtypes of the inputs. `std` is the standard deviation of each
+    scaled layer's output, `[]` or, for a stacked leaf, `[layers]`; `None` for other leaves.
     """
 
     params: Any
@@ -42,22 +39,19 @@ def unit_variance(
 
     The source, which starts with `orthogonal` weights, scales one layer after another. Here all are
     scaled together, by Newton's method for the logs of the scales, so the order of the layers need
-    not be known, and branches may join. A layer whose output overflows or is constant waits until
-    the layers before it are scaled. A layer that cannot be scaled to unit variance, such as one
+    not be known, and branches may join. A layer that cannot be scaled to unit variance, such as one
     with a bias of larger variance, can be recognized by its `std`. The function may be jitted.
 
     Args:
       params: pytree of arrays, any structure.
       outputs: pure function of such parameters that closes over the data. It returns the same
         structure with the output of the layer (a pre-activation, any shape) in the place of each
-        leaf that is to be scaled, and `None` in the place of every other leaf, such as a bias.
-        Forward-mode differentiation must be possible.
+        leaf to be scaled, and `None` in the place of every other leaf, such as a bias. Forward-mode
+        differentiation must be possible.
       stacked: whether a leaf is a stack of layers along its first axis, whose outputs have the same
-        first axis. A bool, or a tree prefix of `params` with bools, as `{"first": False, "hidden":
-        True}`.
+        first axis. A bool, or a tree prefix of `params` with bools, as `{"hidden": True}`.
       tolerance: the largest relative deviation of a standard deviation from 1, above 0.
-      iterations: the largest number of passes, at least 1, each with a forward derivative per
-        layer.
+      iterations: the largest number of passes, at least 1, of one forward derivative per layer.
 
     Source: Mishkin, Matas (2016), All you need is a good init.
 
@@ -95,7 +89,6 @@ class _Scaling:
         return list(zip(self.selected, starts, self.sizes, strict=False))
 
     def apply(self, log_scale: Float[Array, " scales"]) -> list[Array]:
-        """The leaves, multiplied by their scales."""
         scaled = list(self.leaves)
         for index, start, size in self.slots():
             leaf = self.leaves[index]
@@ -105,14 +98,16 @@ class _Scaling:
         return scaled
 
     def log_std(self, log_scale: Float[Array, " scales"]) -> Float[Array, " scales"]:
-        """Log standard deviation of the output of every scaled layer."""
-        parts = _layer_outputs(self.outputs, self.treedef, self.apply(log_scale))
-        rows = [parts[index].reshape(size, -1) for index, _, size in self.slots()]
-        return jnp.concatenate([_log_std(row.astype(log_scale.dtype)) for row in rows])
+        """Log standard deviation of the output of every scaled layer, without overflow."""
+        parts, logs = _layer_outputs(self.outputs, self.treedef, self.apply(log_scale)), []
+        for index, _, size in self.slots():
+            rows = parts[index].reshape(size, -1).astype(log_scale.dtype)
+            scaled, log_divisor = _numerics.divide_by_largest(rows, axis=1)
+            logs.append(0.5 * jnp.log(jnp.var(scaled, axis=1)) + log_divisor[:, 0])
+        return jnp.concatenate(logs)
 
 
 def _prepare(params, outputs, stacked) -> _Scaling:
-    """Find the leaves to be scaled, and check that their outputs fit."""
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     try:
         flags = jax.tree.leaves(jax.tree.broadcast(stacked, params))
@@ -146,10 +141,8 @@ def _layer_outputs(outputs, treedef, leaves):
     # By default None is no leaf, so the structures would differ.
     parts, structure = jax.tree.flatten(result, is_leaf=lambda leaf: leaf is None)
     if structure != treedef:
-        raise ValueError(
-            f"outputs must return the structure of params, {treedef}, with None for leaves "
-            f"that are not to be scaled, got {structure}"
-        )
+        rule = f"return the structure of params, {treedef}, with None for leaves not to be scaled"
+        raise ValueError(f"outputs must {rule}, got {structure}")
     return parts
 
 
@@ -157,16 +150,14 @@ def _fit(scaling: _Scaling, tolerance, iterations):
     """Newton's method for `log std = 0` as a function of the log scales."""
 
     def unfinished(state):
-        _, value, passes = state
-        return (passes < iterations) & jnp.any(~(jnp.abs(jnp.expm1(value)) <= tolerance))
+        return (state[2] < iterations) & jnp.any(~(jnp.abs(jnp.expm1(state[1])) <= tolerance))
 
     def improve(state):
         log_scale, value, passes = state
         # The whole Jacobian, one column for each unit vector: scales change all later layers.
         _, derivative = jax.linearize(scaling.log_std, log_scale)
         jacobian = jax.lax.map(derivative, jnp.eye(len(log_scale), dtype=log_scale.dtype)).T
-        # Leave out layers without a finite output yet, and those that do not respond to their
-        # own scale: their rows and columns become those of the identity.
+        # Leave out layers without a finite output yet, and those that do not respond to a scale.
         free = jnp.isfinite(value) & (jnp.diagonal(jacobian) > _LEAST_RESPONSE)
         both = free[:, None] & free[None, :] & jnp.isfinite(jacobian)
         matrix = jnp.where(both, jacobian, 0.0) + jnp.diag(jnp.where(free, 0.0, 1.0))
@@ -174,14 +165,8 @@ def _fit(scaling: _Scaling, tolerance, iterations):
         log_scale = log_scale + jnp.where(jnp.isfinite(step), step, 0.0)
         return log_scale, scaling.log_std(log_scale), passes + 1
 
-    dtype = jnp.result_type(jnp.float32, *(scaling.leaves[index] for index in scaling.selected))
-    log_scale = jnp.zeros(sum(scaling.sizes), dtype)
+    selected = (scaling.leaves[index] for index in scaling.selected)
+    log_scale = jnp.zeros(sum(scaling.sizes), jnp.result_type(jnp.float32, *selected))
     state = (log_scale, scaling.log_std(log_scale), jnp.zeros((), jnp.int32))
     log_scale, value, passes = jax.lax.while_loop(unfinished, improve, state)
     return scaling.apply(log_scale), jnp.exp(value), passes
-
-
-def _log_std(rows: Float[Array, "layers entries"]) -> Float[Array, " layers"]:
-    """Log of the standard deviation of each row, without overflow."""
-    scaled, log_divisor = _numerics.divide_by_largest(rows, axis=1)
-    return 0.5 * jnp.log(jnp.var(scaled, axis=1)) + log_divisor[:, 0]

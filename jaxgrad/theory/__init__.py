@@ -3,11 +3,11 @@
 At infinite width the pre-activations of a layer are Gaussian, so everything follows from averages
 `E f(sqrt(q) z)` of the activation. Called with numbers, functions return NumPy arrays of float64;
 inside a traced program without float64 they round to float32. All can be jitted and mapped, and
-differentiated by all arguments except activations and depths. Weights have variance `w_variance /
-fan_in`, biases `b_variance`, pre-activations `q`; `M(q) = E phi^2`, `D(q) = E phi'^2`; `chi_perp =
-w_variance D` is the growth per layer of a squared gradient, `chi_par = w_variance M'` the stability
-of the length; `gap = 1 - c`, with `c` the correlation of two examples. Sources: Poole et al.
-(2016), Schoenholz et al. (2017), Roberts, Yaida, Hanin (2022).
+differentiated by all arguments except activations and depths. Weights have variance
+`w_variance / fan_in`, biases `b_variance`, pre-activations `q`; `M(q) = E phi^2`,
+`D(q) = E phi'^2`; `chi_perp = w_variance D` is the growth per layer of a squared gradient,
+`chi_par = w_variance M'` the stability of the length; `gap = 1 - c`, with `c` the correlation of
+two examples. Sources: Poole et al. (2016), Schoenholz et al. (2017), Roberts, Yaida, Hanin (2022).
 """
 
 from jaxgrad.theory import finite_width, spectra

@@ -18,6 +18,7 @@ from jaxgrad import _validate, activations
 from jaxgrad._numerics import FloatArray, bisect, compiled_in_float64, golden_section
 from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
+from jaxgrad.theory._fixed_points import first_index
 from jaxgrad.theory._maps import ActivationLike
 from jaxgrad.theory._mesh import versions
 from jaxgrad.theory._tables import GRID, interpolate, known_range, table
@@ -29,8 +30,7 @@ _STABLE, _NEAR_ZERO, _ROUNDING = 1 + 1e-9, 1e-5, 1e-7
 class Critical(NamedTuple):
     """A point of the critical line, where `chi_perp` is 1; NaN where there is no such point.
 
-    `q` is the variance of the pre-activations, 0 in the limit of small signals, as for tanh's (1,
-    0).
+    The variance `q` of the pre-activations is 0 for a limit of small signals, as for tanh's (1, 0).
     """
 
     w_variance: FloatArray
@@ -42,15 +42,8 @@ class Critical(NamedTuple):
 def critical_line(activation: ActivationLike, q: ArrayLike) -> Critical:
     """Compute the point of the critical line whose pre-activations have variance `q`.
 
-    Args:
-      activation: see `jaxgrad.activations.get`.
-      q: variances above 0, any shape, may be traced.
-
-    Returns: `Critical` of the shape of `q`, NaN where the bias variance would be negative.
-
-    >>> point = critical_line("erf", 0.7)
-    >>> round(float(point.w_variance), 6), round(float(point.b_variance), 6)
-    (1.531023, 0.092944)
+    The variances `q`, of any shape, are above 0 and may be traced; for `activation` see
+    `jaxgrad.activations.get`. The result is NaN where the bias variance would be negative.
     """
     _validate.numbers("q", q, minimum=0.0, above=True)
     return _line(activations.get(activation), q)
@@ -65,8 +58,7 @@ def critical(activation: ActivationLike, b_variance: ArrayLike | None = None) ->
         there is a critical point with a stable length, `chi_par <= 1`: 0 for tanh and ReLU; for
         GELU and SiLU where both slopes are 1 (Roberts, Yaida, Hanin 2022, sec. 5.3.4).
 
-    Returns: `Critical`, with `q` closest to 1 if there are several points, and NaN if no point has
-    a stable length, as for GELU and small biases.
+    If there are several points, `q` is closest to 1. The result is NaN if no length is stable.
 
     >>> round(float(critical("tanh", 0.05).w_variance), 6)
     1.760955
@@ -112,8 +104,7 @@ def _on_grid(phi: Activation):
     rows = table(phi)
     grid, square, slope = (a[first : last + 1] for a in (GRID, rows.square.T, rows.slope.T))
     log_ratio = square[:, 0] - slope[:, 0] - grid
-    relative = -np.expm1(log_ratio)
-    relative = np.where(np.abs(relative) < 1e-11, 0.0, relative)
+    relative = np.where(np.abs(np.expm1(log_ratio)) < 1e-11, 0.0, -np.expm1(log_ratio))
     return grid, relative, square[:, 1] * np.exp(log_ratio)
 
 
@@ -124,10 +115,8 @@ def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         # Half of a small signal is on either side of zero, where the slopes may differ.
         sides = jnp.asarray([-1e-150, 1e-150])
-        slope = sum(
-            share * float(jnp.mean(jax.jvp(function, (sides,), (jnp.ones(2),))[1] ** 2))
-            for share, function in versions(phi)
-        )
+        slopes = [(p, jax.jvp(f, (sides,), (jnp.ones(2),))[1]) for p, f in versions(phi)]
+        slope = sum(share * float(jnp.mean(slope**2)) for share, slope in slopes)
     w_variance = 1 / slope if slope > 0 else math.inf
     every = bool(np.all(np.abs(relative) < 1e-10))
     # Without biases a small signal must shrink, or it would leave the limit.
@@ -143,12 +132,10 @@ def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
 def _critical(phi, b_variance):
     log_q, exists = _root(phi, b_variance)
 
-    def bias(log_q):
-        return _point(phi, jnp.exp(log_q)).b_variance
-
     # A Newton step with exact averages, through which derivatives pass.
-    value, slope = jax.jvp(bias, (log_q,), (jnp.ones_like(log_q),))
-    value, slope = jax.lax.stop_gradient((value, slope))
+    one = jnp.ones_like(log_q)
+    pair = jax.jvp(lambda x: _point(phi, jnp.exp(x)).b_variance, (log_q,), (one,))
+    value, slope = jax.lax.stop_gradient(pair)
     step = (b_variance - value) / jnp.where(slope == 0, jnp.inf, slope)
     log_q = log_q + jnp.where(jnp.abs(step) < 1e-3, step, 0.0)
     point = _nan_unless(exists, _point(phi, jnp.exp(log_q))._replace(b_variance=b_variance))
@@ -178,8 +165,7 @@ def _root(phi: Activation, b_variance):
     roots = bisect(difference, low, high, steps=50, sign=jnp.sign(value[index]))
     roots = jax.lax.stop_gradient(roots)
     good = jnp.isfinite(distance[index]) & (_from_table(phi, roots)[1] <= 1 + 1e-5)
-    exists = jnp.any(good)
-    return jnp.where(exists, roots[jax.lax.argmax(good, 0, jnp.int32)], 0.0), exists
+    return jnp.where(jnp.any(good), roots[first_index(good)], 0.0), jnp.any(good)
 
 
 def _smallest(phi: Activation) -> Critical:

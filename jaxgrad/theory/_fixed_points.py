@@ -29,9 +29,8 @@ TOUCH, _MARGINAL = 1e-10, 1e-6
 class Stability(IntEnum):
     """How a small change of length develops at a fixed point.
 
-    It decays if `STABLE`, grows if `UNSTABLE`, decays on one side and grows on the other if
-    `HALF_STABLE`, and remains if `NEUTRAL`, where every length is a fixed point. `NONE` marks a
-    filler.
+    It decays (`STABLE`), grows (`UNSTABLE`), decays on one side only (`HALF_STABLE`), or remains,
+    where every length is a fixed point (`NEUTRAL`). `NONE` marks a filler.
     """
 
     STABLE = 0
@@ -58,12 +57,8 @@ def fixed_points(
 ) -> FixedPoints:
     """Find all fixed points of the length, stable or not.
 
-    If all lengths are fixed points, as for ReLU with weight variance 2 and no bias, there is one
-    entry, of length 0 and neutral.
-
-    Args:
-      activation: see `jaxgrad.activations.get`.
-      w_variance, b_variance: numbers of at least 0, may be traced; use `jax.vmap` for several.
+    The variances are numbers of at least 0, which may be traced; use `jax.vmap` for several. If all
+    lengths are fixed points, as for ReLU with weight variance 2, the one entry is 0 and neutral.
 
     >>> points = fixed_points("tanh", 1.3, 0.05)
     >>> round(float(points.q[0]), 6), round(float(points.chi_perp[0]), 6)
@@ -84,17 +79,13 @@ def first_index(condition: Array) -> Array:
 
 def logs(*values: ArrayLike) -> list[Array]:
     """Logs in float64, -inf for 0, where the derivative is taken to be 0 instead of infinite."""
-    arrays = [jnp.asarray(value, jnp.float64) for value in values]
+    arrays = (jnp.asarray(value, jnp.float64) for value in values)
     return [jnp.where(a > 0, jnp.log(jnp.where(a > 0, a, 1.0)), -jnp.inf) for a in arrays]
 
 
 def solve(rows: np.ndarray, low: Array, high: Array, log_w: Array, log_b: Array) -> Array:
     """Bisect on the table for the log variance at which the excess changes its sign."""
-
-    def table_excess(log_q):
-        return excess(interpolate(rows, log_q)[0], log_q, log_w, log_b)
-
-    return bisect(table_excess, low, high, steps=34)
+    return bisect(lambda x: excess(interpolate(rows, x)[0], x, log_w, log_b), low, high, steps=34)
 
 
 def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tuple[Array, ...]:
@@ -126,24 +117,21 @@ def _fixed_points(phi, w_variance, b_variance):
     log_w, log_b = logs(w_variance, b_variance)
     grid, value = _refined_grid(phi, log_w, log_b)
     neutral = jnp.all(value == 0)
-    # A root lies between two points of opposite sign, or at a point where the map touches.
+    # A root lies between two points of opposite sign, or where the map touches.
     crossing = value[:-1] * value[1:] < 0
     touching = jnp.concatenate([jnp.zeros(1, bool), (value[1:-1] == 0) & (value[:-2] != 0)])
-    is_root = (crossing | touching) & ~neutral
-    index = jnp.nonzero(is_root, size=SLOTS - 1, fill_value=-1)[0]
+    index = jnp.nonzero((crossing | touching) & ~neutral, size=SLOTS - 1, fill_value=-1)[0]
     touches = touching[index]
     low, high = grid[index], grid[jnp.minimum(index + 1, len(grid) - 1)]
     root = jnp.where(touches, low, solve(table(phi).square, low, high, log_w, log_b))
 
-    # Exact averages, so that the result is as accurate as a single moment.
     def averages(log_q):
         exact = _moments.statistics(phi, log_q)
         return exact.log_square, exact.elasticity, exact.log_slope
 
     root, chi_par, chi_perp = polish(averages, root, log_w, b_variance)
     stability = _stability(value, index, touches, chi_par)
-    # A vanishing signal is a fixed point without biases, if phi passes through zero:
-    # M ~ q^e near zero, with e below 1 if phi(0) is not 0.
+    # A vanishing signal is a fixed point without biases if phi(0) = 0; else M ~ q^e with e < 1.
     first = known_range(phi)[0]
     end_par, end_perp = end_slopes(phi, first, log_w)
     linear = (table(phi).square[1, first] > 1 - 1e-6) & (log_w > -jnp.inf)
@@ -156,12 +144,9 @@ def _fixed_points(phi, w_variance, b_variance):
         return jnp.where(zero_is_fixed, both, jnp.append(both[1:], jnp.nan))
 
     stability = entries(end.astype(jnp.float64), stability.astype(jnp.float64))
-    return FixedPoints(
-        entries(jnp.zeros(()), jnp.exp(root)),
-        entries(end_par, chi_par),
-        entries(end_perp, chi_perp),
-        jnp.where(jnp.isnan(stability), Stability.NONE, stability).astype(jnp.int8),
-    )
+    stability = jnp.where(jnp.isnan(stability), Stability.NONE, stability).astype(jnp.int8)
+    ends, inside = (jnp.zeros(()), end_par, end_perp), (jnp.exp(root), chi_par, chi_perp)
+    return FixedPoints(*map(entries, ends, inside), stability)
 
 
 def _refined_grid(phi, log_w, log_b):
@@ -174,7 +159,6 @@ def _refined_grid(phi, log_w, log_b):
     grid = jnp.asarray(GRID[first : last + 1])
     value = excess(jnp.asarray(rows[0, first : last + 1]), grid, log_w, log_b)
 
-    # The excess is log((w M + b) / q); its derivative by log q is the share of w M times e, less 1.
     def derivative(log_q):
         log_square, elasticity = interpolate(rows, log_q)
         share = jnp.exp(log_w + log_square - jnp.logaddexp(log_w + log_square, log_b))
@@ -184,8 +168,7 @@ def _refined_grid(phi, log_w, log_b):
     turns = (slope[:-1] * slope[1:] < 0) & (value[:-1] * value[1:] > 0)
     index = jnp.nonzero(turns, size=SLOTS, fill_value=-1)[0]
     extra = bisect(derivative, grid[index], grid[index + 1], steps=40)
-    # Entries that are not used repeat the first point.
-    extra = jnp.where(index >= 0, extra, grid[0])
+    extra = jnp.where(index >= 0, extra, grid[0])  # Entries that are not used.
     exact = excess(interpolate(rows, extra)[0], extra, log_w, log_b)
     grid, value = jnp.append(grid, extra), jnp.append(value, exact)
     order = jnp.argsort(grid)

@@ -40,8 +40,8 @@ class Limit(NamedTuple):
 class Correlation(NamedTuple):
     """The limit of the correlation of two examples, at the limit of the length.
 
-    `gap` is `1 - c`, 0 in the ordered phase and positive in the chaotic one; `chi` is the slope of
-    the c-map there.
+    `gap` is `1 - c`, 0 in the ordered and positive in the chaotic phase; `chi` is the c-map's
+    slope.
     """
 
     gap: FloatArray
@@ -70,12 +70,9 @@ def limit(
 ) -> Limit:
     """Find the fixed point that the length approaches from `q`, with a relative error of 1e-11.
 
-    The length map is assumed to increase. A map that decreases has a single fixed point, which is
-    returned even if the length oscillates around it (`chi_par` is then below -1).
-
-    Args:
-      activation, w_variance, b_variance: as for `fixed_points`, arrays that broadcast.
-      q: variance of the first pre-activations, above 0.
+    `q` is the variance of the first pre-activations, above 0; the other arguments are as for
+    `fixed_points`, and all broadcast. If the length map decreases, its single fixed point is
+    returned even if the length oscillates around it (`chi_par < -1`).
 
     >>> round(float(limit("relu", 1.0, 0.5).q), 9)
     1.0
@@ -91,8 +88,7 @@ def correlation(
 ) -> Correlation:
     """Find the correlation of two examples that deep layers approach, and how fast.
 
-    Args and errors are those of `limit`. The result is NaN where the length has no positive finite
-    limit.
+    Arguments are as for `limit`. The result is NaN where the length has no positive finite limit.
 
     >>> round(float(correlation("tanh", 1.3, 0.05).xi_c), 3)
     7.834
@@ -124,7 +120,6 @@ def _limit_of_one(phi, w_variance, b_variance, q):
     inner, outer = jnp.asarray(grid)[near], jnp.asarray(grid)[index]
     inner = jnp.where(up, jnp.maximum(inner, start), jnp.minimum(inner, start))
     root = jnp.where(still, start, solve(rows.square, inner, outer, log_w, log_b))
-    # Without such a point the signal vanishes or grows without bound.
     converges = jnp.any(stops) | still
 
     def averages(log_q):
@@ -153,11 +148,9 @@ def _correlation(phi, w_variance, b_variance, q):
 
     # From c = 0 on the c-map is convex, so it has one stable fixed point there: below it the gap
     # grows, above it the gap shrinks.
-    def growth(log_gap):
-        return step(log_gap)[0] - jnp.exp(log_gap)
-
     low, high = jnp.full_like(log_q, jnp.log(1e-12)), jnp.zeros_like(log_q)
-    log_gap = jax.lax.stop_gradient(bisect(growth, low, high, steps=40, sign=1.0))
+    log_gap = bisect(lambda x: step(x)[0] - jnp.exp(x), low, high, steps=40, sign=1.0)
+    log_gap = jax.lax.stop_gradient(log_gap)
     gap, chi = step(log_gap)
     # A Newton step, through which derivatives pass: d(gap map)/d(gap) is w E phi'(u) phi'(v).
     newton = jnp.exp(log_gap) + (gap - jnp.exp(log_gap)) / (1 - jax.lax.stop_gradient(chi))

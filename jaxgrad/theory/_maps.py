@@ -23,16 +23,9 @@ ActivationLike = str | Activation | Callable[..., Any]
 def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
     """Compute `M(q) = E phi(sqrt(q) z)^2`, `z` standard normal, with a relative error of 1e-12.
 
-    Args:
-      activation: see `jaxgrad.activations.get`.
-      q: variances above 0, of any shape. The result has the same shape, NaN where `M` diverges.
-
-    Raises:
-      ValueError, TypeError: if a variance is not above 0, or if the activation is not elementwise,
-        is NaN somewhere, or is nowhere smooth.
-
-    >>> round(float(second_moment("relu", 3.0)), 12)
-    1.5
+    The variances `q`, of any shape, are above 0; for `activation` see `jaxgrad.activations.get`.
+    The result has the shape of `q`, NaN where `M` diverges. A `ValueError` reports an activation
+    that is not elementwise, is NaN somewhere, or is nowhere smooth.
     """
     return _average(activations.get(activation), _positive("q", q), "log_square")
 
@@ -47,9 +40,7 @@ def q_map(
 ) -> FloatArray:
     """Compute the variance of the next layer's pre-activations, `w_variance M(q) + b_variance`.
 
-    Args:
-      activation, q: as for `second_moment`.
-      w_variance, b_variance: at least 0, broadcast with `q`.
+    The variances are at least 0 and broadcast with `q`; see `second_moment`.
     """
     w_variance, b_variance = check_variances(w_variance, b_variance)
     return _affine(w_variance, second_moment(activation, q), b_variance)
@@ -64,12 +55,8 @@ def c_map(
 ) -> FloatArray:
     """Compute the correlation `c` of two examples in the next layer, in terms of `gap = 1 - c`.
 
-    Both examples have variance `q`. Near `c = 1`, the gap keeps the digits that `c` loses: its
-    relative error is about `1e-16 / sqrt(gap)`.
-
-    Args:
-      activation, q, w_variance, b_variance: as for `q_map`.
-      gap: `1 - c`, from 0 to 2, broadcast with `q`.
+    Both have variance `q`. The gap, from 0 to 2, broadcasts with the arguments of `q_map`. Near
+    `c = 1` it keeps the digits that `c` loses; its relative error is about `1e-16 / sqrt(gap)`.
 
     >>> round(float(c_map("relu", 1.0, 1.0, 2.0)), 6)  # 1 - 1 / pi
     0.68169
@@ -79,10 +66,7 @@ def c_map(
 
 
 def chi_perp(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
-    """Compute `w_variance D(q)`, the growth per layer of a squared gradient; see `q_map`.
-
-    The square of a small angle between two examples grows by the same factor.
-    """
+    """Compute `w_variance D(q)`, the growth per layer of a squared gradient or a squared angle."""
     return _affine(check_variances(w_variance, 0.0)[0], slope_moment(activation, q), 0.0)
 
 
@@ -117,7 +101,6 @@ def _positive(name: str, value: Any) -> Any:
 
 @in_float64
 def _affine(w_variance, average, b_variance):
-    # In float64, also where the variances are Python numbers.
     return jnp.asarray(w_variance) * average + jnp.asarray(b_variance)
 
 

@@ -124,28 +124,24 @@ class _Search:
         """
         half, middle = np.diff(panels) / 2, panels.mean(axis=1, keepdims=True)
         x = middle + half * NODES
-        # A jump between the last node and the end of the panel shows just before the end.
         ends = np.broadcast_to([1e-9 - 1, 1 - 1e-9], (len(panels), 2))
         within = np.concatenate([within, ends], axis=1)
-        node_values = self.evaluate(x)
-        other_values = self.evaluate(middle + half * within)
-        if np.isnan(node_values[0]).any():
+        parts = [*self.evaluate(x), *self.evaluate(middle + half * within)]
+        undefined = x[np.isnan(parts[0])]
+        if len(undefined):
             raise ValueError(
                 f"activation must be defined on the whole real line, but {self.name!r} is NaN at "
-                f"{x[np.isnan(node_values[0])][0]:g}; mask its argument"
+                f"{undefined[0]:g}; mask its argument"
             )
-        parts = (*node_values, *other_values)
         finite = np.all([np.isfinite(part).all(axis=1) for part in parts], axis=0)
         parts = [np.where(finite[:, None], part, 0.0) for part in parts]
-        node_values, other_values = parts[:2], parts[2:]
         far = np.abs(x).max(axis=1)
         # Rounding of the argument changes the function by |x phi'(x)| times the machine epsilon.
-        noise = 2e-15 * far * np.abs(node_values[1]).max(axis=1)
+        noise = 2e-15 * far * np.abs(parts[1]).max(axis=1)
         good = finite.copy()
-        for values, others, size in zip(node_values, other_values, self.sizes, strict=True):
+        for values, others, size in zip(parts[:2], parts[2:], self.sizes, strict=True):
             allowed = _TOLERANCE * np.abs(values).max(axis=1) + noise
             allowed += 1e-15 * (1 + np.minimum(far, 32.0)) ** 2 * size
-            # The Legendre series has converged if its last coefficients are rounding errors.
             series = values @ _TO_SERIES
             good &= np.abs(series[:, -3:]).max(axis=1) <= allowed
             error = np.einsum("pnk,pk->pn", _vandermonde(within, 15), series) - others
@@ -154,15 +150,13 @@ class _Search:
 
     def split(self) -> tuple[np.ndarray, set[float]]:
         """Bisect panels until they are smooth; what shrinks to a point is a kink."""
-        far = 32 * 1.5 ** np.arange(10)
-        near = np.arange(-32.0, 33.0, 4.0)
+        far, near = 32 * 1.5 ** np.arange(10), np.arange(-32.0, 33.0, 4.0)
         starts = np.unique(np.r_[-_BOUND, -far, near, self.kinks, far, _BOUND])
         panels = np.stack([starts[:-1], starts[1:]], axis=1)
         done, points = [], []
         while len(panels):
             good, finite = self.smooth(panels, np.zeros((len(panels), 0)))
-            # Where the function overflows, the averages are infinite and need no fine panels.
-            good |= ~finite
+            good |= ~finite  # Where the function overflows, no fine panels are needed.
             width, size = np.diff(panels)[:, 0], np.abs(panels).max(axis=1)
             tiny = width <= 1e-13 * np.maximum(size, 1e-3)
             points.append(panels[tiny & ~good].mean(axis=1))

@@ -8,7 +8,7 @@ of the same Jacobian, per output.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -29,18 +29,13 @@ _MANY_PANELS, _BOUND = 200, 60.0
 _AROUND = tuple(sign * step for sign in (-1, 1) for step in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["log_q", "log_gradient", "mean", "gap"],
-    meta_fields=["gaussian", "fresh"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Moments:
     """Moments of a signal and of a small change of it; every array has shape `[...]`.
 
     Attributes:
-      log_q: natural log of `q`, the mean square over units.
-      log_gradient: natural log of the mean square of the change over units.
+      log_q, log_gradient: natural logs of `q` and of that of the change, mean squares over units.
       mean: mean over units divided by `sqrt(q)`, from -1 to 1.
       gap: `1 - c`, where `c` is the mean product of two examples divided by `q`; `None` if unknown.
       gaussian: whether the units are independent draws from `N(0, q)`, as they are after a layer of
@@ -53,8 +48,8 @@ class Moments:
     log_gradient: Any = 0.0
     mean: Any = 0.0
     gap: Any = None
-    gaussian: bool = False
-    fresh: bool = False
+    gaussian: bool = field(default=False, metadata={"static": True})
+    fresh: bool = field(default=False, metadata={"static": True})
 
 
 class Statistics(NamedTuple):
@@ -84,8 +79,8 @@ def pair(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Average an activation over two pre-activations `u`, `v` of correlation `1 - gap`.
 
-    Returns: the gap of the activations, with a relative error of about `1e-16 / sqrt(gap)`, and `E
-    phi'(u) phi'(v)`; NaN where the activation oscillates too often within 14 standard deviations.
+    Returns the gap of the activations, with a relative error of about `1e-16 / sqrt(gap)`, and
+    `E phi'(u) phi'(v)`. Both are NaN where the activation oscillates too often.
     """
     return map_elements(functools.partial(_pair, activation), log_q, gap)
 
@@ -104,24 +99,14 @@ def activate(moments: Moments, activation: Activation) -> Moments:
     # The derivative of the activation multiplies the change: its mean square is that of the slope.
     averages = statistics(activation, moments.log_q)
     gap = None if moments.gap is None else pair(activation, moments.log_q, moments.gap)[0]
-    return replace(
-        moments,
-        log_q=averages.log_square,
-        log_gradient=moments.log_gradient + averages.log_slope,
-        mean=averages.mean,
-        gap=gap,
-        gaussian=False,
-    )
+    log_gradient = moments.log_gradient + averages.log_slope
+    return Moments(averages.log_square, log_gradient, averages.mean, gap, fresh=moments.fresh)
 
 
 def moments_of(x: Any, *, gap: bool = False) -> Moments:
-    """Measure the moments of inputs, averaged over the batch.
+    """Measure the moments of finite inputs `[batch, *spatial, features]`, averaged over the batch.
 
-    Args:
-      x: finite inputs, `[batch, *spatial, features]`.
-      gap: whether to measure the gap, averaged over all pairs of at least two examples.
-
-    Returns: `Moments` whose arrays have shape `spatial`.
+    The result has shape `spatial`. A gap is averaged over all pairs of at least two examples.
     """
     shape = jnp.shape(x)
     x = _validate.floating("x", x, max(len(shape), 2), "[batch, *spatial, features]")
@@ -146,12 +131,13 @@ def _moments_of(x, gap):
 
 def map_elements(function: Callable[..., Any], *arrays: ArrayLike, batch_size: int = 32) -> Any:
     """Apply a function of scalars to every element, in batches that bound the memory."""
-    first, *_ = arrays = jnp.broadcast_arrays(*map(jnp.asarray, arrays))
-    if first.ndim == 0:
-        return function(*arrays)
-    flat = tuple(a.ravel() for a in arrays)
+    elements = jnp.broadcast_arrays(*map(jnp.asarray, arrays))
+    shape = elements[0].shape
+    if shape == ():
+        return function(*elements)
+    flat = tuple(a.ravel() for a in elements)
     results = jax.lax.map(lambda scalars: function(*scalars), flat, batch_size=batch_size)
-    return jax.tree.map(lambda leaf: leaf.reshape(first.shape), results)
+    return jax.tree.map(lambda leaf: leaf.reshape(shape), results)
 
 
 def _statistics(activation, log_q):
@@ -181,14 +167,13 @@ def _pair(activation, log_q, gap):
     safe = jnp.maximum(gap, _LINEAR)
     log_a = near + jnp.log1p(-jnp.minimum(safe / 2, 1 - 1e-16))
     log_b = near + jnp.log(safe / 2)
-    panels = mesh(activation)
-    edges, kinks = np.asarray(panels.edges), np.asarray(panels.kinks)
+    edges, kinks = map(np.asarray, mesh(activation)[:2])
     many = len(edges) > _MANY_PANELS
     if many:
         edges = edges[np.abs(edges) < _BOUND]
     # Averaged over b, a kink of phi becomes a bend of width sqrt(variance of b).
     around = kinks[:, None] + jnp.exp(0.5 * log_b) * np.asarray(_AROUND)[None]
-    outer = nodes(jnp.concatenate([edges, around.ravel()]), log_a)
+    outer, outer_weights = nodes(jnp.concatenate([edges, around.ravel()]), log_a)
     functions = versions(activation)
 
     def mean_function(x):
@@ -196,14 +181,12 @@ def _pair(activation, log_q, gap):
 
     def inner(a):
         b, weights = nodes(jnp.concatenate([edges - a, a - edges]), log_b, reach=10.0)
-        (u, du), (v, dv) = (
-            jax.jvp(mean_function, (a + sign * b,), (jnp.ones_like(b),)) for sign in (1, -1)
-        )
+        one = (jnp.ones_like(b),)
+        (u, du), (v, dv) = (jax.jvp(mean_function, (x,), one) for x in (a + b, a - b))
         return jnp.sum(weights * (u - v) ** 2) / 2, jnp.sum(weights * du * dv)
 
-    square, slopes = (
-        jnp.sum(outer.weights * part) for part in jax.lax.map(inner, outer.x, batch_size=64)
-    )
+    parts = jax.lax.map(inner, outer, batch_size=64)
+    square, slopes = (jnp.sum(outer_weights * part) for part in parts)
     x, weights = nodes(edges, near)
     m = sum(share * jnp.sum(weights * function(x) ** 2) for share, function in functions)
     # Two examples draw independently, so a random activation separates even equal ones.

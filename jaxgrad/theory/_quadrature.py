@@ -7,7 +7,7 @@ depend on `q`, so `q` may be traced.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,29 +20,6 @@ from jaxgrad.theory._mesh import NODES, REACH, WEIGHTS, mesh, versions
 
 # Beyond this absolute log variance, averages are extrapolated as powers of the variance.
 FAR = 60.0
-
-
-class Average(NamedTuple):
-    """Nodes and weights of Gaussian averages: `E f(x)` is `sum(weights * f(x))`.
-
-    Only the weights carry the derivative by `q`, which is then right even where `f` jumps.
-    """
-
-    x: Float[Array, " nodes"]
-    weights: Float[Array, " nodes"]
-
-
-class Sample(NamedTuple):
-    """Values and slopes of an activation at the nodes of all its versions.
-
-    `sum(weights * f(value, slope))` is an average over the activation's draws as well. The weights
-    are NaN if the mesh is not valid for the variance.
-    """
-
-    x: Float[Array, " nodes"]
-    weights: Float[Array, " nodes"]
-    value: Float[Array, " nodes"]
-    slope: Float[Array, " nodes"]
 
 
 def standard_nodes(edges: Any, centre: Any, scale: Any, *, reach: float = REACH) -> tuple[Any, Any]:
@@ -66,19 +43,26 @@ def standard_nodes(edges: Any, centre: Any, scale: Any, *, reach: float = REACH)
 
 def nodes(
     edges: ArrayLike, log_q: ArrayLike, mean: ArrayLike = 0.0, *, reach: float = REACH
-) -> Average:
-    """Nodes and weights for `N(mean, exp(log_q))` on panels that contain none of the `edges`."""
+) -> tuple[Array, Array]:
+    """Nodes `x` and weights for `N(mean, exp(log_q))` on panels that contain none of the `edges`.
+
+    Only the weights carry derivatives of `sum(weights * f(x))`, so these are right where `f` jumps.
+    """
     scale = jnp.exp(0.5 * jnp.asarray(log_q))
     fixed, centre = jax.lax.stop_gradient((scale, jnp.asarray(mean)))
     z, weights = standard_nodes(edges, centre, fixed, reach=reach)
     x = centre + fixed * z
     # The factor is 1, but its derivative is that of the density: N(x; mean, scale) / N(x; fixed).
     shifted = (x - mean) / scale
-    return Average(x, weights * (fixed / scale * jnp.exp((z * z - shifted * shifted) / 2)))
+    return x, weights * (fixed / scale * jnp.exp((z * z - shifted * shifted) / 2))
 
 
-def sample(activation: Activation, log_q: Float[Array, ""]) -> Sample:
-    """Evaluate an activation at the nodes of a Gaussian of variance `exp(log_q)`, up to `FAR`."""
+def sample(activation: Activation, log_q: Float[Array, ""]) -> list[Float[Array, " nodes"]]:
+    """Evaluate an activation at the nodes `x` of `N(0, exp(log_q))`, with `|log_q| <= FAR`.
+
+    Returns `x`, weights, values and slopes; `sum(weights * f(value, slope))` is an average over the
+    activation's draws, too. Weights are NaN if the mesh is not valid for the variance.
+    """
     panels = mesh(activation)
     x, weights = nodes(np.asarray(panels.edges), log_q)
     weights = jnp.where(log_q <= panels.log_q, weights, jnp.nan)
@@ -86,15 +70,12 @@ def sample(activation: Activation, log_q: Float[Array, ""]) -> Sample:
     parts = []
     for share, function in versions(activation):
         value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
-        parts.append(Sample(x, share * weights, value, slope))
-    return Sample(*map(jnp.concatenate, zip(*parts, strict=True)))
+        parts.append((x, share * weights, value, slope))
+    return [*map(jnp.concatenate, zip(*parts, strict=True))]
 
 
 def extends_beyond(z, terms, total):
-    """Whether the last standard deviation contributes to a sum, so that nodes beyond are missing.
-
-    `z` and `terms` are nodes in standard deviations and terms, `[..., nodes]`; `total` is `[...]`.
-    """
+    """Whether the last standard deviation contributes to the sum `total` of `terms` at `z`."""
     xp = np if isinstance(terms, np.ndarray) else jnp
     end = xp.sum(xp.where(abs(z) > REACH - 1, terms, 0.0), axis=-1)
     return end > 1e-12 * total

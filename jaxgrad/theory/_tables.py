@@ -87,8 +87,7 @@ def interpolate(rows: np.ndarray, log_q: Array) -> tuple[Array, Array]:
     a, b = left * units, right * units
 
     def polynomial(u):
-        # The Taylor polynomial at the left, plus u^3 (c3 + c4 u + c5 u^2), whose coefficients
-        # correct value and derivatives at the right.
+        # The Taylor polynomial at the left, plus u^3 (c3 + c4 u + c5 u^2) to fit the right.
         r0, r1, r2 = b[0] - (a[0] + a[1] + a[2]), b[1] - (a[1] + 2 * a[2]), 2 * b[2] - 2 * a[2]
         c3, c4 = 10 * r0 - 4 * r1 + r2 / 2, -15 * r0 + 7 * r1 - r2
         c5 = 6 * r0 - 3 * r1 + r2 / 2

@@ -13,22 +13,14 @@ def tailored_relu(depth: int, target: float = 0.9) -> Activation:
     """Choose the leaky ReLU that takes uncorrelated examples to a correlation of `target`.
 
     A deep ReLU network makes all examples alike; a linear one keeps their angles but computes only
-    linear functions. The slope in between is chosen for the depth. Draw the weights with
-    `jaxgrad.initializers.he(negative_slope=...)` of this slope, without biases.
+    linear functions. The slope in between is chosen for the depth; it is in the `constants` of the
+    result. Draw the weights with `jaxgrad.initializers.he(negative_slope=...)` of this slope,
+    without biases. Source: Zhang, Botev, Martens (2022), Deep learning without shortcuts, sec. 4.
 
     Args:
       depth: number of layers, each a matrix product and the activation.
-      target: correlation, after the last layer, of two examples that have none; between 0 and 1.
-
-    Returns: `jaxgrad.activations.leaky_relu` with a slope between 0 and 1, held in its `constants`.
-
-    Raises:
-      ValueError: if even ReLU stays below the target at this depth, so that no slope is needed.
-
-    Source: Zhang, Botev, Martens (2022), Deep learning without shortcuts, sec. 4.
-
-    >>> dict(tailored_relu(100).constants)["slope"] > 0.5
-    True
+      target: correlation, between 0 and 1, after the last layer, of two examples that have none. A
+        `ValueError` reports that even ReLU stays below it at this depth, so no slope is needed.
     """
     depth = _validate.integer("depth", depth, 1)
     _validate.scalar("target", target, minimum=0.0, above=True)

@@ -2,10 +2,10 @@
 
 At width `n`, one layer multiplies a squared gradient by `w_variance mean(phi'(z)^2 g^2)` over its
 units, with independent `z ~ N(0, q)` and `g ~ N(0, 1)`. The mean of this factor is that of infinite
-width, `w_variance D`. Its log has a variance of about `k / n` and a mean lower by about `k / (2
-n)`, with `k = 3 E phi'^4 / D^2 - 1`. Over many layers this adds up to orders of magnitude. Sources:
-Hanin (2018), Which neural net architectures give rise to exploding and vanishing gradients?; Hanin,
-Nica (2020), Products of many large random matrices and gradients.
+width, `w_variance D`. Its log has a variance of about `k / n` and a mean lower by about
+`k / (2 n)`, with `k = 3 E phi'^4 / D^2 - 1`. Over many layers this adds up to orders of magnitude.
+Sources: Hanin (2018), Which neural net architectures give rise to exploding and vanishing
+gradients?; Hanin, Nica (2020), Products of many large random matrices and gradients.
 """
 
 from collections import namedtuple
@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, compiled_in_float64
+from jaxgrad._numerics import FloatArray, compiled_in_float64, in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
 from jaxgrad.theory._maps import ActivationLike, next_log_q
@@ -34,9 +34,9 @@ class LayerLaw(NamedTuple):
     """The factor by which one layer of finite width multiplies a squared gradient, given its `q`.
 
     `log_mean` is the log of the mean factor, `log(w_variance D)` at any width; `mean_log` and
-    `var_log` are the mean and variance of its log, which describe a typical network, over networks
-    whose gradient is not exactly 0; `log_spread` is the log of the mean squared factor over the
-    squared mean, `log(1 + k / n)`.
+    `var_log` are mean and variance of its log, as for a typical network, where the gradient is not
+    exactly 0; `log_spread`, `log(1 + k / n)`, is the log of the mean squared factor over the
+    squared mean.
     """
 
     log_mean: FloatArray
@@ -48,10 +48,10 @@ class LayerLaw(NamedTuple):
 class GradientLaw(NamedTuple):
     """The squared gradient of a network of finite width; every field has shape `[depth]`.
 
-    Entry `l - 1` is for depth `l`, and the gradient with respect to the first layer's
-    pre-activations, per output, like `log_gradient` of `jaxgrad.propagation.Propagation`.
-    `log_mean` is the log of the mean over networks; `mean_log` and `var_log` are mean and variance
-    of the log, which describe a typical network.
+    Entry `l - 1` is for depth `l`, and the gradient by the first layer's pre-activations, per
+    output, like `log_gradient` of `jaxgrad.propagation.Propagation`. `log_mean` is the log of the
+    mean over networks; `mean_log` and `var_log` are mean and variance of the log, as for a typical
+    network.
     """
 
     log_mean: FloatArray
@@ -64,14 +64,10 @@ def layer_law(
 ) -> LayerLaw:
     """Compute the exact law of one layer whose pre-activations are independent, from `N(0, q)`.
 
-    Args:
-      activation: see `jaxgrad.activations.get`.
-      q: variance of the pre-activations, above 0, may be traced; use `jax.vmap` for several.
-      w_variance, width: weight variance times fan-in, at least 0, and number of units, at least 1;
-        may be traced.
-
-    Returns: `LayerLaw`. The errors of mean and variance of the log are about 1e-8 from 8 units on.
-    With fewer units and a slope that crosses 0, as GELU's, they may reach a percent, or be NaN.
+    `q` is above 0, `w_variance` (weight variance times fan-in) at least 0, and `width` (number of
+    units) at least 1. They may be traced; use `jax.vmap` for several. The errors of mean and
+    variance of the log are about 1e-8 from 8 units on. With fewer units and a slope that crosses 0,
+    as GELU's, they may reach a percent, or be NaN.
 
     >>> law = layer_law("relu", 1.0, 2.0, 100)
     >>> round(float(law.log_mean), 12), round(100 * float(law.mean_log), 2)
@@ -83,29 +79,27 @@ def layer_law(
     return _layer_law(activations.get(activation), q, w_variance, width)
 
 
+@in_float64
 def critical_w_variance(activation: ActivationLike, q: ArrayLike, width: ArrayLike) -> FloatArray:
     """Find the weight variance at which one layer keeps the squared gradient of a typical network.
 
     There the mean of the log of the layer's factor is 0. It is `1 / D(q)` at infinite width, and
     larger by a factor of about `1 + k / (2 n)` at width `n`. Arguments are as for `layer_law`.
-
-    >>> round(float(critical_w_variance("relu", 1.0, 64)), 4)
-    2.0818
     """
-    return _exp_minus(layer_law(activation, q, 1.0, width).mean_log)
+    return jnp.exp(-layer_law(activation, q, 1.0, width).mean_log)
 
 
+@in_float64
 def alive_probability(width: ArrayLike, depth: ArrayLike) -> FloatArray:
     """Compute the probability that the output of a ReLU network without biases is not 0.
 
     In each layer all units are off with probability `2^-width`, so it is `(1 - 2^-width)^depth`.
-
-    Args:
-      width, depth: at least 1 and 0, any shapes that broadcast, may be traced.
+    Both arguments may be traced and broadcast.
     """
     _validate.numbers("width", width, minimum=1.0)
     _validate.numbers("depth", depth, minimum=0.0)
-    return _alive_probability(width, depth)
+    width, depth = (jnp.asarray(number, float) for number in (width, depth))
+    return jnp.exp(depth * jnp.log1p(-jnp.exp2(-width)))
 
 
 def gradient_law(
@@ -125,11 +119,8 @@ def gradient_law(
     parallel to the signal. The second order matters where `depth / width` is not small, and earlier
     if the length is not stable.
 
-    Args:
-      activation: see `jaxgrad.activations.get`.
-      depth, width: numbers of layers and of units in each, at least 1; `width` may be traced.
-      w_variance, b_variance: numbers of at least 0, may be traced.
-      input_square: mean square of the one input, above 0, may be traced.
+    There are at least 1 layers and units, variances of at least 0, and one input of mean square
+    `input_square` above 0. All but the depth may be traced.
 
     >>> law = gradient_law("relu", 50, 2.0, width=100)
     >>> round(float(law.mean_log[-1] - law.mean_log[0]), 3)
@@ -149,31 +140,26 @@ def fourth_moments(phi: Activation, log_q: Array) -> tuple[Array, Array, Array]:
 
     They are `E phi^4 / M^2`, `E phi^2 phi'^2 / (M D)` and `E phi'^4 / D^2`.
     """
-    weights, square, slope = _squares(phi, log_q)
+    _, weights, value, slope = sample(phi, jnp.clip(log_q, -FAR, FAR))
+    square, slope = value * value, slope * slope
     m, d = jnp.sum(weights * square), jnp.sum(weights * slope)
-    pairs = ((square / m, square / m), (square / m, slope / d), (slope / d, slope / d))
+    square, slope = square / m, slope / d
+    pairs = ((square, square), (square, slope), (slope, slope))
     first, second, third = (jnp.sum(weights * a * b) for a, b in pairs)
     return first, second, third
-
-
-def _squares(phi, log_q):
-    """Weights, squared values and squared slopes at the nodes of a Gaussian."""
-    _, weights, value, slope = sample(phi, jnp.clip(log_q, -FAR, FAR))
-    return weights, value * value, slope * slope
 
 
 def _log_moments(phi, log_q, width):
     """Mean and variance of the log of `S = mean(phi'^2 g^2) / D`, provided that it is not 0.
 
-    They are those of `log X - log S` without those of `log X`, for `X` exponential, since `P(log X
-    - log S > u) = E exp(-e^u S)` is a power of an average over one unit.
+    They are those of `log X - log S` without those of `log X`, for `X` exponential, since
+    `P(log X - log S > u) = E exp(-e^u S)` is a power of an average over one unit.
     """
-    weights, _, slope = _squares(phi, log_q)
-    slope = slope / jnp.sum(weights * slope)
+    _, weights, _, slope = sample(phi, jnp.clip(log_q, -FAR, FAR))
+    slope = slope * slope / jnp.sum(weights * (slope * slope))
 
     def log_laplace(u):
-        """Log of `E exp(-e^u s g^2 / n)` over one unit, accurate where this is close to 1."""
-        # Over g, E exp(-t g^2) = (1 + 2 t)^(-1/2).
+        # Log of E exp(-t g^2) = E (1 + 2 t)^(-1/2), t = e^u s / n, accurate where it is near 1.
         log_unit = -0.5 * jnp.log1p(2 * jnp.exp(u) / width * slope)
         deficit = jnp.sum(weights * jnp.expm1(log_unit))
         near = deficit > -0.5
@@ -181,7 +167,6 @@ def _log_moments(phi, log_q, width):
         return jnp.where(near, jnp.log1p(jnp.where(near, deficit, 0.0)), far)
 
     survival = jnp.exp(width * jax.lax.map(log_laplace, jnp.asarray(_GRID), batch_size=16))
-    # S is 0 if all units have slope 0; what follows is under the condition that it is not.
     flat = jnp.sum(jnp.where(slope == 0, weights, 0.0))
     dead = jnp.where(flat > 0, jnp.exp(width * jnp.log(jnp.where(flat > 0, flat, 1.0))), 0.0)
     survival = (survival - dead) / (1 - dead)
@@ -203,16 +188,6 @@ def _layer_law(phi, q, w_variance, width):
     # E g^4 = 3, so the squared factor has the mean (1 + k / n) times the squared mean.
     k = 3 * fourth_moments(phi, log_q)[2] - 1
     return LayerLaw(log_mean, log_mean + mean, variance, jnp.log1p(k / width))
-
-
-@compiled_in_float64()
-def _exp_minus(value):
-    return jnp.exp(-value)
-
-
-@compiled_in_float64()
-def _alive_probability(width, depth):
-    return jnp.exp(depth * jnp.log1p(-jnp.exp2(-width)))
 
 
 _State = namedtuple("_State", "log_q log_mean drift layer_variance mean var cov var_log turned")
@@ -245,7 +220,6 @@ def _layer_step(phi, state: _State, log_w, b_variance, width) -> tuple[_State, G
     (e, f), (e_slope, f_slope), averages = jax.jvp(elasticities, primal, one, has_aux=True)
     square, mixed, _ = fourth_moments(phi, state.log_q)
     layer_drift, layer_variance = _log_moments(phi, state.log_q, width)
-
     # The activation: log D(q (1 + d)) = log D(q) + f d + ..., and f d is added to Y.
     log_mean = state.log_mean + averages.log_slope
     log_mean += f * state.mean + (f_slope - f) * state.var / 2 + 2 * f * state.turned
@@ -254,22 +228,15 @@ def _layer_step(phi, state: _State, log_w, b_variance, width) -> tuple[_State, G
     layer_variance = state.layer_variance + layer_variance
     # For a normal Y the log of the mean exceeds the mean of the log by half the variance.
     record = GradientLaw(log_mean + (var_log - layer_variance) / 2, log_mean + drift, var_log)
-
     # The weights: d is multiplied by share * e, and mean(phi^2) fluctuates by itself.
     log_signal = log_w + averages.log_square
     log_q = next_log_q(log_signal, 0.0, b_variance)
     share = jnp.exp(log_signal - log_q)
     factor = share * e
     parallel = e**2 * jnp.exp(averages.log_square - state.log_q - averages.log_slope)
-    following = _State(
-        log_q=log_q,
-        log_mean=log_mean + log_w,
-        drift=drift,
-        layer_variance=layer_variance,
-        mean=factor * state.mean + share * (e**2 - e + e_slope) * state.var / 2,
-        var=factor**2 * state.var + share**2 * (square - 1) / width,
-        cov=factor * (state.cov + f * state.var) + share * (mixed - 1) / width,
-        var_log=var_log,
-        turned=share * (parallel * state.turned + mixed / width),
-    )
-    return following, record
+    mean = factor * state.mean + share * (e**2 - e + e_slope) * state.var / 2
+    var = factor**2 * state.var + share**2 * (square - 1) / width
+    cov = factor * (state.cov + f * state.var) + share * (mixed - 1) / width
+    turned = share * (parallel * state.turned + mixed / width)
+    log_mean = log_mean + log_w
+    return _State(log_q, log_mean, drift, layer_variance, mean, var, cov, var_log, turned), record

@@ -11,49 +11,46 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, compiled_in_float64
+from jaxgrad._numerics import FloatArray, compiled_in_float64, in_float64
 from jaxgrad.theory import finite_width
 from jaxgrad.theory._maps import ActivationLike
 
 Weights = Literal["gaussian", "orthogonal"]
 
 
+@in_float64
 def lyapunov_exponents(width: int, w_variance: ArrayLike = 1.0) -> FloatArray:
     """Compute the growth per layer of the singular values of a product of Gaussian matrices.
 
-    The exponents differ, so a deep linear network keeps only one direction; their spread does not
-    shrink with the width.
-
-    Args:
-      width: number of units `n`.
-      w_variance: weight variance times `n`, a number above 0, may be traced.
-
-    Returns: limits of `log(singular value) / depth` (not squared), in decreasing order, `[width]`.
-
-    Source: Newman (1986), The distribution of Lyapunov exponents: exact results for random
-    matrices.
+    They are limits of `log(singular value) / depth` (not squared), in decreasing order, `[width]`.
+    They differ, so a deep linear network keeps only one direction; their spread does not shrink
+    with the width. The weight variance times `width` is a number above 0 and may be traced. Source:
+    Newman (1986), The distribution of Lyapunov exponents: exact results for random matrices.
 
     >>> lyapunov_exponents(8)[[0, -1]].round(4).tolist()
     [-0.0651, -1.6749]
     """
     width = _validate.integer("width", width, 1)
     _validate.scalar("w_variance", w_variance, minimum=0.0, above=True)
-    return _lyapunov_exponents(width, w_variance)
+    # The k-th squared growth is chi squared, with n - k + 1 degrees of freedom, times w / n; the
+    # mean of its log is psi((n - k + 1) / 2) + log(2 w / n).
+    freedom = jnp.arange(width, 0, -1, dtype=float)
+    scale = jnp.log(2 * jnp.asarray(w_variance, float) / width)
+    return (scale + jax.scipy.special.digamma(freedom / 2)) / 2
 
 
+@in_float64
 def largest_eigenvalue(depth: ArrayLike) -> FloatArray:
     """Compute the largest eigenvalue of `J J^T` for wide linear layers of critical variance.
 
-    With `L` layers it is `(L + 1)^(L + 1) / L^L`, about `e L`, while the mean is 1 at any depth.
-
-    Args:
-      depth: number of Gaussian matrices `L`, at least 1, of any shape, may be traced.
-
-    Source: Pennington, Schoenholz, Ganguli (2017), Resurrecting the sigmoid in deep learning
-    through dynamical isometry, sec. 2.5.
+    With `L` Gaussian matrices it is `(L + 1)^(L + 1) / L^L`, about `e L`, while the mean is 1. The
+    depth `L` is at least 1, of any shape, and may be traced. Source: Pennington, Schoenholz,
+    Ganguli (2017), Resurrecting the sigmoid in deep learning through dynamical isometry, sec. 2.5.
     """
     _validate.numbers("depth", depth, minimum=1.0)
-    return _largest_eigenvalue(depth)
+    depth = jnp.asarray(depth, float)
+    # (L + 1)^(L + 1) / L^L = (L + 1) (1 + 1 / L)^L, without overflow.
+    return (depth + 1) * jnp.exp(depth * jnp.log1p(1 / depth))
 
 
 def spectrum_variance(
@@ -61,39 +58,15 @@ def spectrum_variance(
 ) -> FloatArray:
     """Compute the variance of the eigenvalues of `J J^T` over their squared mean.
 
-    With `mu_k = E phi'^(2 k)` it is `L (mu_2 / mu_1^2 - 1)` for orthogonal weights, and larger by
-    `L` for Gaussian ones. It grows with the depth `L` unless the slope is the same everywhere.
-
-    Args:
-      activation: see `jaxgrad.activations.get`.
-      q: variance of the pre-activations of every layer, above 0, may be traced.
-      depth: number of layers, at least 0, may be traced.
-      weights: independent `gaussian` weights, or `orthogonal` matrices.
-
-    Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
-
-    >>> [round(float(spectrum_variance("relu", 1.0, 10, w))) for w in ("orthogonal", "gaussian")]
-    [10, 20]
+    With `mu_k = E phi'^(2 k)` it is `L (mu_2 / mu_1^2 - 1)` for `orthogonal` weights, and larger by
+    `L` for `gaussian` ones. It grows with the depth `L` unless the slope is the same everywhere.
+    The variance `q` of the pre-activations of every layer is above 0, the depth at least 0; both
+    may be traced. Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
     """
     _validate.scalar("q", q, minimum=0.0, above=True)
     _validate.scalar("depth", depth, minimum=0.0)
     _validate.choice("weights", weights, ("gaussian", "orthogonal"))
     return _spectrum_variance(activations.get(activation), weights == "gaussian", q, depth)
-
-
-@compiled_in_float64(0)
-def _lyapunov_exponents(width, w_variance):
-    # The k-th squared growth is chi squared, with n - k + 1 degrees of freedom, times w / n; the
-    # mean of its log is psi((n - k + 1) / 2) + log(2 w / n).
-    freedom = jnp.arange(width, 0, -1, dtype=jnp.float64)
-    scale = jnp.log(2 * w_variance / width)
-    return (scale + jax.scipy.special.digamma(freedom / 2)) / 2
-
-
-@compiled_in_float64()
-def _largest_eigenvalue(depth):
-    # (L + 1)^(L + 1) / L^L = (L + 1) (1 + 1 / L)^L, without overflow.
-    return (depth + 1) * jnp.exp(depth * jnp.log1p(1 / depth))
 
 
 @compiled_in_float64(0, 1)
