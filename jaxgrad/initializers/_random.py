@@ -51,12 +51,13 @@ class _Independent:
     convolution: tuple[tuple[str, Any], ...] = field(default=(), metadata=_STATIC)
 
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        variance, shape = self.scale, tuple(shape)
+        variance = self.scale
         if self.mode is not None:
             n_in, n_out = fans(shape, **dict(self.convolution))
             by_mode = {"fan_in": n_in, "fan_out": n_out, "fan_avg": (n_in + n_out) / 2}
             variance = variance / by_mode[self.mode]
         # Drawn in float32, whatever the dtype, so that a key gives one network in every precision.
+        shape = tuple(shape)
         if self.distribution == "normal":
             unit = jax.nn.initializers.normal(1.0)(key, shape, jnp.float32)
         elif self.distribution == "truncated":

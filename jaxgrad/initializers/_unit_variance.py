@@ -147,8 +147,6 @@ def _layer_outputs(outputs, treedef, leaves):
 
 
 def _fit(scaling: _Scaling, tolerance, iterations):
-    """Newton's method for `log std = 0` as a function of the log scales."""
-
     def unfinished(state):
         return (state[2] < iterations) & jnp.any(~(jnp.abs(jnp.expm1(state[1])) <= tolerance))
 

@@ -146,7 +146,8 @@ def _fixed_points(phi, w_variance, b_variance):
     stability = entries(end.astype(jnp.float64), stability.astype(jnp.float64))
     stability = jnp.where(jnp.isnan(stability), Stability.NONE, stability).astype(jnp.int8)
     ends, inside = (jnp.zeros(()), end_par, end_perp), (jnp.exp(root), chi_par, chi_perp)
-    return FixedPoints(*map(entries, ends, inside), stability)
+    q, chi_par, chi_perp = map(entries, ends, inside)
+    return FixedPoints(q, chi_par, chi_perp, stability)
 
 
 def _refined_grid(phi, log_w, log_b):

@@ -149,8 +149,8 @@ def _correlation(phi, w_variance, b_variance, q):
     # From c = 0 on the c-map is convex, so it has one stable fixed point there: below it the gap
     # grows, above it the gap shrinks.
     low, high = jnp.full_like(log_q, jnp.log(1e-12)), jnp.zeros_like(log_q)
-    log_gap = bisect(lambda x: step(x)[0] - jnp.exp(x), low, high, steps=40, sign=1.0)
-    log_gap = jax.lax.stop_gradient(log_gap)
+    root = bisect(lambda x: step(x)[0] - jnp.exp(x), low, high, steps=40, sign=1.0)
+    log_gap = jax.lax.stop_gradient(root)
     gap, chi = step(log_gap)
     # A Newton step, through which derivatives pass: d(gap map)/d(gap) is w E phi'(u) phi'(v).
     newton = jnp.exp(log_gap) + (gap - jnp.exp(log_gap)) / (1 - jax.lax.stop_gradient(chi))
