@@ -54,6 +54,7 @@ def depth_map(
         measured = dataset.sel(activation=name)
         predicted = None if theory is None else theory.sel(activation=name)
         log_ratio = measured["log_ratio"].transpose("seed", "w_variance", "depth").values
+        # The variance of a level gradient, and the regime of every cell.
         level = regimes.level(log_ratio, measured["w_variance"].values)
         classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
         mesh = _map(left, measured, classes, level, name)
@@ -86,6 +87,7 @@ def _map(ax: Any, measured: Any, classes: Any, level: regimes.Level, name: str) 
     mesh = ax.pcolormesh(
         depth, variance, decades, cmap=shades(), vmin=-DECADES, vmax=DECADES, rasterized=True
     )
+    # Regimes are -1, 0 and 1, so that their borders are contours at -1/2 and 1/2.
     regime = np.asarray(classes.regime, float)
     for value, edge, style, _ in BORDERS:
         if (regime == value).any() and (regime != value).any():
@@ -143,6 +145,7 @@ def _handles(theory: bool) -> list[Any]:
 def _profile(ax: Any, measured: Any, predicted: Any, level: float, name: str) -> None:
     """Draw the gradient at each layer of the deepest network, around the level variance."""
     variance, layer = measured["w_variance"].values, measured["layer"].values
+    # The level variance and two on each side, an eighth of the range apart.
     centre = np.abs(np.log(variance / level)).argmin() if np.isfinite(level) else len(variance) // 2
     step = max(len(variance) // 8, 1)
     indices = [centre + step * offset for offset in (2, 1, 0, -1, -2)]

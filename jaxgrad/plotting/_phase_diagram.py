@@ -38,6 +38,7 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
     figure = Figure(figsize=(10.5, 8), layout="constrained")
     ax = figure.subplots()
     growth = measured["growth"].transpose("seed", "b_variance", "w_variance").values.mean(axis=0)
+    # Symmetric around 0, so that the middle colour is a level gradient.
     reach = np.log(FACTORS[-1])
     mesh = ax.pcolormesh(
         measured["w_variance"].values,
@@ -60,6 +61,7 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
     q, chi = (
         theory[name].transpose("b_variance", "w_variance").values for name in ("q", "chi_perp")
     )
+    # The critical line is drawn over the lines of equal scale.
     handles = [*_scales(ax, w, b, chi), *_critical_line(ax, w, b, q, chi)]
     handles += _undefined(ax, w, b, q, chi)
     _regions(ax, w, b, q, chi)
@@ -82,6 +84,7 @@ def _scales(ax: Any, w: np.ndarray, b: np.ndarray, chi: np.ndarray) -> list[Any]
 
     with np.errstate(divide="ignore"):
         log_chi = np.log(chi)
+    # A squared gradient changes by e over this many layers; infinitely many on the line.
     scale = 1 / np.maximum(np.abs(log_chi), 1e-9)
     levels = [level for level in SCALES if scale.min() < level < scale.max()]
     if not levels:
@@ -102,6 +105,7 @@ def _critical_line(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> l
         bounded = np.ma.masked_where(np.isinf(q), np.log(chi))
     if not (bounded.count() and bounded.min() < 0 < bounded.max()):
         return []
+    # log chi = 0.
     border = ax.contour(w, b, bounded, [0.0], colors=THEORY, linewidths=3.5)
     border.set_path_effects(halo(6))
     return [Line2D([], [], color=THEORY, linewidth=3.5, label="theory: gradient level")]
