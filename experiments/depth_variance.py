@@ -70,11 +70,7 @@ class Options(_kit.SeededOptions):
 
     def check(self) -> None:
         """Raise ValueError if the range is empty or the data cannot be used."""
-        if self.w_variance_min >= self.w_variance_max:
-            raise ValueError(
-                "w_variance_min and w_variance_max must be in this order, got "
-                f"{self.w_variance_min:g} and {self.w_variance_max:g}"
-            )
+        _kit.check_range(self, "w_variance")
         self.inputs()
 
     def inputs(self) -> np.ndarray:

@@ -41,12 +41,8 @@ class Options(_kit.SeededOptions):
 
     def check(self) -> None:
         """Raise ValueError if a range is empty or the data cannot be used."""
-        for name in ("w_variance", "b_variance"):
-            low, high = (getattr(self, f"{name}_{end}") for end in ("min", "max"))
-            if low >= high:
-                raise ValueError(
-                    f"{name}_min and {name}_max must be in this order, got {low:g} and {high:g}"
-                )
+        _kit.check_range(self, "w_variance")
+        _kit.check_range(self, "b_variance")
         self.inputs()
 
     def inputs(self) -> np.ndarray:
@@ -145,14 +141,8 @@ def comparison(measured: xarray.Dataset, predicted: xarray.Dataset, options: Opt
     coords = options.grids(options.w_measured, options.b_measured)
     b_variance = np.array([coords["b_variance"][b] for b, _ in indices])
     w_variance = np.array([coords["w_variance"][w] for _, w in indices])
-    theories = typical.predict(
-        options.activation,
-        options.depth,
-        w_variance,
-        b_variance,
-        options.inputs(),
-        width=options.width,
-    )
+    size, pairs = (options.activation, options.depth), (w_variance, b_variance)
+    theories = typical.predict(*size, *pairs, options.inputs(), width=options.width)
     logs = (theories.infinite, theories.typical)
     infinite, finite = (typical.per_layer(part, half) for part in logs)
     points = {
@@ -164,16 +154,10 @@ def comparison(measured: xarray.Dataset, predicted: xarray.Dataset, options: Opt
     rows = []
     for i, index in enumerate(indices):
         mean, error = growth.mean[index], growth.standard_error[index]
-        rows.append(
-            (
-                f"{w_variance[i]:.3g}",
-                f"{b_variance[i]:.3g}",
-                f"{mean:+.4f} ± {error:.4f}",
-                f"{infinite[i]:+.4f}",
-                f"{finite[i]:+.4f}",
-                typical.z_score(mean, error, finite[i]) + (" *" if unbounded[i] else "  "),
-            )
-        )
+        variances = (f"{variance[i]:.3g}" for variance in (w_variance, b_variance))
+        numbers = (f"{mean:+.4f} ± {error:.4f}", f"{infinite[i]:+.4f}", f"{finite[i]:+.4f}")
+        z = typical.z_score(mean, error, finite[i]) + (" *" if unbounded[i] else "  ")
+        rows.append((*variances, *numbers, z))
     width = f"width {options.width}"
     headings = ("weight variance", "bias variance", "measured", "infinite width", width, "z")
     title = (

@@ -60,6 +60,7 @@ from experiments._kit.options import (
     SeededOptions,
     as_plain,
     check,
+    check_range,
     check_writable,
     command,
     option,

@@ -148,6 +148,15 @@ def _check_value(name: str, value: Any, bounds: Bounds) -> None:
         raise ValueError(f"{name} must {problem}, got {' '.join(map(str, value)) or 'none'}")
 
 
+def check_range(options: Any, name: str) -> None:
+    """Raise ValueError unless the option `<name>_min` is below `<name>_max`."""
+    low, high = (getattr(options, f"{name}_{end}") for end in ("min", "max"))
+    if low >= high:
+        raise ValueError(
+            f"{name}_min and {name}_max must be in this order, got {low:g} and {high:g}"
+        )
+
+
 def check_writable(name: str, path: Path) -> None:
     """Make the folder of `path`, and raise ValueError unless a file can be written there."""
     try:

@@ -293,17 +293,11 @@ def report(cases: list[list[Run]], seconds: dict[str, np.ndarray]) -> Report:
         if r.plant.fault in QUOTED
     ]
     names = ("planted faults are named", "healthy runs are called healthy")
-    claims = [
-        Claim(
-            f"more than nine in ten {name}",
-            Estimate.share(right.sum(), right.size),
-            "greater",
-            0.9,
-            form=".1%",
-        )
-        for name, right in zip(names, shares(cases), strict=True)
-        if right.size
-    ]
+    claims = []
+    for name, right in zip(names, shares(cases), strict=True):
+        if right.size:
+            share = Estimate.share(right.sum(), right.size)
+            claims.append(Claim(f"more than nine in ten {name}", share, "greater", 0.9, form=".1%"))
     words = "\n".join(["Some diagnoses in words:", *quotes])
     sections = [case_table(cases), f"{score(cases)}.", words, cost_lines(seconds)]
     return Report(sections, claims, {"seconds": seconds})

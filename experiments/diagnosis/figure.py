@@ -186,6 +186,7 @@ def _handles(grid: Any, edges: Any) -> list[Any]:
 
     between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
     names = [f"z < {edges[0]:g}", *between, f"z > {edges[-1]:g}", "z is no number"]
+    bins = _bins(len(edges) + 1)
     framed = {"facecolor": "white", "edgecolor": MARK, "linewidth": 2.5}
     return [
         Patch(**framed, label="where the finding shows"),
@@ -196,8 +197,5 @@ def _handles(grid: Any, edges: Any) -> list[Any]:
         Line2D([], [], color=SHADES[2], label="... last layer"),
         *grid[0, 4].get_legend_handles_labels()[0],
         Line2D([], [], color="black", linewidth=2, label="dead (ReLU) or saturated"),
-        *(
-            Patch(color=colour, label=name)
-            for colour, name in zip(_bins(len(edges) + 1), names, strict=True)
-        ),
+        *(Patch(color=colour, label=name) for colour, name in zip(bins, names, strict=True)),
     ]

@@ -235,12 +235,8 @@ def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
     # Softmax regression has no symmetry to break, so it starts at 0.
     if group.depth == 0:
         return {"readout": {"kernel": jnp.zeros((features, classes)), "bias": jnp.zeros(classes)}}
-    network = layers.mlp(
-        *(group.width, group.depth, group.activation),
-        out_features=classes,
-        w_variance=data["w_variance"],
-        bias=True,
-    )
+    size, weights = (group.width, group.depth, group.activation), data["w_variance"]
+    network = layers.mlp(*size, out_features=classes, w_variance=weights, bias=True)
     params, _ = layers.init(network, (features,), key=key)
     # A bias shifts hidden units into or out of their flat part.
     for part in ("first", "hidden"):

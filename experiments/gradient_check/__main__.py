@@ -4,13 +4,8 @@ from experiments._kit import Report, command, publish
 from experiments.gradient_check import dropout, kinks, regularizer, steps, training
 from experiments.gradient_check.network import Options
 
-PARTS = {
-    "steps": steps,
-    "kinks": kinks,
-    "regularizer": regularizer,
-    "dropout": dropout,
-    "training": training,
-}
+PARTS = {"steps": steps, "kinks": kinks, "regularizer": regularizer}
+PARTS |= {"dropout": dropout, "training": training}
 """Each part has `measure(options)`, `report(result)` and `figure(result)`."""
 
 

@@ -108,22 +108,11 @@ def report(result: tuple[Dropout, ...]) -> Report:
         )
         for case in result
     ]
-    headings = (
-        "dropout mask",
-        "largest slope, autodiff",
-        "largest slope, numeric",
-        "relative error",
-        "the course calls it",
-        "check_grads",
-    )
+    headings = ("dropout mask", "largest slope, autodiff", "largest slope, numeric")
+    headings += ("relative error", "the course calls it", "check_grads")
+    words = "the course's rule calls a correct gradient wrong, mask: {} (relative error)"
     claims = [
-        Claim(
-            f"the course's rule calls a correct gradient wrong, mask: {case.name} (relative error)",
-            Estimate.exact(case.error),
-            "greater",
-            1e-3,
-            form=".1e",
-        )
+        Claim(words.format(case.name), Estimate.exact(case.error), "greater", 1e-3, form=".1e")
         # The first case has one mask for all calls, so its numeric gradient is right.
         for case in result[1:]
     ]
@@ -136,14 +125,9 @@ def figure(result: tuple[Dropout, ...]) -> Figure:
     figure, axes = figures.panels(1, len(result), (14, 5.4))
     for ax, case in zip(axes[0], result, strict=True):
         good = case.verdict == "AGREE"
-        ax.plot(
-            case.autodiff,
-            case.numeric,
-            linestyle="none",
-            marker="o" if good else "x",
-            markersize=4,
-            color=TIER_COLOURS[0] if good else TIER_COLOURS[-1],
-        )
+        marker, colour = ("o", TIER_COLOURS[0]) if good else ("x", TIER_COLOURS[-1])
+        look = {"linestyle": "none", "marker": marker, "markersize": 4, "color": colour}
+        ax.plot(case.autodiff, case.numeric, **look)
         reach = np.max(np.abs(case.autodiff))
         ax.plot([-reach, reach], [-reach, reach], color="black", linewidth=1, label="equal")
         ax.legend(loc="lower right", frameon=True)

@@ -76,14 +76,10 @@ def measure(options: Options) -> Kinks:
                 # Every network has other digits and weights, so the networks are independent.
                 key = jax.random.fold_in(jax.random.key(options.seed), seed)
                 params = network.draw(key, options.width, initializers.he())
-                rows.append(
-                    (
-                        np.asarray(network.course_error(relu_loss, params, steps, x, y)),
-                        _distance_to_kink(params, x) <= STEPS,
-                        check_grads(relu_loss, params, x, y).verdict,
-                        [_jax_rejects(jitted, params, x, y, dtype) for dtype in DTYPES],
-                    )
-                )
+                error = np.asarray(network.course_error(relu_loss, params, steps, x, y))
+                verdict = check_grads(relu_loss, params, x, y).verdict
+                rejection = [_jax_rejects(jitted, params, x, y, dtype) for dtype in DTYPES]
+                rows.append((error, _distance_to_kink(params, x) <= STEPS, verdict, rejection))
             error, cross, verdict, rejection = zip(*rows, strict=True)
             errors.append(np.stack(error, axis=1))
             crossed.append(np.stack(cross, axis=1))
@@ -147,15 +143,12 @@ def report(result: Kinks) -> Report:
         ]
         # The claim is about the step at which the course's rule raises most alarms.
         worst = int(np.argmax(alarms[e].mean(axis=1)))
-        claims.append(
-            Claim(
-                f"with {examples} examples jaxgrad.check_grads raises fewer false alarms than the "
-                f"course's rule with a step of {STEPS[worst]:.0e}",
-                Estimate.paired(alarms[e, worst], rejected[e]),
-                "greater",
-                form=".0%",
-            )
+        text = (
+            f"with {examples} examples jaxgrad.check_grads raises fewer false alarms than the "
+            f"course's rule with a step of {STEPS[worst]:.0e}"
         )
+        fewer = Estimate.paired(alarms[e, worst], rejected[e])
+        claims.append(Claim(text, fewer, "greater", form=".0%"))
     shares = {f"jax, {dtype}": alarm.mean(axis=1) for dtype, alarm in result.jax_alarms.items()}
     shares |= {"course": alarms.mean(axis=2), "jaxgrad": rejected.mean(axis=1)}
     return Report(sections, claims, {"false alarms": shares, "examples": result.examples})
@@ -186,12 +179,10 @@ def figure(result: Kinks) -> Figure:
         for position, share in zip(positions, [*alarms[e], *rejected], strict=True):
             ax.text(position, 1.015, f"{share:.0%}", ha="center", va="bottom", fontweight="bold")
         ax.axvline(count - 0.2, color="0.6", linewidth=0.8)
-        groups = (
-            (positions[:count], "step of the course's rule"),
-            (positions[count:], "check_grads of"),
-        )
-        for group, words in groups:
-            below = ax.get_xaxis_transform()
+        groups, below = np.split(positions, [count]), ax.get_xaxis_transform()
+        for group, words in zip(
+            groups, ("step of the course's rule", "check_grads of"), strict=True
+        ):
             ax.text(group.mean(), -0.13, words, transform=below, ha="center", va="top", fontsize=11)
         ax.set_xticks(positions, names)
         ax.set_ylim(0, 1.08)

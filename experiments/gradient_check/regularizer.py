@@ -139,25 +139,17 @@ def report(result: Regularizer) -> Report:
         start = result.hidden_from(threshold)
         where = "at no strength" if np.isnan(start) else f"from strength {start:g} on"
         lines.append(f"The course's rule calls it {word} {where}.")
-    claims = []
     for name, checker in CHECKERS.items():
         until = result.named_until(name)
         where = "at no strength" if np.isnan(until) else f"up to strength {until:g}"
         where += ", the largest" if until == result.strengths[-1] else ""
         lines.append(f"{checker} names it in the {name} {where}.")
     wrong = np.mean([verdict is Verdict.WRONG for verdict in result.verdicts[TERM]])
+    claims = []
     # Without a planted error there is nothing to name.
     if result.planted_error:
-        claims.append(
-            Claim(
-                "check_terms names the error in the data term at this share of the strengths",
-                Estimate.exact(wrong),
-                "equal",
-                1.0,
-                tolerance=1e-9,
-                form=".0%",
-            )
-        )
+        text = "check_terms names the error in the data term at this share of the strengths"
+        claims = [Claim(text, Estimate.exact(wrong), "equal", 1.0, 1e-9, ".0%")]
     estimates = {"strengths": result.strengths, "course": result.error} | result.leaf_error
     return Report([table(headings, rows, title), "\n".join(lines)], claims, estimates)
 
@@ -179,16 +171,10 @@ def figure(result: Regularizer) -> Figure:
     upper.plot(positions, result.error, color="black", marker="o", label=label)
     styles = zip(CHECKERS, (LINES[0], LINES[3], LINES[4]), (7, 5, 10), STYLES[:3], strict=True)
     for name, (colour, marker), size, style in styles:
-        upper.plot(
-            positions,
-            result.leaf_error[name],
-            color=colour,
-            marker=marker,
-            markersize=size,
-            markerfacecolor="none" if size == 10 else colour,
-            linestyle=style,
-            label=f"{CHECKERS[name]}, {name}",
-        )
+        look = {"color": colour, "marker": marker, "markersize": size, "linestyle": style}
+        # Marks of two lines may coincide, so the largest one is hollow.
+        fill, label = "none" if size == 10 else colour, f"{CHECKERS[name]}, {name}"
+        upper.plot(positions, result.leaf_error[name], **look, markerfacecolor=fill, label=label)
     upper.set(yscale="log", ylim=(low, 1.0), ylabel="relative error that is seen")
     upper.legend(loc="lower center", frameon=True, framealpha=0.9)
     for row, name in enumerate(CHECKERS):

@@ -154,45 +154,22 @@ def report(result: Steps) -> Report:
         # A complex step subtracts nothing, so rounding does not grow at small steps.
         rounds = np.isfinite(item.small_slope)
         small, best = f"{item.small_slope:.2f} (-1)", f"{result.steps[item.best]:.0e}"
-        rows.append(
-            (
-                item.name,
-                f"{item.slope:.2f} ({item.order})",
-                small if rounds else "does not rise",
-                f"{best} (~{theory:.0e})" if rounds else "none",
-                f"{item.error[item.best]:.0e}",
-            )
-        )
+        measured = (small, f"{best} (~{theory:.0e})") if rounds else ("does not rise", "none")
+        slope, error = f"{item.slope:.2f} ({item.order})", f"{item.error[item.best]:.0e}"
+        rows.append((item.name, slope, *measured, error))
     rows.append(("finite_differences.gradient", "", "", "its own", f"{result.gradient_error:.0e}"))
-    headings = (
-        "numeric gradient (in brackets: theory)",
-        "slope at large steps",
-        "slope at small steps",
-        "best step",
-        "least error",
-    )
+    headings = ("numeric gradient (in brackets: theory)", "slope at large steps")
+    headings += ("slope at small steps", "best step", "least error")
     section = table(headings, rows, "Which step? Relative errors of the whole gradient:")
+    words = "the error of the {} gradient falls with power {} of the step"
     claims = [
-        Claim(
-            f"the error of the {item.name} gradient falls with power {item.order} of the step",
-            Estimate.exact(item.slope),
-            "equal",
-            item.order,
-            # The step has to be small for the power, so high powers show in a short range.
-            tolerance=0.2,
-            form=".2f",
-        )
-        for item in result.methods
+        # The tolerance is wide since high powers show in a short range of small steps only.
+        Claim(words.format(m.name, m.order), Estimate.exact(m.slope), "equal", m.order, 0.2, ".2f")
+        for m in result.methods
     ]
-    claims.append(
-        Claim(
-            "the error of finite_differences.gradient is inside of its error bar (error over bar)",
-            Estimate.exact(result.gradient_error / result.gradient_bar),
-            "less",
-            1.0,
-            form=".2f",
-        )
-    )
+    words = "the error of finite_differences.gradient is within its error bar (error over bar)"
+    ratio = Estimate.exact(result.gradient_error / result.gradient_bar)
+    claims.append(Claim(words, ratio, "less", 1.0, form=".2f"))
     estimates = {item.name: item._asdict() for item in result.methods}
     return Report([section], claims, estimates | {"steps": result.steps})
 
@@ -214,12 +191,9 @@ def figure(result: Steps) -> Figure:
     ax.text(result.steps.min(), limit / 1.3, words, va="top", color="0.3")
     ax.axhspan(result.gradient_error, result.gradient_bar, color=BLUE, alpha=0.25, linewidth=0)
     name = "finite_differences.gradient"
-    ax.axhline(
-        result.gradient_bar, color=BLUE, lw=1.2, label=f"{name}: error bar\n(finds its own steps)"
-    )
-    ax.axhline(
-        result.gradient_error, color=BLUE, lw=2.5, linestyle=(0, (1, 1)), label=f"{name}: error"
-    )
+    label, dots = f"{name}: error bar\n(finds its own steps)", (0, (1, 1))
+    ax.axhline(result.gradient_bar, c=BLUE, lw=1.2, label=label)
+    ax.axhline(result.gradient_error, c=BLUE, lw=2.5, linestyle=dots, label=f"{name}: error")
     ax.set(
         xscale="log",
         yscale="log",
@@ -248,17 +222,8 @@ def _mark_best(ax, point, order, colour) -> None:
     """Draw a star at the best step, with the step beside it."""
     ax.plot(*point, marker="*", markersize=19, color=colour, markeredgecolor="white", zorder=5)
     # Above the flat branch of a one-sided difference, beside the steep ones of the others.
-    flat = order == 1
-    ax.annotate(
-        f"best at {scientific(point[0])}",
-        point,
-        xytext=(0, 19) if flat else (-4, -8),
-        textcoords="offset points",
-        ha="center" if flat else "right",
-        va="bottom" if flat else "top",
-        fontsize=11,
-        fontweight="bold",
-        color=colour,
-        path_effects=halo(3),
-        zorder=6,
-    )
+    above = {"xytext": (0, 19), "ha": "center", "va": "bottom"}
+    beside = {"xytext": (-4, -8), "ha": "right", "va": "top"}
+    look = {"textcoords": "offset points", "fontsize": 11, "fontweight": "bold", "color": colour}
+    look |= {"path_effects": halo(3), "zorder": 6} | (above if order == 1 else beside)
+    ax.annotate(f"best at {scientific(point[0])}", point, **look)

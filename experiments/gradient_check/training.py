@@ -71,12 +71,10 @@ def measure(options: Options) -> Training:
         reports = {}
         rules = ((RIGHT, jnp.tanh), (NEAR_ZERO, tanh_near_zero))
         for name, phi in network.progress(rules, "training"):
+            loss = functools.partial(network.cross_entropy, phi=phi)
+            optimizer = optax.sgd(options.learning_rate, momentum=0.9)
             checks = checking.check_along_training(
-                functools.partial(network.cross_entropy, phi=phi),
-                params,
-                batches(),
-                optax.sgd(options.learning_rate, momentum=0.9),
-                steps=options.training_steps,
+                loss, params, batches(), optimizer, steps=options.training_steps
             )
             reports[name] = list(checks.values())
     # The worst leaf decides, as it does for the verdict.
@@ -158,13 +156,7 @@ def _mark(ax, position, error, verdict, colour, *, left) -> None:
     wrong = verdict == "WRONG"
     marker, size = ("X", 13) if wrong else ("o", 8)
     ax.plot(position, error, marker=marker, ms=size, color=colour, markeredgecolor="white")
-    ax.annotate(
-        verdict,
-        (position, error),
-        xytext=(-4, 9) if left else (0, -20),
-        textcoords="offset points",
-        ha="right" if left else "center",
-        fontsize=10,
-        fontweight="bold" if wrong else "normal",
-        color=colour,
-    )
+    offset, side = ((-4, 9), "right") if left else ((0, -20), "center")
+    look = {"fontsize": 10, "fontweight": "bold" if wrong else "normal", "color": colour}
+    place = {"xytext": offset, "textcoords": "offset points", "ha": side}
+    ax.annotate(verdict, (position, error), **place, **look)

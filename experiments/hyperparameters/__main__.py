@@ -6,17 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments._kit import (
-    Claim,
-    Estimate,
-    Report,
-    command,
-    progress,
-    publish,
-    table,
-    use_all_cores,
-    verdicts,
-)
+from experiments import _kit
+from experiments._kit import Claim, Estimate, Report, table, verdicts
 from experiments.hyperparameters import figure
 from experiments.hyperparameters.runs import (
     CLASSES,
@@ -209,10 +200,10 @@ def draw(result: Result, options: Options) -> Any:
 
 def run(options: Options) -> None:
     """Search hyper-parameters in six ways; compare optimizers, schedules and clipping."""
-    result = measure(options, progress("networks"))
-    publish(report(result, options), options, draw(result, options))
+    result = measure(options, _kit.progress("networks"))
+    _kit.publish(report(result, options), options, draw(result, options))
 
 
 if __name__ == "__main__":
-    use_all_cores()
-    command(Options, run)
+    _kit.use_all_cores()
+    _kit.command(Options, run)

@@ -77,12 +77,8 @@ def _runs(ax: Any, runs: Mapping[str, tuple[np.ndarray, np.ndarray]], works: flo
         look = {"linestyle": "none", "marker": marker, "ms": 4, "alpha": 0.6, "c": colour}
         ax.plot(rates.ravel(), 100 * errors.ravel(), **look, label=label)
     ax.axhline(100 * works, color=THEORY, linestyle="dashed", linewidth=1.8)
-    ax.set(
-        xscale="log",
-        xlabel="learning rate, on a log axis",
-        ylabel="dev error in percent (100: diverged)",
-        ylim=(0, 103),
-    )
+    ax.set(xscale="log", xlabel="learning rate, on a log axis")
+    ax.set(ylim=(0, 103), ylabel="dev error in percent (100: diverged)")
     ax.set_title("Every run; those below the line work")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
 

@@ -289,10 +289,8 @@ def compiled(
             # The last chunk repeats its last run, so that all chunks have one shape.
             rows = np.minimum(np.arange(start, start + chunk), count - 1)
             # Fixed types, since a program is compiled again for any other type.
-            kinds = {
-                name: np.int32 if v.dtype.kind == "i" else np.float32 for name, v in flat.items()
-            }
-            part = {name: jnp.asarray(v[rows], kinds[name]) for name, v in flat.items()}
+            kinds = {"i": np.int32, "f": np.float32}
+            part = {k: jnp.asarray(v[rows], kinds[v.dtype.kind]) for k, v in flat.items()}
             parts.append(jax.tree.map(np.asarray, call(part, data)))
             advance(min(chunk, count - start))
         whole = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)

@@ -61,11 +61,7 @@ class Options(_kit.SeededOptions):
 
     def check(self) -> None:
         """Raise ValueError if the range is empty or a kind is not possible."""
-        if self.w_variance_min >= self.w_variance_max:
-            raise ValueError(
-                "w_variance_min and w_variance_max must be in this order, got "
-                f"{self.w_variance_min:g} and {self.w_variance_max:g}"
-            )
+        _kit.check_range(self, "w_variance")
         for kind in self.kinds:
             biases(kind, self)
 
