@@ -83,9 +83,10 @@ def linear_networks(width: int = 16, depth: int = 20) -> Iterator[Claim]:
 def sigmoid_networks(key: jax.Array, width: int = 32, depth: int = 10) -> Iterator[Claim]:
     """The slope of a sigmoid is a quarter at 0 and smaller elsewhere."""
     bound, text = 0.25**depth, f"{depth} sigmoid layers: "
-    weights = {"kernel_init": initializers.constant(1.0), "bias_init": initializers.constant(-0.5)}
+    weights, biases = initializers.constant(1.0), initializers.constant(-0.5)
     # sigmoid(0) = 1/2 and a bias of -1/2 keep every pre-activation at 0.
-    balanced = layers.mlp(1, depth, "sigmoid", bias=True, b_variance=1.0, **weights)
+    inits: dict[str, Any] = {"kernel_init": weights, "bias_init": biases}
+    balanced = layers.mlp(1, depth, "sigmoid", bias=True, b_variance=1.0, **inits)
     params, _ = layers.init(balanced, (1,), key=key)
 
     def output(network, params, x):

@@ -164,8 +164,8 @@ def cost(
     """Time the runs of each optimizer, in seconds, `[repeats, RECORDS]`."""
     data = planted_faults.arrays(group, Plant(None))
     classes = int(data["dev"]["label"].max()) + 1
-    size, readout = (group.width, group.depth, "tanh"), {"out_features": classes}
-    network = layers.mlp(*size, w_variance=group.w_variance, bias=True, **readout)
+    size, weights = (group.width, group.depth, "tanh"), group.w_variance
+    network = layers.mlp(*size, out_features=classes, w_variance=weights, bias=True)
     params, _ = layers.init(network, data["dev"]["x"].shape[1:], key=jax.random.key(0))
     arguments = (params, jax.random.key(1), group.rate)
     columns = [(name, column) for name in optimizers for column in range(len(RECORDS))]

@@ -114,7 +114,7 @@ def report(result: Kinks) -> Report:
     tiers, alarms, rejected = result.tiers(), result.alarms(), result.rejected()
     sections, claims = [], []
     for e, examples in enumerate(result.examples):
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 f"two-sided, step {step:.0e}",
                 *(f"{tiers[name][e, k]:.0%}" for name in tiers),

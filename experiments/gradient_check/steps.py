@@ -78,8 +78,9 @@ def measure(options: Options) -> Steps:
 
         def loss(theta):
             # Data in the dtype of theta: float32, float64, or complex in a complex step.
-            narrow = (a.astype(theta.dtype) for a in (x, y))
-            return network.cross_entropy(network.unravel(theta, params), *narrow, jnp.tanh)
+            inputs, labels = (a.astype(theta.dtype) for a in (x, y))
+            unraveled = network.unravel(theta, params)
+            return network.cross_entropy(unraveled, inputs, labels, jnp.tanh)
 
         trusted = jax.grad(loss)(theta)
         decades = -np.log10(options.smallest_step)
@@ -135,8 +136,8 @@ def method(name, error, order, steps, dtype) -> Method:
     clear = error > 3 * error[best]
     large = clear & (index < best) & (steps < 0.2)
     small = clear & (index > best) & (error < 0.1)
-    slopes = (_slope(steps, error, region) for region in (large, small))
-    return Method(name, error, order, *slopes, float(jnp.finfo(dtype).eps))
+    slope, small_slope = (_slope(steps, error, region) for region in (large, small))
+    return Method(name, error, order, slope, small_slope, float(jnp.finfo(dtype).eps))
 
 
 def _slope(steps, error, region) -> float:

@@ -65,7 +65,7 @@ def claims(result: Result, options: Options) -> list[Claim]:
         ("random points instead of a grid", "log scale", "grid"),
         ("coarse to fine instead of one round", "coarse to fine", "log scale"),
     )
-    rows = [claim(f"{t}: lower best dev error", dev, *names, "+.1%") for t, *names in searches]
+    rows = [claim(f"{t}: lower best dev error", dev, a, b, "+.1%") for t, a, b in searches]
     for slow, fast in (("SGD", "momentum"), ("momentum", "Nesterov"), ("momentum", "Adam")):
         text = f"{fast} instead of {slow}"
         rows.append(claim(f"{text}: fewer steps", steps, fast, slow, "+.0f"))
@@ -100,10 +100,12 @@ def search_table(result: Result, options: Options) -> str:
         )
         for i, name in enumerate(METHODS)
     ]
-    works, after = f"dev error < {options.works:.0%}", f"best dev error after {early} runs"
-    headings = ("search", works, "diverged", after, f"after {options.budget}", "its test error")
+    # Short headings, so that the names of the searches fit on one line.
+    reached = (f"best after {runs}" for runs in (early, options.budget))
+    headings = ("search", f"error < {options.works:.0%}", "diverged", *reached, "its test error")
     title = (
-        f"Mean of {options.searches} searches ± standard error, {options.train} training images. "
+        f"Dev errors, the best after a number of runs; mean of {options.searches} searches ± "
+        f"standard error, {options.train} training images. "
         "Log scale: 10^U(-6, 1) for learning rate and lambda, U(0.05, 1) for keep_prob, as in the "
         "course notes; the next three differ in one respect."
     )
@@ -115,7 +117,7 @@ def training_tables(result: Result, options: Options) -> list[str]:
     losses = result.optimizers.losses
     steps = steps_until(losses, options)
     # A run that never reaches the threshold counts with all of its steps.
-    reach = (epoch_means(losses, options) < options.threshold).any(axis=-1)
+    reach = np.any(epoch_means(losses, options) < options.threshold, axis=-1)
     optimizers = [
         (
             name,

@@ -131,15 +131,15 @@ def run(options: Options) -> None:
         cells, beyond = exceptions_and_control(result)
         # Slow learning looks like none, so exceptions get more steps, with a control.
         if len(cells) and options.longer > 1:
-            again, control = (
-                measure_again(
+            parts = {"again": cells} | ({"control": beyond} if len(beyond) else {})
+            again = {
+                name: measure_again(
                     kind, options, part, _kit.progress(name), options.store(f"_{kind}_{name}")
                 )
-                if len(part)
-                else None
-                for name, part in (("again", cells), ("control", beyond))
-            )
-            sections.append(again_report(result, cells, again, control, options))
+                for name, part in parts.items()
+            }
+            text = again_report(result, cells, again["again"], again.get("control"), options)
+            sections.append(text)
         text = f"{kind}: cells are as predicted more often than by the more frequent outcome"
         # A guess without theory names the more frequent outcome for every cell.
         more = max(result.learns.mean(), 1 - result.learns.mean())

@@ -29,19 +29,22 @@ def draw(maps: Mapping[str, Map], borders: Mapping[str, np.ndarray], options: Op
     figure, axes = figures.panels(rows, columns, size, sharex=True, sharey=True)
     for ax in axes.flat[len(maps) :]:
         ax.set_axis_off()
+    drawn = []
     for index, (kind, result) in enumerate(maps.items()):
         ax = axes.flat[index]
-        mesh, line = draw_map(ax, result.accuracy, borders[kind], options)
+        drawn.append(draw_map(ax, result.accuracy, borders[kind], options))
         ax.set_title(f"{kind.replace('_', ' ')}: {result.agreement:.1%} of cells as predicted")
         if index + columns >= len(maps):
             ax.set_xlabel("depth, hidden layers")
             ax.tick_params(labelbottom=True)
         if index % columns == 0:
             ax.set_ylabel("weight variance × fan-in")
+    # All panels have the same colours and line, so the last ones stand for all.
+    mesh, line = drawn[-1]
     figure.colorbar(mesh, ax=axes, label="test accuracy, %")
     words = f"{options.activation} networks after {options.steps} steps"
     figure.suptitle(f"Which networks learn, and theory's border: {words}", fontsize=14)
-    label = "theory, made without training: trainable to the left, six depth scales"
+    label = "theory, without training: networks to the left of six depth scales can learn"
     figure.legend([line], [label], loc="outside lower center", frameon=False)
     return figure
 
