@@ -20,6 +20,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_configure(config):
+    """Keep compiled programs from one run to the next, in pytest's own cache."""
+    if hasattr(config, "cache"):
+        # A folder for each worker, since a file may be read while another process writes it.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        folder = config.cache.mkdir(f"jax_{jax.__version__}_{worker}")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_dropped():
     """Every compiled program maps memory, and Linux stops a process that has 65,530 mappings."""
