@@ -36,7 +36,7 @@ def programs_are_dropped():
     """Every compiled program maps memory, and Linux stops a process that has 65,530 mappings."""
     yield
     mappings = Path("/proc/self/maps")
-    if mappings.exists() and len(mappings.read_bytes().splitlines()) > 15_000:
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
 
 

@@ -235,7 +235,11 @@ def test_batch_norm_over_positions():
 
 @pytest.mark.parametrize(
     ("width", "depth", "seeds"),
-    [(16, 12, 4096), (64, 32, 4096), pytest.param(256, 32, 512, marks=pytest.mark.slow)],
+    [
+        (16, 12, 4096),
+        pytest.param(64, 32, 4096, marks=pytest.mark.slow),
+        pytest.param(256, 32, 512, marks=pytest.mark.slow),
+    ],
 )
 def test_relu_mean_squared_gradient_is_exact_at_any_width(optimized, key, width, depth, seeds):
     """E|J|^2 / n = (w_variance / 2)^L without biases, at every width and depth."""

@@ -12,6 +12,9 @@ from jaxgrad import testing
 from jaxgrad.checking import check_along_training, check_grads, check_terms, finite_differences
 from tests.reference.record import flatten, hold, recorded
 
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 KEYS = jax.random.split(KEY, 5)
 PARAMS = {

@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxgrad import initializers
 from jaxgrad.initializers import critical, fans
 from tests.reference.record import hold, recorded
+
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(7)
 SHAPES = {"dense": (5, 7), "convolution": (3, 1, 2, 4)}

@@ -10,6 +10,9 @@ from jaxgrad.layers._normalization import normalize, statistics, update
 from jaxgrad.theory import Moments
 from tests.reference.record import hold
 
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 ORTHOGONAL, DELTA = initializers.orthogonal(), initializers.delta_orthogonal()
 

@@ -10,6 +10,9 @@ from jaxgrad.theory import Moments
 from tests.reference.record import difference, hold, recorded
 from tests.reference.test_theory import every, named
 
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 WIDTH, BATCH, DEPTH = 10, 3, 12
 X = jax.random.normal(jax.random.key(3), (BATCH, 5))

@@ -6,10 +6,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxgrad import sweeps
 from jaxgrad.sweeps import Variable
 from tests.reference.record import hold
+
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
 
 KEY = jax.random.key(7)
 AXES = {"scale": [0.5, 1.0, 2.5], "kind": ["sin", "cos"], "seed": [7, 3, 11]}

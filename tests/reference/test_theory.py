@@ -8,6 +8,9 @@ from jaxgrad import activations, theory
 from jaxgrad.theory import Moments, finite_width, spectra
 from tests.reference.record import difference, hold, recorded
 
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
+
 Q = np.asarray([1e-4, 0.3, 1.0, 7.0, 100.0])
 QUICK = ("linear", "tanh", "relu", "callable")
 WEIGHTS = ("orthogonal", "gaussian")

@@ -13,6 +13,9 @@ from jaxgrad.training import diagnosis, monitoring, regularization, schedules, s
 from jaxgrad.training.monitoring import Norms, Units
 from tests.reference.record import hold, recorded
 
+# What these numbers hold is tested by quicker tests, too.
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 INPUTS = jax.random.normal(jax.random.key(0), (40, 3))
 TARGET = jnp.asarray([1.0, -2.0, 0.5])
