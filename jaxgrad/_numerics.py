@@ -12,8 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
-from numpy.typing import ArrayLike
 
 from jaxgrad import _validate
 
