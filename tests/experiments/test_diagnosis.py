@@ -101,6 +101,11 @@ def test_report_counts_what_was_found():
     assert "1 of 2 (50.0% ± 50.0%) healthy runs called healthy" in text
     lines = {line.split("  ")[-1].strip(): line for line in text.splitlines() if "%" in line}
     assert "dead units" in lines["100%"]
+    # The table breaks long cells, so that their counts are read before it.
+    faults = [run.fault or "healthy" for run in runs[0]]
+    assert experiment._counted(faults) == "healthy (1 of 2), dead units (1 of 2)"
+    layers = [run.finding.layer for run in runs[2]]
+    assert experiment._counted(layers, 1) == "hidden/kernel[0] (1 of 2)"
     words = " ".join(text.split())
     assert "healthy (1" in words
     assert "hidden/kernel[0]" in words
