@@ -6,15 +6,24 @@ that they need no display and no global state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from experiments._kit.evidence import Estimate
+from jaxgrad.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
+LOOKS = [
+    {"color": color, "marker": marker, "linestyle": line}
+    for (color, marker), line in zip(style.LINES, style.STYLES, strict=True)
+]
+"""Colour, marker and line of each curve, so that they differ in grey, too."""
 
 
 def panels(
@@ -43,6 +52,37 @@ def error_band(ax: Any, x: Any, estimate: Estimate, *, color: Any, **style: Any)
     low, high = (estimate.mean + sign * 2 * estimate.standard_error for sign in (-1, 1))
     ax.fill_between(x, low, high, color=color, alpha=0.22, linewidth=0)
     ax.plot(x, estimate.mean, color=color, **style)
+
+
+def curves(ax: Any, x: Any, estimates: Mapping[str, Estimate], **options: Any) -> None:
+    """Lines with bands of two standard errors in the looks of `LOOKS`, labelled by name.
+
+    A line ends where its mean is not finite; `options` are those of `Axes.plot`.
+    """
+    for (name, estimate), look in zip(estimates.items(), LOOKS, strict=False):
+        error_band(ax, x, estimate, label=name, **{**look, "markersize": 6, **options})
+
+
+def dots(ax: Any, estimates: Mapping[str, Mapping[str, Estimate]], **options: Any) -> None:
+    """One row for each name from top to bottom, and in it a dot with error bars for each series.
+
+    Args:
+      ax: where to draw.
+      estimates: by the name of the row, then by the name of the series, which the legend shows.
+      **options: of `Axes.errorbar`.
+    """
+    series = list(dict.fromkeys(name for row in estimates.values() for name in row))
+    # Dots of one row lie at slightly different heights, so that bars do not cover each other.
+    shifts = 0.3 * (np.linspace(1, -1, len(series)) if len(series) > 1 else np.zeros(1))
+    for name, look, shift in zip(series, LOOKS, shifts, strict=False):
+        rows = [(y, row[name]) for y, row in enumerate(estimates.values()) if name in row]
+        heights, values = zip(*rows, strict=True)
+        means = [estimate.mean for estimate in values]
+        bars = [2 * estimate.standard_error for estimate in values]
+        look = {**look, "linestyle": "none", "capsize": 3, "label": name, **options}
+        ax.errorbar(means, np.array(heights) - shift, xerr=bars, **look)
+    ax.set_yticks(range(len(estimates)), list(estimates))
+    ax.invert_yaxis()
 
 
 def ticks(axis: Any, values: Any, labels: Any = None) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,15 +54,28 @@ def _joined(text: str) -> str:
 
 
 def table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, left: int = 1
+    headings: Sequence[str] | Mapping[str, str],
+    rows: Iterable[Sequence[Any]],
+    title: str = "",
+    *,
+    left: int = 1,
 ) -> str:
-    """Columns of text with a title above; the first `left` columns are aligned to the left.
+    """Columns with a title above; the first `left` columns are aligned to the left.
 
     Headings and cells of more than one word are broken into lines where that is needed to stay
     within 100 columns.
+
+    Args:
+      headings: of the columns, or headings with the format of their numbers, such as
+        `{"width": "d", "error": ".1%"}`.
+      rows: text, numbers and `Estimate`s; text is printed as it is, and what is not finite as lost.
+      title: text above the table.
+      left: number of columns that are aligned to the left.
     """
+    forms = headings.values() if isinstance(headings, Mapping) else [""] * len(headings)
     # All rows, the headings first.
-    grid = [list(map(_joined, row)) for row in (headings, *rows)]
+    grid = [[_joined(heading) for heading in headings]]
+    grid += [[_joined(_cell(v, form)) for v, form in zip(row, forms, strict=True)] for row in rows]
     columns = list(zip(*grid, strict=True))
     narrowest = [max((len(w) for cell in c for w in cell.split(" ")), default=0) for c in columns]
     widths = [max(map(len, column)) for column in columns]
@@ -95,6 +108,13 @@ def table(
     lines = [*first, "  ".join("-" * width for width in widths), *itertools.chain(*rest)]
     text = "\n".join([*([paragraph(title)] if title else []), *lines])
     return text.replace("\xa0", " ")
+
+
+def _cell(value: Any, form: str) -> str:
+    if isinstance(value, str):
+        return value
+    mean = value.mean if isinstance(value, evidence.Estimate) else value
+    return f"{value:{form}}" if np.isfinite(mean) else "lost"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,18 @@ def test_table_aligns_columns():
     ]
 
 
+def test_table_formats_numbers_and_marks_lost_ones():
+    columns = {"name": "", "n": "d", "error": ".1%"}
+    rows = [("a", 1, Estimate(0.5, 0.01)), ("b", 10, Estimate(np.nan, np.nan)), ("c", 2, "none")]
+    assert table(columns, rows).splitlines() == [
+        "name   n         error",
+        "----  --  ------------",
+        "a      1  50.0% ± 1.0%",
+        "b     10          lost",
+        "c      2          none",
+    ]
+
+
 @pytest.mark.parametrize("columns", [2, 4])
 def test_wide_tables_are_broken_at_words(columns):
     text = table((LONG, *["wide heading"] * columns), [(LONG, *["70.0% ± 0.6%"] * columns)] * 2)
