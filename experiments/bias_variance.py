@@ -18,7 +18,6 @@ import optax
 from experiments import _kit as kit
 from experiments._kit import Estimate, figures
 from jaxgrad import layers, sweeps
-from jaxgrad.plotting import style
 from jaxgrad.training import bias_variance
 
 DEV = 0.4
@@ -63,13 +62,10 @@ class Options(kit.SeededOptions):
                 f"batch_size must be at most {self.examples[-1]}, got {self.batch_size}"
             )
 
-    def curves(self) -> dict[str, list[Size]]:
-        """What is varied, by name, and the sizes along each curve."""
-        return {
-            "units": [(width, self.examples[-1]) for width in self.widths],
-            "examples, large network": [(self.widths[-1], count) for count in self.examples],
-            "examples, small network": [(self.small, count) for count in self.examples],
-        }
+    def curves(self) -> list[list[Size]]:
+        """Three curves: the units vary, the examples of a large network, those of a small one."""
+        units = [(width, self.examples[-1]) for width in self.widths]
+        return [units, *([(w, n) for n in self.examples] for w in (self.widths[-1], self.small))]
 
     def trials(self) -> list[tuple[Size, Size, Size]]:
         """A small network with many examples and a large one with few, each with two remedies.
@@ -85,11 +81,11 @@ class Options(kit.SeededOptions):
 
     def sizes(self) -> list[Size]:
         """All sizes: those of the curves, then those of the trials."""
-        return list(dict.fromkeys(itertools.chain(*self.curves().values(), *self.trials())))
+        return list(dict.fromkeys(itertools.chain(*self.curves(), *self.trials())))
 
 
 class Point(NamedTuple):
-    """Errors of networks of one size, `[seeds]`, and the diagnosis of the mean errors."""
+    """Errors of networks of one size, and the diagnosis of the mean errors."""
 
     width: int
     examples: int
@@ -98,75 +94,55 @@ class Point(NamedTuple):
     diagnosis: bias_variance.Diagnosis
 
     @property
-    def units(self) -> str:
-        """The size of the network in words."""
-        return f"{self.width} unit{'s' * (self.width > 1)}"
-
-    @property
     def label(self) -> str:
         """The size of the network and of its training set."""
-        return f"{self.units}, {self.examples} examples"
-
-
-@layers.layer
-class UnitMask(layers.Layer):
-    """Multiplies each unit by a number, 0 for units that a smaller network would not have."""
-
-    mask: Any
-
-    def draw(self, shape, *, key, dtype):
-        return {}, shape
-
-    def apply(self, params, state, h, *, key=None):
-        return h * self.mask[None], state
+        return f"{self.width} unit{'s' * (self.width > 1)}, {self.examples} examples"
 
 
 def network(width: jax.Array, widest: int) -> layers.Layer:
-    """A hidden layer of ReLU with `width` units, which may be traced, and the layer of logits."""
-    # Networks of all widths have arrays of the same shapes.
-    mask = UnitMask((jnp.arange(widest) < width).astype(jnp.float32))
-    dense = layers.dense(widest, w_variance=2.0, bias=True)
-    hidden = layers.sequential(dense, layers.activation("relu"))
-    # The fan-in of the last layer is that of the units that are not masked.
+    """A hidden layer of ReLU, of whose units `width` are used, and the layer of logits."""
+    # The fan-in of the last layer is that of the units that are used.
     output = layers.dense(10, w_variance=widest / width.astype(jnp.float32), bias=True)
-    return layers.sequential(hidden, mask, output)
+    # The hidden layer draws from the keys of a layer within a layer, as in 0.1.
+    hidden = layers.sequential(layers.dense(widest, w_variance=2.0, bias=True))
+    return layers.sequential(hidden, layers.activation("relu"), output)
 
 
-def errors(seed: Any, size: Any, data: kit.Examples, options: Options) -> dict[str, Any]:
-    """Train one network; its size is data, so that networks of all sizes are one program."""
-    width, count = size
-    # Networks of all sizes share the draws of a seed, so that their errors are paired.
-    key_split, key_init, key_fit = jax.random.split(jax.random.key(seed), 3)
-    train, dev = kit.split(*data, (1 - DEV, DEV), key=key_split)
-    layer, most = network(width, options.widths[-1]), options.examples[-1]
-    params, _ = layer.draw(train.x.shape[1:], key=key_init, dtype=jnp.float32)
-    fitted = kit.classifier.train(
-        layer,
-        params,
-        optax.adam(optax.cosine_decay_schedule(options.learning_rate, options.steps)),
-        # A smaller training set is repeated up to the size of the largest.
-        jax.tree.map(lambda a: a[jnp.arange(most) % count], train),
-        key=key_fit,
-        steps=options.steps,
-        batch_size=options.batch_size,
-    )
-
-    def wrong(part):
-        outputs = kit.classifier.logits(layer, fitted.params, fitted.state, part.x)
-        return jnp.argmax(outputs, axis=1) != part.labels
-
-    # The training error is that of the examples the network was trained on.
-    used = jnp.arange(len(train.labels)) < count
-    return {"train": jnp.sum(wrong(train) * used) / count, "dev": jnp.mean(wrong(dev))}
-
-
-def measure(options: Options, progress: kit.Progress = None) -> Any:
-    """Train a network of every size, once for each seed, and diagnose each: `{size: Point}`."""
+def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point]:
+    """Train a network of every size, once for each seed, and diagnose each."""
     digits, sizes = kit.load("digits"), options.sizes()
+    widest, most = options.widths[-1], options.examples[-1]
+    schedule = optax.cosine_decay_schedule(options.learning_rate, options.steps)
 
-    def cell(key, point, sizes, x):
-        data = kit.Examples(x, digits.labels)
-        return errors(point["seed"], sizes[point["size"]], data, options)
+    # The size is data, so that networks of all sizes are one program.
+    def cell(_, point, sizes, x):
+        width, count = sizes[point["size"]]
+        # Networks of all sizes share the draws of a seed, so that their errors are paired.
+        key_split, key_init, key_fit = jax.random.split(jax.random.key(point["seed"]), 3)
+        train, dev = kit.split(x, digits.labels, (1 - DEV, DEV), key=key_split)
+        layer = network(width, widest)
+        params, _ = layer.draw(train.x.shape[1:], key=key_init, dtype=jnp.float32)
+        # Units without weights stay so: their output and all their gradients are exactly 0.
+        used = jnp.arange(widest) < width
+        params = (jax.tree.map(lambda a: a * used.astype(a.dtype), params[0]), *params[1:])
+        fitted = kit.classifier.train(
+            layer,
+            params,
+            optax.adam(schedule),
+            # A smaller training set is repeated up to the size of the largest.
+            jax.tree.map(lambda a: a[jnp.arange(most) % count], train),
+            key=key_fit,
+            steps=options.steps,
+            batch_size=options.batch_size,
+        )
+
+        def wrong(part):
+            outputs = kit.classifier.logits(layer, fitted.params, fitted.state, part.x)
+            return jnp.argmax(outputs, axis=1) != part.labels
+
+        # The training error is that of the examples the network was trained on.
+        used = jnp.arange(len(train.labels)) < count
+        return {"train": jnp.sum(wrong(train) * used) / count, "dev": jnp.mean(wrong(dev))}
 
     dataset = sweeps.run(
         cell,
@@ -177,20 +153,25 @@ def measure(options: Options, progress: kit.Progress = None) -> Any:
         vectorized=False,  # faster on CPUs: one network at a time fits in the cache
         progress=progress,
     )
-    points = {}
-    for i, (width, count) in enumerate(sizes):
-        train, dev = (dataset[name].values[:, i].astype(np.float64) for name in ("train", "dev"))
-        # A practitioner has one pair of errors; here it is the mean, whose noise is small.
-        diagnosis = bias_variance.diagnose(
-            train.mean(),
-            dev.mean(),
-            options.attainable,
-            tolerance=options.tolerance,
-            train_examples=count,
-            dev_examples=round(DEV * len(digits.labels)),
-        )
-        points[width, count] = Point(width, count, train, dev, diagnosis)
-    return points
+    errors = [dataset[name].values.T.astype(np.float64) for name in ("train", "dev")]
+    return {
+        size: Point(*size, train, dev, diagnose(train, dev, size[1], options))
+        for size, train, dev in zip(sizes, *errors, strict=True)
+    }
+
+
+def diagnose(
+    train: np.ndarray, dev: np.ndarray, examples: int, options: Options
+) -> bias_variance.Diagnosis:
+    """The diagnosis of the mean errors; a practitioner has one pair, but with more noise."""
+    return bias_variance.diagnose(
+        train.mean(),
+        dev.mean(),
+        options.attainable,
+        tolerance=options.tolerance,
+        train_examples=examples,
+        dev_examples=round(DEV * len(kit.load("digits").labels)),
+    )
 
 
 class Step(NamedTuple):
@@ -218,7 +199,15 @@ def step(before: Point, after: Point) -> Step:
     return Step(before, after, MORE, before.diagnosis.variance_high, "dev", change)
 
 
-def claims(steps: list[Step], trials: list[tuple[Step, ...]]) -> list[kit.Claim]:
+def trials(points: dict[Size, Point], options: Options) -> list[list[Step]]:
+    """Both remedies from the same starting points."""
+    return [
+        [step(points[start], points[size]) for size in remedies]
+        for start, *remedies in options.trials()
+    ]
+
+
+def claims(steps: list[Step], trials: list[list[Step]]) -> list[kit.Claim]:
     """Each advised step lowers its error, and the advised remedy is better than the other one."""
     results = []
     for s in steps:
@@ -237,113 +226,72 @@ def claims(steps: list[Step], trials: list[tuple[Step, ...]]) -> list[kit.Claim]
 
 def report(points: dict[Size, Point], options: Options) -> kit.Report:
     """All points with their diagnosis, the trials of both remedies, and the claims."""
-    sections, steps = [], []
-    for name, sizes in options.curves().items():
+    rows, steps = [], []
+    for sizes in options.curves():
         curve = [points[size] for size in sizes]
         taken = [step(*pair) for pair in itertools.pairwise(curve)]
         cells = [(s.name, f"{s.kind} {s.change[s.kind]:+.1%}") for s in taken]
-        rows = [
-            (str(p.width), str(p.examples), f"{Estimate.of(p.train):.1%}")
-            + (f"{Estimate.of(p.dev):.1%}", p.diagnosis.label, *cell)
+        rows += [
+            (p.width, p.examples, *map(Estimate.of, (p.train, p.dev)), p.diagnosis.label, *cell)
             for p, cell in zip(curve, [*cells, ("", "")], strict=True)
         ]
-        headings = ("units", "examples", "train error", "dev error", "diagnosis", "next step")
-        title = f"Digits, varied: {name}; mean over {options.seeds} seeds ± standard error, and "
-        title += "what the step to the next row changes (*: advised by the diagnosis)."
-        sections.append(kit.table((*headings, "change"), rows, title))
         steps += taken
-    # The claims about remedies compare both from the same starting point.
-    trials = [
-        tuple(step(points[start], points[size]) for size in sizes)
-        for start, *sizes in options.trials()
-    ]
+    errors = {"train error": ".1%", "dev error": ".1%"}
+    headings = {"units": "d", "examples": "d", **errors, "diagnosis": ""}
+    title = f"Digits, {len(points) * options.seeds} networks: mean over {options.seeds} seeds ± "
+    title += "standard error, and what the step to the next row changes (*: advised)."
+    sections = [kit.table({**headings, "next step": "", "change": ""}, rows, title)]
+    changes = dict.fromkeys(errors, "+.1%")
+    rows = []
+    for name in sorted({s.name for s in steps}):
+        group = [s.change for s in steps if s.name == name]
+        means = (np.mean([change[kind].mean for change in group]) for kind in ("train", "dev"))
+        rows.append((name, len(group), *means))
+    title = "Average change of both errors by the steps above."
+    sections.append(kit.table({"step": "", "number": "d", **changes}, rows, title))
+    both = trials(points, options)
     rows = [
-        (s.before.label, s.before.diagnosis.label, s.name)
-        + tuple(f"{change:+.1%}" for change in s.change.values())
-        for s in itertools.chain(*trials)
+        (s.before.label, s.before.diagnosis.label, s.name, *s.change.values())
+        for s in itertools.chain(*both)
     ]
-    headings = ("start", "diagnosis", "remedy", "train error", "dev error")
+    headings = {"start": "", "diagnosis": "", "remedy": "", **changes}
     title = "Both remedies tried: the next larger network, and the next larger training set."
-    sections += [averages(steps), kit.table(headings, rows, title)]
-    sections.append(f"{len(points) * options.seeds} networks.")
+    sections.append(kit.table(headings, rows, title))
     numbers = {p.label: {"train": p.train, "dev": p.dev} for p in points.values()}
-    return kit.Report(sections, claims(steps, trials), numbers)
-
-
-def averages(steps: list[Step]) -> str:
-    """Average changes of both errors by each remedy, where it is advised and where not."""
-    groups: dict[str, list[Step]] = {}
-    for s in sorted(steps, key=lambda s: s.name):
-        groups.setdefault(s.name, []).append(s)
-    rows = [
-        (name, str(len(group)))
-        + tuple(f"{np.mean([s.change[k].mean for s in group]):+.1%}" for k in ("train", "dev"))
-        for name, group in groups.items()
-    ]
-    headings = ("step", "number", "train error", "dev error")
-    return kit.table(headings, rows, "Average change of both errors by the steps above.")
-
-
-BANDS = {
-    "high bias": (style.SHADES[2], "high\nbias"),
-    "high bias and high variance": ("0.85", "both\nhigh"),
-    "high variance": (style.SHADES[4], "high\nvariance"),
-    "neither": ("white", "neither"),
-}
-"""Colour and words of each diagnosis in the figure."""
+    return kit.Report(sections, claims(steps, both), numbers)
 
 
 def figure(points: dict[Size, Point], options: Options) -> Any:
-    """Training and dev errors against the size of the network and of the training set."""
-    result, axes = figures.panels(1, 3, (13.8, 5.6), sharey=True)
-    words = []
-    for ax, (name, sizes) in zip(axes[0], options.curves().items(), strict=True):
-        curve = [points[size] for size in sizes]
-        draw_curve(ax, curve, name == "units", options.attainable)
-        # A factor: the figure's message is which remedy is worth how much.
-        factor = f"by {curve[0].dev.mean() / curve[-1].dev.mean():.2g}"
-        words.append(f"more data with {curve[0].units} {factor}")
-        if name == "units":
-            words = [f"A larger network divides the dev error {factor}"]
-    ax = axes[0, 0]
-    ax.set_ylabel("error")
-    # Training errors reach 0, which a logarithmic axis cannot show.
-    ax.set_yscale("symlog", linthresh=0.01, linscale=0.6)
-    ax.set_ylim(-0.002, 1.0)
-    shares = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    figures.ticks(ax.yaxis, shares, [f"{100 * share:g} %" for share in shares])
-    result.suptitle(", ".join(words), fontsize=14)
-    figures.legend_below(result, ax, 3)
+    """Both errors against the size of the network, and the dev error after either remedy."""
+    result, ((left, right),) = figures.panels(1, 2, (12, 4.5))
+    curve = [points[size] for size in options.curves()[0]]
+    errors = {
+        f"{kind} error": Estimate.of([getattr(p, kind) for p in curve], axis=1)
+        for kind in ("train", "dev")
+    }
+    figures.curves(left, options.widths, errors)
+    left.axhline(options.attainable, color="black", linewidth=1, label="attainable error")
+    left.set(xscale="log", ylim=(0, None), xlabel="units of the hidden layer", ylabel="error")
+    figures.ticks(left.xaxis, options.widths)
+    figures.percent(left.yaxis)
+    left.legend(frameon=False)
+    factor = curve[0].dev.mean() / curve[-1].dev.mean()
+    left.set_title(f"A larger network divides the dev error by {factor:.2g}")
+    rows, wins = {}, 0
+    both = trials(points, options)
+    for pair in both:
+        best = min(pair, key=lambda s: s.change["dev"].mean)
+        wins += best.advised
+        advised = " and ".join(s.remedy for s in pair if s.advised) or "no remedy"
+        name = f"{best.before.label}\n{best.before.diagnosis.label}:\n{advised} advised"
+        rows[name] = {s.remedy: s.change["dev"] for s in pair}
+    figures.dots(right, rows)
+    right.axvline(0.0, color="black", linewidth=1)
+    right.set_xlabel("change of the dev error")
+    figures.percent(right.xaxis)
+    right.legend(frameon=False)
+    right.set_title(f"The better remedy is advised in {wins} of {len(both)} trials")
     return result
-
-
-def draw_curve(ax: Any, curve: list[Point], of_units: bool, attainable: float) -> None:
-    """One panel: a band for each diagnosis, then both errors."""
-    values = np.array([p.width if of_units else p.examples for p in curve], float)
-    # Bands end half-way between points, on a logarithmic axis.
-    edges = np.sqrt(values[1:] * values[:-1])
-    edges = np.r_[values[0] ** 2 / edges[0], edges, values[-1] ** 2 / edges[-1]]
-    for label, group in itertools.groupby(range(len(curve)), lambda i: curve[i].diagnosis.label):
-        band = list(group)  # neighbouring points with one diagnosis
-        left, right = edges[band[0]], edges[band[-1] + 1]
-        color, text = BANDS[label]
-        ax.axvspan(left, right, color=color, alpha=0.55, linewidth=0)
-        place = {"ha": "center", "va": "center", "path_effects": style.halo(3)}
-        ax.text(np.sqrt(left * right), 0.004, text, **place)
-    lines = (("dev", style.SHADES[-1], "s", "solid"), ("train", style.SHADES[0], "o", "dashed"))
-    for kind, color, marker, line in lines:
-        estimate = Estimate.of([getattr(point, kind) for point in curve], axis=1)
-        look = {"color": color, "marker": marker, "linestyle": line}
-        look["label"] = f"{kind} error ± two standard errors"
-        figures.error_bars(ax, values, estimate, **look)
-    ax.axhline(attainable, color="black", linestyle="dotted", label="attainable error")
-    ax.set_xscale("log")
-    figures.ticks(ax.xaxis, values)
-    ax.set_xlim(edges[0], edges[-1])
-    ax.set_xlabel("units of the hidden layer" if of_units else "training examples")
-    fixed = f"{curve[0].examples} training examples" if of_units else curve[0].units
-    start, end = (f"{100 * curve[i].dev.mean():.2g} %" for i in (0, -1))
-    ax.set_title(f"{fixed}: dev error {start} to {end}", fontsize=11)
 
 
 def run(options: Options) -> None:

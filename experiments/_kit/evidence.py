@@ -9,7 +9,7 @@ the side on which the estimate lies; otherwise it is UNDECIDED.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,6 +95,9 @@ class Estimate:
     def __getitem__(self, index: Any) -> Estimate:
         freedom = np.broadcast_to(self.degrees_of_freedom, np.shape(self.mean))
         return Estimate(self.mean[index], self.standard_error[index], freedom[index])
+
+    def __iter__(self) -> Iterator[Estimate]:
+        return (self[i] for i in range(len(self.mean)))
 
     def __mul__(self, factor: Any) -> Estimate:
         error = self.standard_error * np.abs(factor)
