@@ -1,8 +1,10 @@
-"""One compiled program that evaluates a function at every combination of several values."""
+"""All combinations of values in one compiled program, and several programs in threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -23,3 +25,18 @@ def mapped(function: Callable[..., Any], *values: Any, compiler_options: Any = N
         axes = [0 if j == i else None for j in range(len(values))]
         function = jax.vmap(function, axes)
     return jax.device_get(jax.jit(function, compiler_options=compiler_options)(*values))
+
+
+def in_threads(jobs: Mapping[Any, Callable[[], Any]], progress: Any = None) -> dict[Any, Any]:
+    """Results of functions by name, one thread for each core; `progress` is `(done, total)`.
+
+    Most of the time of many experiments is spent compiling, which JAX does in one thread a program.
+    """
+    results = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+        for name, future in futures.items():
+            results[name] = future.result()
+            if progress is not None:
+                progress(len(results), len(jobs))
+    return results
