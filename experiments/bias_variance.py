@@ -99,15 +99,6 @@ class Point(NamedTuple):
         return f"{self.width} unit{'s' * (self.width > 1)}, {self.examples} examples"
 
 
-def network(width: jax.Array, widest: int) -> layers.Layer:
-    """A hidden layer of ReLU, of whose units `width` are used, and the layer of logits."""
-    # The fan-in of the last layer is that of the units that are used.
-    output = layers.dense(10, w_variance=widest / width.astype(jnp.float32), bias=True)
-    # The hidden layer draws from the keys of a layer within a layer, as in 0.1.
-    hidden = layers.sequential(layers.dense(widest, w_variance=2.0, bias=True))
-    return layers.sequential(hidden, layers.activation("relu"), output)
-
-
 def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point]:
     """Train a network of every size, once for each seed, and diagnose each."""
     digits, sizes = kit.load("digits"), options.sizes()
@@ -120,14 +111,18 @@ def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point
         # Networks of all sizes share the draws of a seed, so that their errors are paired.
         key_split, key_init, key_fit = jax.random.split(jax.random.key(point["seed"]), 3)
         train, dev = kit.split(x, digits.labels, (1 - DEV, DEV), key=key_split)
-        layer = network(width, widest)
-        params, _ = layer.draw(train.x.shape[1:], key=key_init, dtype=jnp.float32)
+        # A layer within a layer, since that sets its key.
+        hidden = layers.sequential(layers.dense(widest, w_variance=2.0, bias=True))
+        # The fan-in of the last layer is that of the units that are used.
+        output = layers.dense(10, w_variance=widest / width.astype(jnp.float32), bias=True)
+        layer = layers.sequential(hidden, layers.activation("relu"), output)
+        (first, *rest), _ = layer.draw(train.x.shape[1:], key=key_init, dtype=jnp.float32)
         # Units without weights stay so: their output and all their gradients are exactly 0.
         used = jnp.arange(widest) < width
-        params = (jax.tree.map(lambda a: a * used.astype(a.dtype), params[0]), *params[1:])
+        first = jax.tree.map(lambda a: a * jnp.broadcast_to(used, a.shape), first)
         fitted = kit.classifier.train(
             layer,
-            params,
+            (first, *rest),
             optax.adam(schedule),
             # A smaller training set is repeated up to the size of the largest.
             jax.tree.map(lambda a: a[jnp.arange(most) % count], train),
@@ -141,8 +136,8 @@ def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point
             return jnp.argmax(outputs, axis=1) != part.labels
 
         # The training error is that of the examples the network was trained on.
-        used = jnp.arange(len(train.labels)) < count
-        return {"train": jnp.sum(wrong(train) * used) / count, "dev": jnp.mean(wrong(dev))}
+        seen = jnp.arange(len(train.labels)) < count
+        return {"train": jnp.sum(wrong(train) * seen) / count, "dev": jnp.mean(wrong(dev))}
 
     dataset = sweeps.run(
         cell,
@@ -153,25 +148,20 @@ def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point
         vectorized=False,  # faster on CPUs: one network at a time fits in the cache
         progress=progress,
     )
-    errors = [dataset[name].values.T.astype(np.float64) for name in ("train", "dev")]
-    return {
-        size: Point(*size, train, dev, diagnose(train, dev, size[1], options))
-        for size, train, dev in zip(sizes, *errors, strict=True)
-    }
-
-
-def diagnose(
-    train: np.ndarray, dev: np.ndarray, examples: int, options: Options
-) -> bias_variance.Diagnosis:
-    """The diagnosis of the mean errors; a practitioner has one pair, but with more noise."""
-    return bias_variance.diagnose(
-        train.mean(),
-        dev.mean(),
-        options.attainable,
-        tolerance=options.tolerance,
-        train_examples=examples,
-        dev_examples=round(DEV * len(kit.load("digits").labels)),
-    )
+    points = {}
+    for i, (width, count) in enumerate(sizes):
+        train, dev = (dataset[name].values[:, i].astype(np.float64) for name in ("train", "dev"))
+        # A practitioner has one pair of errors; here it is the mean, whose noise is small.
+        diagnosis = bias_variance.diagnose(
+            train.mean(),
+            dev.mean(),
+            options.attainable,
+            tolerance=options.tolerance,
+            train_examples=count,
+            dev_examples=round(DEV * len(digits.labels)),
+        )
+        points[width, count] = Point(width, count, train, dev, diagnosis)
+    return points
 
 
 class Step(NamedTuple):
