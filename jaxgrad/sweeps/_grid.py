@@ -43,8 +43,7 @@ def cell_key(point: Mapping[str, Any], *, key: Key[Array, ""]) -> Key[Array, ""]
 
 
 def fold_ids(ids: Mapping[str, Any], *, key: Any) -> Any:
-    """Fold the number of each axis into `key`."""
-    # In alphabetical order, so that the order of the axes does not matter.
+    """Fold the number of each axis into `key`, whatever the order of the axes."""
     for name in sorted(ids):
         key = jax.random.fold_in(key, ids[name])
     return key
@@ -82,10 +81,8 @@ def _axis(name: str, values: Any) -> Axis:
         traced = exact.astype(dtype)
     fits = np.isfinite(traced) if dtype.kind == "f" else traced == exact
     if not fits.all() or len(np.unique(traced)) < len(traced):
-        raise ValueError(
-            f"{name} must stay finite and distinct as {dtype}, got {labels}; rescale it, or enter "
-            "jax.enable_x64(True)"
-        )
+        remedy = "rescale it, or enter jax.enable_x64(True)"
+        raise ValueError(f"{name} must stay finite and distinct as {dtype}, got {labels}; {remedy}")
     return Axis(labels, ids, traced)
 
 
@@ -94,14 +91,11 @@ def checked_labels(name: str, values: Any) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence of values, got {values!r}; pass a list")
     labels: list[Any] = [v.item() if getattr(v, "ndim", None) == 0 else v for v in values]
-    if not labels:
-        raise ValueError(f"{name} must not be empty, got no values; pass at least one")
     kinds = {"number" if type(v) in (int, float) else type(v).__name__ for v in labels}
     if len(kinds) > 1 or not kinds <= {"number", "str", "bool"}:
-        raise TypeError(
-            f"{name} must be all numbers, all strings or all booleans, got {sorted(kinds)}; pass "
-            "names, and look up in the function what they stand for"
-        )
+        rule = f"be all numbers, all strings or all booleans, got {sorted(kinds)}"
+        remedy = "pass names, and look up in the function what they stand for"
+        raise TypeError(f"{name} must {rule}; {remedy}")
     for v in labels if kinds == {"number"} else ():
         if not (math.isfinite(v) if isinstance(v, float) else abs(v) < 2**63):
             raise ValueError(f"{name} must be finite and fit 64 bits, got {v}; drop that value")
@@ -129,8 +123,8 @@ def cell_inputs(grid: Grid, positions: Any) -> tuple[dict[str, Any], dict[str, A
 def chunk_shape(grid: Grid, cells: int) -> tuple[int, ...]:
     """Return the shape of chunks of at most `cells` consecutive cells.
 
-    Trailing axes are whole, one axis is cut evenly, and the others have size 1. Axes that are not
-    traced have size 1, so that one program computes a chunk.
+    Trailing axes are whole, one axis is cut evenly, and the others have size 1, as have those that
+    are not traced, so that one program computes a chunk.
     """
     shape = []
     for axis in reversed(list(grid.values())):

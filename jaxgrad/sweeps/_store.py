@@ -43,18 +43,16 @@ def import_xarray() -> Any:
         import xarray
         import zarr  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            'sweeps need xarray and zarr; run python -m pip install "jaxgrad[experiments]"'
-        ) from error
+        remedy = 'run python -m pip install "jaxgrad[experiments]"'
+        raise ImportError(f"sweeps need xarray and zarr; {remedy}") from error
     return xarray
 
 
 def open_store(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """Open the `store` of a `run`, finished or not. Values are read from disk when they are used.
 
-    Returns:
-      The dataset that `run` returns, with an additional variable `computed` over the axes. Where it
-      is false the other variables are NaN, or 0 if they are not floating point.
+    The dataset has an additional variable `computed` over the axes. Where it is false the other
+    variables are NaN, or 0 if they are not floating point.
 
     Raises:
       ValueError: If `path` is not the store of a sweep.
@@ -64,12 +62,9 @@ def open_store(path: str | os.PathLike[str]) -> "xarray.Dataset":
     _open_group("path", Path(path), "r")
     table = xr.open_zarr(path, chunks=None, decode_times=False, decode_timedelta=False)
     # Labels are stored as texts of any length; as fixed-length texts they equal those in memory.
-    texts = {
-        name: (name, np.array(c.values.tolist()), c.attrs)
-        for name, c in table.coords.items()
-        if c.dtype.kind == "T"
-    }
-    return table.assign_coords(texts)
+    texts = {name: c for name, c in table.coords.items() if c.dtype.kind == "T"}
+    fixed = {name: (name, np.array(c.values.tolist()), c.attrs) for name, c in texts.items()}
+    return table.assign_coords(fixed)
 
 
 def identity(
@@ -101,7 +96,17 @@ def _digest(leaf: jax.Array) -> str:
 
 def empty_table(grid: Grid, variables, outputs, identity: dict[str, Any], mesh: Mesh) -> Any:
     """Return the table before anything is computed."""
-    table = import_xarray().Dataset(attrs=_attributes(identity, mesh))
+    distributions, device = importlib.metadata.distributions(), mesh.devices.flat[0]
+    versions = {d.name: d.version for d in distributions if d.name in _PACKAGES}
+    attributes = {
+        "config": json.dumps(identity["config"]),
+        "key": json.dumps({"impl": "threefry2x32", "data": identity["key"]}),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": json.dumps(versions | {"python": platform.python_version()}),
+        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "fingerprint": json.dumps(identity),
+    }
+    table = import_xarray().Dataset(attrs=attributes)
     units, shape = identity["units"], sizes(grid)
     for name, values in (identity["axes"] | identity["coords"]).items():
         attrs = {"units": units[name]} if name in units else {}
@@ -120,24 +125,10 @@ def _fill_value(dtype) -> np.ndarray:
     return np.array(np.nan if np.dtype(dtype).kind in "fc" else 0, dtype)
 
 
-def _attributes(identity: Mapping[str, Any], mesh: Mesh) -> dict[str, str]:
-    packages = [d for d in importlib.metadata.distributions() if d.name in _PACKAGES]
-    versions = {d.name: d.version for d in packages}
-    device = mesh.devices.flat[0]
-    return {
-        "config": json.dumps(identity["config"]),
-        "key": json.dumps({"impl": "threefry2x32", "data": identity["key"]}),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": json.dumps(versions | {"python": platform.python_version()}),
-        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
-        "fingerprint": json.dumps(identity),
-    }
-
-
 def create_or_resume(store: Path, table: Any, chunk: tuple[int, ...], identity: Any) -> dict:
-    """Return the arrays of a store, by name, if it holds the sweep of this `identity`.
+    """Return the arrays of a store, by name, that holds the sweep of this `identity`, or create it.
 
-    A store that does not exist is created first, with the empty `table` cut into chunks.
+    A new store has the empty `table`, cut into chunks.
     """
     if not os.path.lexists(store):
         _create(store, table, chunk)
@@ -147,10 +138,9 @@ def create_or_resume(store: Path, table: Any, chunk: tuple[int, ...], identity: 
     for name in {**old, **new}:
         before, now = old.get(name, "nothing"), new.get(name, "nothing")
         if before != now:
-            raise ValueError(
-                f"store {str(store)!r} holds another sweep ({name}: {before} in the store, {now} "
-                "now); pass another path, or delete it"
-            )
+            difference = f"({name}: {before} in the store, {now} now)"
+            remedy = "pass another path, or delete it"
+            raise ValueError(f"store {str(store)!r} holds another sweep {difference}; {remedy}")
     if not group[MARKER][...].all() and not os.access(store, os.W_OK):
         raise OSError(f"store {str(store)!r} cannot be written; make it writable or copy it")
     return {name: group[name] for name in (*identity["variables"], MARKER)}
@@ -160,28 +150,22 @@ def _create(store: Path, table: Any, chunk: tuple[int, ...]) -> None:
     # Written next to its path and then renamed, so that a store appears whole or not at all.
     temporary = store.with_name(f".{store.name}.{uuid.uuid4().hex}.partial")
     texts = {n: c.astype(object) for n, c in table.coords.items() if c.dtype.kind == "U"}
-    encoding = {
-        name: {
-            # Inner dimensions are never cut. A dimension of size 0 has chunks of size 1.
-            "chunks": chunk + tuple(max(1, size) for size in array.shape[len(chunk) :]),
-            "fill_value": _fill_value(array.dtype)[()],
-        }
-        for name, array in table.data_vars.items()
-    }
+    encoding = {}
+    for name, array in table.data_vars.items():
+        # Inner dimensions are never cut. A dimension of size 0 has chunks of size 1.
+        chunks = chunk + tuple(max(1, size) for size in array.shape[len(chunk) :])
+        encoding[name] = {"chunks": chunks, "fill_value": _fill_value(array.dtype)[()]}
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             # Zarr does not write chunks of fill values, so this writes metadata and labels.
-            table.assign_coords(texts).to_zarr(
-                temporary, zarr_format=3, consolidated=True, encoding=encoding
-            )
+            options = {"zarr_format": 3, "consolidated": True, "encoding": encoding}
+            table.assign_coords(texts).to_zarr(temporary, **options)
         os.replace(temporary, store)
     except OSError as error:
-        raise OSError(
-            f"store cannot be created at {str(store)!r} ({error.strerror or error}); pass a path "
-            "in a folder that can be written"
-        ) from error
+        reason = f"({error.strerror or error}); pass a path in a folder that can be written"
+        raise OSError(f"store cannot be created at {str(store)!r} {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -205,9 +189,8 @@ def _open_group(argument: str, path: Path, mode: Any) -> Any:
             return group
     except (OSError, ValueError):
         pass
-    raise ValueError(
-        f"{argument} must be the store of a sweep, got {str(path)!r}; pass another path"
-    )
+    got = f"got {str(path)!r}; pass another path"
+    raise ValueError(f"{argument} must be the store of a sweep, {got}")
 
 
 def _flatten(value: Any, path: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Training: a whole run as one function, data sets, regularization, monitoring and diagnosis.
 
-- `fit`: a training run as a pure function, for `jit` and `vmap`. It returns a `Fit`, and calls a
-  monitor with each `Step`.
+- `fit`: a training run as a pure function that returns a `Fit`; a monitor gets each `Step`.
 - `normalization`: standardize inputs with the statistics of the training set.
 - `splits`: stratified train, dev and test sets; tests whether two sets have one distribution.
 - `augmentation`: random changes of images.
@@ -11,6 +10,9 @@
 - `monitoring`: norms of each layer and statistics of its units, for `monitor` and `evaluate`.
 - `diagnosis`: faults of a run, from its records.
 - `bias_variance`: high bias or high variance, from train and dev error.
+
+Arguments that are out of range or do not fit each other raise ValueError or TypeError, which name
+the argument, before anything is compiled.
 """
 
 from jaxgrad.training import (

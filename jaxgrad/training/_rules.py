@@ -1,8 +1,7 @@
 """The rules of diagnosis: one function for each fault of a training run.
 
-A rule takes the records of a run and yields `(layer, step, words)` for each finding. Rules compare
-quantities of one run with each other: a layer with another layer, an update with its weights, the
-loss with its first value. So the scales of data and loss do not matter.
+A rule takes the records of a run and yields `(layer, step, words)` for each finding. It compares
+quantities of one run with each other, so that the scales of data and loss do not matter.
 """
 
 import enum
@@ -11,51 +10,34 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxgrad.training._records import RISE, Run, first_lasting, largest, median
-
-# Thresholds. "Share" means a share of the first value unless another one is named.
+from jaxgrad.training._records import RISE, Run, first_lasting, first_step, largest, median
 
 LAYERS_FACTOR = 30.0
 """Change from first to last layer that is too large: 1.2 per layer over 20 layers."""
-FLAT = 0.25
-"""A loss that has decreased by less than this share has hardly fallen. Going from a random guess to
-an even one already is a decrease of a tenth or more."""
-UNFINISHED = 0.5
-"""A loss that has decreased by less than this share can fall further."""
-LEVEL = 0.01
-"""A loss that has decreased by less than this share has not fallen."""
+FLAT, UNFINISHED, LEVEL = 0.25, 0.5, 0.01
+"""A loss whose decrease is a smaller share of its first value has hardly fallen; can fall further;
+has not fallen."""
 CHANCE = 2.5
 """Standard errors by which a fallen loss is lower; more than two, as several means are tried."""
 RESTLESS = 0.3
 """A standard deviation of the last losses above this share is no convergence."""
-RATIO_HIGH = 0.1
-"""Update / weights above which updates are too large, a hundred times the usual 1e-3."""
-RATIO_LOW = 1e-4
-"""Update / weights below which updates are too small, a tenth of the usual 1e-3."""
+RATIO_HIGH, RATIO_LOW = 0.1, 1e-4
+"""Update / weights of updates that are too large and too small. Usual is 1e-3."""
 INSENSITIVE = 1e-3
 """|gradient| |weights| / loss of an insensitive layer. Where gradients arrive it is 0.1 to 1."""
 FROZEN = 1e-3
 """A layer is frozen if its update / weights is below this share of that of the other layers."""
 HALF = 0.5
 """A layer with more than this share of dead or saturated units has lost most of its use."""
-GAP = 0.2
-"""A dev error above the train error by this share is overfitting."""
-LEARNT = 0.05
-"""A train error below this share means that the examples are memorized."""
-CENTRED = 3.0
-"""|mean| / standard deviation up to which inputs are centred. At 3 the curvature along the mean is
-ten times that of the other directions."""
-SPREAD = 30.0
-"""Ratio of the 90 % to the 10 % quantile of the features' standard deviations up to which inputs
-are scaled. At 30 the ratio of curvatures is 900."""
-CONTRADICTED = 0.1
-"""Excess of train error over dev error that shows wrong labels: three standard errors of a few
-hundred dev examples. A network should do at least as well on its training set as on held-out data,
-so sampling noise cannot explain this."""
+GAP, LEARNT, CONTRADICTED = 0.2, 0.05, 0.1
+"""Shares of the first error: an excess of the dev error that is overfitting; a train error of
+memorized examples; an excess of the train error that sampling noise cannot explain."""
+CENTRED, SPREAD = 3.0, 30.0
+"""Standardized inputs have smaller |mean| / deviation, and 90 % / 10 % quantile of deviations."""
 
 
 class Fault(enum.StrEnum):
-    """A fault of a training run. Causes come before their consequences."""
+    """A fault of a training run. Causes come before consequences. `STUCK` has an unknown cause."""
 
     INPUTS = "unnormalised inputs"
     FROZEN = "frozen layer"
@@ -68,7 +50,6 @@ class Fault(enum.StrEnum):
     LABELS = "label noise"
     OVERFITTING = "overfitting"
     STUCK = "stuck"
-    """The loss does not fall, and the records do not show the cause."""
 
 
 Findings = Iterator[tuple[str | None, int, str]]
@@ -76,7 +57,7 @@ Findings = Iterator[tuple[str | None, int, str]]
 
 def unnormalised_inputs(run: Run) -> Findings:
     """Yield inputs on scales that give the loss a long, narrow valley."""
-    if run.feature_mean is None or run.feature_std is None:
+    if run.feature_std is None:
         return
     # The median and quantiles ignore a few unusual features.
     offset = float(np.median(np.abs(run.feature_mean) / run.feature_std))
@@ -116,11 +97,9 @@ def frozen_layer(run: Run) -> Findings:
 
 def saturated_units(run: Run) -> Findings:
     """Yield a layer whose outputs are saturated, where the activation is flat on both sides."""
-    if run.units is None or not _flat_on_both_sides(run):
-        return
     # A classifier that has learnt to be certain also ends with saturated units.
     start_only = run.decrease > UNFINISHED
-    for name, step, share in _flat_layers(run, run.units.saturated, start_only):
+    for name, step, share in _flat_layer(run, "saturated", start_only):
         words = (
             f"{share:.0%} of the outputs of {name} are saturated; start from smaller weights or "
             "biases, or use a smaller learning rate or a normalization layer."
@@ -130,9 +109,7 @@ def saturated_units(run: Run) -> Findings:
 
 def dead_units(run: Run) -> Findings:
     """Yield a layer whose units are flat on every example, as negative ReLUs are."""
-    if run.units is None or _flat_on_both_sides(run):
-        return
-    for name, step, share in _flat_layers(run, run.units.dead, False):
+    for name, step, share in _flat_layer(run, "dead", start_only=False):
         words = (
             f"{share:.0%} of the units of {name} are flat on every example; use biases of 0, a "
             "smaller learning rate or an activation that is steeper there."
@@ -140,13 +117,12 @@ def dead_units(run: Run) -> Findings:
         yield name, step, words
 
 
-def _flat_on_both_sides(run: Run) -> bool:
-    return bool(np.any(run.units.saturated_above > 0))
-
-
-def _flat_layers(run: Run, share, start_only: bool) -> Iterator[tuple[str, int, float]]:
-    """Yield the layer in which more than half of `share` is flat until the end, if any is."""
-    rows = {}
+def _flat_layer(run: Run, kind: str, start_only: bool) -> Iterator[tuple[str, int, float]]:
+    """Yield the layer in which more than half of the units are flat until the end, if any is."""
+    # Units are saturated if the activation is flat on both sides, and dead if on one.
+    if run.units is None or np.any(run.units.saturated_above > 0) != (kind == "saturated"):
+        return
+    share, rows = getattr(run.units, kind), {}
     for layer in range(share.shape[1]):
         # The row after the last one in which the layer works.
         good = np.flatnonzero(~(share[:, layer] > HALF))
@@ -155,23 +131,21 @@ def _flat_layers(run: Run, share, start_only: bool) -> Iterator[tuple[str, int, 
             rows[layer] = row
     if rows:
         # The earliest; of several the worst; of equal ones the closest to the input.
-        layer = min(rows, key=lambda layer: (rows[layer], -share[rows[layer], layer]))
-        row = rows[layer]
+        layer, row = min(rows.items(), key=lambda item: (item[1], -share[item[1], item[0]]))
         yield run.names[layer], int(run.unit_steps[row]), share[row, layer]
 
 
 def _log_factors(run: Run) -> tuple[float, float]:
     """Log factors over all layers at the start: of the signal, and of the gradient backward."""
     forward = backward = 0.0
-    if run.units is not None:
-        # Half of a log mean square is a log root mean square.
-        size = run.units.log_preactivation[0] / 2
-        start = size[0] if run.log_input_rms is None else run.log_input_rms
-        with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):
+        if run.units is not None:
+            # Half of a log mean square is a log root mean square.
+            size = run.units.log_preactivation[0] / 2
+            start = size[0] if run.log_input_rms is None else run.log_input_rms
             forward = float(np.nan_to_num(size[-1] - start, nan=np.inf))
-    if run.log_sensitivity is not None:
-        start = run.log_sensitivity[0]
-        with np.errstate(invalid="ignore"):
+        if run.log_sensitivity is not None:
+            start = run.log_sensitivity[0]
             backward = float(np.nan_to_num(start[0] - start[-1], nan=0.0))
     return forward, backward
 
@@ -179,7 +153,7 @@ def _log_factors(run: Run) -> tuple[float, float]:
 def exploding(run: Run) -> Findings:
     """Yield a signal or gradient that grows over the layers, or a loss that diverges."""
     forward, backward = _log_factors(run)
-    broken = np.flatnonzero(~np.isfinite(run.loss))
+    broken = first_step(~np.isfinite(run.loss))
     # Where updates are too large, the learning rate is the cause.
     by_rate = _first_large_update(run) is not None
     if max(forward, backward) > math.log(LAYERS_FACTOR):
@@ -192,9 +166,9 @@ def exploding(run: Run) -> Findings:
             "layers; draw smaller weights (jaxgrad.initializers) or add normalization layers."
         )
         yield run.names[layer], 0, words
-    elif len(broken) and (broken[0] == 0 or not by_rate):
+    elif broken is not None and (broken == 0 or not by_rate):
         words = "from there on the loss is not finite; clip gradients and check logarithms of 0."
-        yield None, int(broken[0]), words
+        yield None, broken, words
     elif not by_rate and (step := run.first_rise()) is not None:
         yield None, step, f"{_extremes(run)}; use a smaller learning rate or clip gradients."
 
@@ -233,9 +207,7 @@ def _first_large_update(run: Run) -> int | None:
     # If all weights start at 0, only the loss can show it.
     if run.zero_start.all():
         return run.first_rise()
-    large = median(run.log_ratio[:, ~run.zero_start].T) > math.log(RATIO_HIGH)
-    steps = np.flatnonzero(large)
-    return int(steps[0]) if len(steps) else None
+    return first_step(median(run.log_ratio[:, ~run.zero_start].T) > math.log(RATIO_HIGH))
 
 
 def rate_too_low(run: Run) -> Findings:
@@ -282,9 +254,9 @@ def rate_too_high(run: Run) -> Findings:
 
 def label_noise(run: Run) -> Findings:
     """Yield training labels that contradict what the network knows about held-out examples."""
-    if not _has_errors(run):
-        return
     dev, train = run.dev_error, run.train_error
+    if train is None:
+        return
     start = max(train[0], dev[0])
     # In two evaluations in a row, the second of a network that has learnt something.
     excess = np.minimum(train[1:] - dev[1:], train[:-1] - dev[:-1])
@@ -301,9 +273,9 @@ def label_noise(run: Run) -> Findings:
 
 def overfitting(run: Run) -> Findings:
     """Yield a dev error that stays far above a train error that falls further."""
-    if not _has_errors(run):
-        return
     dev, train = run.dev_error, run.train_error
+    if train is None:
+        return
     best, last = int(np.nanargmin(dev)), len(dev) - 1
     # Either nothing is left to learn, or only the train error still falls after the best dev error.
     memorized = train[-1] <= LEARNT * train[0]
@@ -314,12 +286,6 @@ def overfitting(run: Run) -> Findings:
             f"smallest dev error was {dev[best]:.3g}; use more data, regularize or stop early."
         )
         yield None, best * run.every, words
-
-
-def _has_errors(run: Run) -> bool:
-    if run.dev_error is None or run.train_error is None:
-        return False
-    return bool(np.isfinite(run.dev_error).any())
 
 
 def stuck(run: Run) -> Findings:
@@ -358,9 +324,8 @@ RULES: dict[Fault, Callable[[Run], Findings]] = {
     Fault.RATE_HIGH: rate_too_high,
     Fault.LABELS: label_noise,
     Fault.OVERFITTING: overfitting,
-    Fault.STUCK: stuck,
 }
-"""The rule of each fault. `stuck` is only applied if no other rule yields anything."""
+"""The rule of each fault. `stuck` is applied only if none of these yields anything."""
 
 
 def describe_loss(run: Run) -> str:
@@ -372,10 +337,8 @@ def describe_loss(run: Run) -> str:
 
 
 def _extremes(run: Run) -> str:
-    top = run.loss[np.isfinite(run.loss)].max()
-    return (
-        f"the loss starts at {run.loss[0]:.3g}, peaks at {top:.3g} and ends at {run.loss[-1]:.3g}"
-    )
+    start, top, end = run.loss[0], run.loss[np.isfinite(run.loss)].max(), run.loss[-1]
+    return f"the loss starts at {start:.3g}, peaks at {top:.3g} and ends at {end:.3g}"
 
 
 def _power(log: float) -> str:

@@ -16,10 +16,8 @@ class Diagnosis(NamedTuple):
       label: `high bias`, `high variance`, `high bias and high variance`, or `neither`.
       avoidable_bias: Train error minus attainable error.
       variance: Dev error minus train error.
-      bias_high: Whether the bias is above its threshold.
-      variance_high: Whether the variance is above its threshold.
-      bias_threshold: The tolerance, or two standard errors if they are larger.
-      variance_threshold: The same for the variance.
+      bias_high, variance_high: Whether they are above their thresholds.
+      bias_threshold, variance_threshold: The tolerance, or two standard errors if that is more.
       advice: What to do, in words.
     """
 
@@ -44,29 +42,14 @@ def diagnose(
 ) -> Diagnosis:
     """Distinguish high bias from high variance.
 
-    Avoidable bias is the train error minus the smallest attainable error, variance is the dev error
-    minus the train error. Each is high if it is above the tolerance and, where numbers of examples
-    are passed, also above two standard errors of a binomial proportion, so that another sample of
-    examples is unlikely to remove it. The standard error assumes that examples are independent.
-    This is not quite true of those that the network was fitted to.
-
-    The attainable error is that of humans or of the best known model, or zero. If it is large, as
-    with blurred images, an equally large train error is not a bias.
-
-    Args:
-      train_error: Share of wrong training examples, from 0 to 1.
-      dev_error: Share of wrong dev examples, from 0 to 1.
-      attainable_error: Smallest attainable error, from 0 to 1.
-      tolerance: Gaps up to this are not high, at least 0.
-      train_examples: Number of training examples, or `None`.
-      dev_examples: Number of dev examples, or `None`.
-
-    Returns:
-      A `Diagnosis`. An unusual order of the errors, such as a dev error below the train error, is
-      allowed; the advice mentions it.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or traced.
+    Errors are shares of wrong examples, from 0 to 1. Avoidable bias is the train error minus the
+    attainable error, which is that of humans or of the best known model. If that is large, as with
+    blurred images, an equally large train error is not a bias. Variance is the dev error minus the
+    train error. Each gap is high if it is above the tolerance and, where numbers of examples are
+    passed, also above two standard errors of a binomial proportion, so that another sample of
+    examples is unlikely to remove it. The standard error assumes that examples are independent,
+    which is not quite true of those that the network was fitted to. The advice mentions an unusual
+    order of the errors, such as a dev error below the train error.
 
     Source: A. Ng, Deep Learning Specialization, course 2, week 1, "Bias / variance" and "Basic
     recipe"; course 3, week 1, "Avoidable bias".
@@ -87,11 +70,11 @@ def diagnose(
     dev_noise = _squared_error("dev_examples", dev, dev_examples)
     # train error = attainable error + bias, dev error = train error + variance
     bias, variance = train - attainable, dev - train
-    bias_threshold = max(float(tolerance), 2 * math.sqrt(train_noise))
     # Variances of independent errors add.
-    variance_threshold = max(float(tolerance), 2 * math.sqrt(train_noise + dev_noise))
+    noises = (train_noise, train_noise + dev_noise)
+    bias_limit, variance_limit = (max(float(tolerance), 2 * math.sqrt(noise)) for noise in noises)
     # By rounding alone 0.12 - 0.1 is above 0.02, by more in float32.
-    bias_high, variance_high = bias > bias_threshold + 1e-7, variance > variance_threshold + 1e-7
+    bias_high, variance_high = bias > bias_limit + 1e-7, variance > variance_limit + 1e-7
     labels = ["high bias"] * bias_high + ["high variance"] * variance_high
     words = {
         f"High bias: {LARGER_NETWORK}.": bias_high,
@@ -102,16 +85,10 @@ def diagnose(
         "The dev error lies below the training error: by chance, because regularization acts only "
         "in training, or because the dev set is easier.": variance < 0,
     }
-    return Diagnosis(
-        label=" and ".join(labels) or "neither",
-        avoidable_bias=bias,
-        variance=variance,
-        bias_high=bias_high,
-        variance_high=variance_high,
-        bias_threshold=bias_threshold,
-        variance_threshold=variance_threshold,
-        advice=" ".join(sentence for sentence, applies in words.items() if applies),
-    )
+    advice = " ".join(sentence for sentence, applies in words.items() if applies)
+    label = " and ".join(labels) or "neither"
+    gaps, high = (bias, variance), (bias_high, variance_high)
+    return Diagnosis(label, *gaps, *high, bias_limit, variance_limit, advice)
 
 
 def _checked_share(name: str, value: Any) -> float:
@@ -124,8 +101,7 @@ def _checked_share(name: str, value: Any) -> float:
 
 
 def _squared_error(name: str, error: float, examples: int | None) -> float:
-    """Squared standard error of a proportion; zero without a number of examples."""
+    """Variance p (1 - p) / n of a binomial share; zero without a number of examples."""
     if examples is None:
         return 0.0
-    # p (1 - p) / n, the variance of a binomial share.
     return error * (1 - error) / _validate.integer(name, examples, 1)

@@ -1,7 +1,7 @@
 """Record what a network does in training: norms of each layer, and statistics of its units.
 
-These functions are for the `monitor` and `evaluate` of `jaxgrad.training.fit`, or for a training
-loop of your own. `jaxgrad.training.diagnosis` reads their results.
+The functions are for the `monitor` and `evaluate` of `jaxgrad.training.fit`, or for another
+training loop. `jaxgrad.training.diagnosis` reads their results.
 """
 
 import re
@@ -27,10 +27,7 @@ PerLayer = Num[Array | np.ndarray, "*times layers"]
 class Norms(NamedTuple):
     """Natural logs of the L2 norms of each layer; -inf where all elements are 0.
 
-    Attributes:
-      log_gradient: Gradient of the loss by the weights.
-      log_weight: Weights before the step.
-      log_update: What the optimizer adds to the weights.
+    Weights are those before the step, and updates are what the optimizer adds to them.
     """
 
     log_gradient: PerLayer
@@ -46,8 +43,8 @@ class Norms(NamedTuple):
 def layer_norms(step: Any, *, where: Where = WEIGHTS, stacked: str | None = None) -> Norms:
     """Compute the norms of the gradient, weights and update of each layer, as a `monitor`.
 
-    Logs of norms neither overflow nor underflow: they are finite as long as the elements are. They
-    cost more under `jax.vmap`, which computes both the plain sum of squares and the scaled one.
+    Logs of norms neither overflow nor underflow. They cost more under `jax.vmap`, which computes
+    both the plain sum of squares and the scaled one. See `layer_names` for the order of layers.
 
     Args:
       step: A `jaxgrad.training.Step`, or any object with `params`, `gradient` and `updates`.
@@ -55,12 +52,6 @@ def layer_norms(step: Any, *, where: Where = WEIGHTS, stacked: str | None = None
       stacked: A regular expression that matches the paths of leaves with a leading axis of layers:
         `"^hidden/"` for `jaxgrad.layers.mlp`, `"^1/"` if part 1 of a `jaxgrad.layers.sequential` is
         a `jaxgrad.layers.repeat`. `None` if there are none.
-
-    Returns:
-      The `Norms`. See `layer_names` for the order of the layers.
-
-    Raises:
-      ValueError, TypeError: If no leaf is selected, or stacked leaves do not fit each other.
 
     Source: A. Karpathy, CS231n notes, "Ratio of weights:updates".
 
@@ -80,81 +71,62 @@ def layer_norms(step: Any, *, where: Where = WEIGHTS, stacked: str | None = None
 def layer_names(
     params: Any, *, where: Where = WEIGHTS, stacked: str | None = None
 ) -> tuple[str, ...]:
-    """Return the names of the layers in the order of `layer_norms`.
+    """Return the names of the layers in the order of `layer_norms`, from its other arguments.
 
     Layers are ordered by path, with numbers compared as numbers (`Dense_2` before `Dense_10`). The
     copies of a stacked block follow one another. For parameters of jaxgrad this is the order from
-    input to output; choose the names of your own layers so that it is for them.
-
-    Args:
-      params: Parameters of the network.
-      where: Which leaves are weights, as in `layer_norms`.
-      stacked: Which of them are stacked, as in `layer_norms`.
+    input to output, as it should be for the names of other layers.
 
     >>> params = {"first": {"kernel": jnp.ones((2, 3))}, "hidden": {"kernel": jnp.ones((2, 3, 3))}}
     >>> layer_names(params, stacked="^hidden/")
     ('first/kernel', 'hidden/kernel[0]', 'hidden/kernel[1]')
     """
     names = []
-    for members, copies in _layer_groups(params, where, stacked):
-        if copies is None:
-            names += [path for path, _ in members]
-        else:
-            names += [f"{path}[{copy}]" for copy in range(copies) for path, _ in members]
+    for paths, copies in _layer_groups(params, where, stacked):
+        indices = [""] if copies is None else [f"[{copy}]" for copy in range(copies)]
+        names += [path + index for index in indices for path in paths]
     return tuple(names)
 
 
 def _layer_groups(params, where, stacked):
-    """Return groups of leaves, `([(path, index)], copies)`, from input to output.
-
-    All leaves of a stacked block are one group, any other leaf is a group with `copies=None`.
-    """
-    if stacked is not None and not isinstance(stacked, str):
-        raise TypeError(
-            f"stacked must be a regular expression, got {stacked!r}; pass a str such as '^hidden/'"
-        )
+    """Return groups `(paths, copies)`: stacked blocks of leaves, and leaves with `copies=None`."""
+    if not isinstance(stacked, str | None):
+        got = f"got {stacked!r}; pass a str such as '^hidden/'"
+        raise TypeError(f"stacked must be a regular expression, {got}")
     mask = jax.tree.leaves(select(params, where))
-    leaves = [
-        (path, index, jnp.shape(leaf))
-        for index, (path, leaf) in enumerate(leaf_paths(params))
-        if mask[index]
-    ]
+    pairs = zip(leaf_paths(params), mask, strict=True)
+    shapes = {path: jnp.shape(leaf) for (path, leaf), selected in pairs if selected}
     groups: dict[Any, Any] = {}
-    for path, index, shape in sorted(leaves, key=lambda leaf: _natural_order(leaf[0])):
-        match = None if stacked is None else re.search(stacked, path)
+    for path in sorted(shapes, key=_natural_order):
+        shape, match = shapes[path], None if stacked is None else re.search(stacked, path)
         if match is None:
-            groups[path, None] = ([(path, index)], None)
+            groups[path, None] = ([path], None)
             continue
         # Leaves that match the same text, such as the parts of one block, form one stack.
-        members, copies = groups.setdefault((match.group(), True), ([], shape[:1]))
-        if shape[:1] != copies or copies in ((), (0,)):
-            raise ValueError(
-                f"stacked must match leaves with one leading axis of layers, got {path!r} of shape "
-                f"{shape} beside a leading axis {copies}; match one stack at a time"
-            )
-        members.append((path, index))
+        new = ([], shape[0] if shape else 0)
+        members, copies = groups.setdefault((match.group(), True), new)
+        if copies == 0 or shape[:1] != (copies,):
+            got = f"got {path!r} of shape {shape} beside {copies} layers; match one stack at a time"
+            raise ValueError(f"stacked must match leaves with one leading axis of layers, {got}")
+        members.append(path)
     if stacked is not None and not any(copies for _, copies in groups.values()):
-        raise ValueError(
-            f"stacked must match the path of a selected leaf, got {stacked!r} and "
-            f"{[leaf[0] for leaf in leaves]}; pass None if nothing is stacked"
-        )
-    return [(members, copies and copies[0]) for members, copies in groups.values()]
+        got = f"got {stacked!r} and {list(shapes)}; pass None if nothing is stacked"
+        raise ValueError(f"stacked must match the path of a selected leaf, {got}")
+    return groups.values()
 
 
 def _natural_order(path):
-    """Sort key by which `Dense_2` comes before `Dense_10`."""
-    # Numbers sort before texts at the same position of a path.
+    """Sort key by which `Dense_2` comes before `Dense_10`, and numbers before texts."""
     parts = re.split(r"(\d+)", path)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _log_norms(tree, groups):
-    leaves = jax.tree.leaves(tree)
-    parts = []
-    for members, copies in groups:
-        flat = [leaves[index].reshape(copies or 1, -1) for _, index in members]
+    leaves, parts = dict(leaf_paths(tree)), []
+    for paths, copies in groups:
+        norms = [_log_norm(leaves[path].reshape(copies or 1, -1)) for path in paths]
         # [copies, members] in row-major order: one copy of the block after the other.
-        parts.append(jnp.stack([_log_norm(rows) for rows in flat], axis=1).reshape(-1))
+        parts.append(jnp.stack(norms, axis=1).ravel())
     return jnp.concatenate(parts)
 
 
@@ -177,8 +149,7 @@ class Units(NamedTuple):
     Attributes:
       log_preactivation: Log mean square of the pre-activations `z`.
       dead: Share of the units that are saturated on every example.
-      saturated: Share of (unit, example) pairs with a slope `|phi'(z)|` below `saturation`: about
-        a half for ReLU.
+      saturated: Share of (unit, example) pairs with a slope `|phi'(z)|` below `saturation`.
       saturated_above: The same with `z > 0`. It is 0 for ReLU and other activations that are flat
         on one side only, for which dead units are the problem.
       counts: Histogram of `z`, `[layers, edges + 1]`; the first and last bins are unbounded.
@@ -202,19 +173,16 @@ def units(
 ) -> Units:
     """Compute statistics of pre-activations, defined as in `jaxgrad.propagation.Propagation`.
 
-    Call it in the `evaluate` of `jaxgrad.training.fit`, on some dev examples, because it needs a
-    forward pass that returns `z`. In a `monitor` that pass would be added to every step.
+    Call it in the `evaluate` of `jaxgrad.training.fit`, on some dev examples. In a `monitor` the
+    forward pass that returns `z` would be added to every step.
 
     Args:
       z: Pre-activations, `[layers, batch, units]`, or a sequence of arrays `[batch, units]`.
-      activation: The activation that is applied to them, see `jaxgrad.activations.get`. Trained
-        parameters take their initial values, and randomized ones their mean.
-      saturation: Slope below which a unit counts as saturated, may be traced. Pass a smaller number
-        if the slope of a leaky activation, such as 0.01, should not count.
+      activation: See `jaxgrad.activations.get`. Trained parameters take their initial values, and
+        randomized ones their mean.
+      saturation: Slope below which a unit counts as saturated, may be traced. It includes the usual
+        slope of leaky activations, 0.01.
       edges: Increasing edges of the histogram, at least one.
-
-    Raises:
-      ValueError, TypeError: If an argument is out of range or has another shape or dtype.
 
     >>> result = units([jnp.asarray([[-1.0, 2.0], [-3.0, jnp.inf]])], "relu", edges=(0.0,))
     >>> result.dead.tolist(), result.counts.tolist(), result.not_finite.tolist()
@@ -231,8 +199,7 @@ def units(
 
     def one(z):
         # phi'(z): phi acts on each element, so its Jacobian is diagonal.
-        slope = jax.vjp(phi, z)[1](jnp.ones_like(z))[0]
-        flat = jnp.abs(slope) < saturation
+        flat = jnp.abs(jax.vjp(phi, z)[1](jnp.ones_like(z))[0]) < saturation
         finite = jnp.isfinite(z)
         total = jnp.sum(finite)
         # A histogram by differences of cumulative counts.
@@ -257,13 +224,8 @@ def units(
 def _check_preactivations(arrays, ndim):
     shapes = [np.shape(a) for a in arrays]
     if not shapes or any(len(shape) != ndim or 0 in shape for shape in shapes):
-        raise ValueError(
-            "z must be an array [layers, batch, units] or a sequence of arrays [batch, units], "
-            f"none empty, got shapes {shapes}; stack the pre-activations of all layers"
-        )
-    for a in arrays:
-        if not jnp.issubdtype(jnp.result_type(a), jnp.floating):
-            raise TypeError(
-                f"z must be floating point, got {jnp.result_type(a)}; convert it by "
-                "astype('float32')"
-            )
+        rule = "be an array [layers, batch, units] or a sequence of arrays [batch, units]"
+        raise ValueError(f"z must {rule}, none empty, got shapes {shapes}; stack all layers")
+    for dtype in map(jnp.result_type, arrays):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"z must be floating point, got {dtype}; use z.astype('float32')")

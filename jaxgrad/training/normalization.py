@@ -20,18 +20,9 @@ class Standardizer(NamedTuple):
 
 
 def fit(x: Float[ArrayLike, "examples features"]) -> Standardizer:
-    """Measure the features of a training set.
+    """Measure the features of a training set. Apply the result to that set and to every other one.
 
     A constant feature gets the standard deviation 1, so that it is standardized to 0.
-
-    Args:
-      x: Training inputs, `[examples, features]`, floating point and finite.
-
-    Returns:
-      A `Standardizer`, a pytree. Apply it to the training set and to every other set.
-
-    Raises:
-      ValueError, TypeError: If `x` has another shape or dtype, or is not finite.
 
     >>> import jax.numpy as jnp
     >>> standardizer = fit(jnp.asarray([[1.0, 5.0], [3.0, 5.0]]))
@@ -53,23 +44,12 @@ def apply(
     The course notes divide by the variance in one place. That gives unit variance only where the
     variance already is 1, and a loss that is harder to minimize than with centred inputs alone;
     `python -m experiments.input_normalization` prints the condition numbers.
-
-    Args:
-      standardizer: From `fit`.
-      x: Inputs, `[..., features]`.
-
-    Returns:
-      Standardized inputs of the same shape.
-
-    Raises:
-      ValueError: If `x` has another number of features.
     """
     x = jnp.asarray(x)
-    if x.ndim == 0 or x.shape[-1] != len(standardizer.mean):
-        raise ValueError(
-            f"x must have the {len(standardizer.mean)} features of the training set, got shape "
-            f"{x.shape}; fit a standardizer on inputs with these features"
-        )
+    features = len(standardizer.mean)
+    if x.shape[-1:] != (features,):
+        rule = f"have the {features} features of the training set"
+        raise ValueError(f"x must {rule}, got shape {x.shape}; fit a standardizer on such inputs")
     # Explicit, because ranks may differ and some programs forbid implicit promotion.
     mean, std = (jnp.broadcast_to(part, x.shape) for part in standardizer)
     return (x - mean) / std

@@ -9,19 +9,10 @@ from jaxgrad import _validate
 def inverse_time(learning_rate: Any, decay: Any) -> Callable[[Any], Any]:
     """1/t annealing: the learning rate `learning_rate / (1 + decay * step)`.
 
-    optax has the other common schedules: `piecewise_constant_schedule`, `exponential_decay` and
-    `cosine_decay_schedule`.
-
-    Args:
-      learning_rate: Learning rate at step 0, greater than 0, may be traced.
-      decay: Speed of the decay, at least 0, may be traced. The learning rate is halved after
-        `1 / decay` steps.
-
-    Returns:
-      A schedule for any optax optimizer: a function of the step count.
-
-    Raises:
-      ValueError, TypeError: If a number is out of range.
+    The schedule, a function of the step count, is for any optax optimizer. The learning rate is
+    halved after `1 / decay` steps. `learning_rate` must be greater than 0 and `decay` at least 0,
+    otherwise ValueError is raised. Both may be traced. optax has the other common schedules:
+    `piecewise_constant_schedule`, `exponential_decay` and `cosine_decay_schedule`.
 
     Source: Robbins, Monro (1951); CS231n, "Annealing the learning rate".
 

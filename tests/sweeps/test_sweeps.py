@@ -525,7 +525,7 @@ BAD = {
     "no variables": ({"variables": {}}, ValueError, "variables must not be empty"),
     "plain variable": ({"variables": {"y": ("k",)}}, TypeError, r"variables\['y'\] must be a Var"),
     "dims": ({"variables": {"y": Variable("k")}}, TypeError, r"tuple of names.*\('layer',\)"),  # type: ignore
-    "dim twice": ({"variables": {"y": Variable(("k", "k"))}}, ValueError, "not repeat a name"),
+    "dim twice": ({"variables": {"y": Variable(("k", "k"))}}, ValueError, "each dimension once"),
     "missing": ({"variables": SMALL | {"z": Variable()}}, TypeError, "exactly y, z.*got {'y'"),
     "extra": ({"variables": {"z": Variable(("k",))}}, TypeError, "exactly z as in var.*got {'y'"),
     "rank": ({"variables": {"y": Variable()}}, ValueError, r"dims \(\) must fit.*shape \(2,\)"),

@@ -345,7 +345,7 @@ def test_bad_arguments_are_named():
             {"train_error": np.ones(3), "dev_error": np.ones(5)},
         ),
         (TypeError, "dev_error must be numbers", (fit,), {"dev_error": {"a": 1}}),
-        (ValueError, "names must come with norms or units", (fit,), {"names": ["a"]}),
+        (ValueError, "names must be one for each of the 0 layers", (fit,), {"names": ["a"]}),
         (TypeError, "norms must be a Norms", (fit, {"kernel": np.ones(3)}), {}),
         (TypeError, "norms must be a Norms", (fit, units(np.zeros((STEPS, 2)))), {}),
         (TypeError, "units must be a Units", (fit, norms, np.ones((STEPS, 2))), {}),
