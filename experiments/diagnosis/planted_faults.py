@@ -7,7 +7,7 @@ Faults are data, so all runs of a group are one compiled program. `CASES` holds 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,79 +15,54 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _kit
+from experiments import _kit as kit
+from experiments._kit import classifier
 from jaxgrad import activations, layers, training
 from jaxgrad.training import monitoring, normalization
 
-STACKED = "^hidden/"
-"""Paths of the parameters that have a leading axis of layers."""
 EVERY = 20
 """Steps between evaluations."""
+# Training and dev examples of each data set.
 EXAMPLES = {"digits": 600, "breast_cancer": 320, "wine": 120}
-"""Training examples of each data set."""
 DEV = {"digits": 200, "breast_cancer": 200, "wine": 58}
-"""Dev examples of each data set."""
 OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": functools.partial(optax.sgd, momentum=0.9),
-    "nesterov": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
     "adam": optax.adam,
-    "rmsprop": optax.rmsprop,
 }
-"""Functions from a learning rate to an optimizer."""
 
 
 class Group(NamedTuple):
-    """The settings that all runs of one compiled program share.
-
-    Attributes:
-      activation: a name of `jaxgrad.activations.TABLE`.
-      depth: number of hidden layers; 0 for softmax regression, whose weights start at 0.
-      optimizer: a name of `OPTIMIZERS`.
-      data: a name of `EXAMPLES`.
-      rate: learning rate of a healthy run.
-      w_variance: variance of a healthy run's weights at the start, times fan-in.
-      width: units of every hidden layer.
-      steps: of training, a multiple of `EVERY`.
-      batch: examples in a step.
-    """
+    """The settings that all runs of one compiled program share."""
 
     activation: str
-    depth: int
+    depth: int  # hidden layers; 0 for softmax regression, whose weights start at 0
     optimizer: str
     data: str
-    rate: float
+    rate: float  # of a healthy run, as is the variance
     w_variance: float = 1.0
     width: int = 24
-    steps: int = 160
+    steps: int = 160  # a multiple of `EVERY`
     batch: int = 32
+
+    @property
+    def stacked(self) -> str | None:
+        """The paths of parameters with a leading axis of layers, `None` if there are none."""
+        return "^hidden/" if self.depth else None
 
 
 class Plant(NamedTuple):
-    """One run: its seed and how it differs from the healthy runs of its group.
+    """One run: how it differs from the healthy runs of its group, which have the defaults."""
 
-    Attributes:
-      fault: a value of `jaxgrad.training.faults.Fault`, `None` for a healthy run.
-      seed: of the split of the data, the parameters and the order of examples.
-      rate: factor to the learning rate, from step `since` on.
-      w_variance: factor to the variance of the weights at the start.
-      bias: of every hidden unit at the start.
-      examples: number of distinct training examples, which are repeated; `None` for all.
-      noise: share of the training labels that is redrawn.
-      frozen: index of the layer that is not updated from step `since` on, `None` for none.
-      raw: whether inputs are not standardized.
-      since: step from which `rate` and `frozen` hold.
-    """
-
-    fault: str | None
-    seed: int = 0
-    rate: float = 1.0
-    w_variance: float = 1.0
-    bias: float = 0.0
-    examples: int | None = None
-    noise: float = 0.0
-    frozen: int | None = None
-    raw: bool = False
+    fault: str | None  # a value of `jaxgrad.training.diagnosis.Fault`
+    seed: int = 0  # of the split of the data, the parameters and the order of examples
+    rate: float = 1.0  # factor of the learning rate, from step `since` on
+    w_variance: float = 1.0  # factor of the weights' variance at the start
+    bias: float = 0.0  # of every hidden unit at the start
+    examples: int | None = None  # distinct training examples, which are repeated
+    noise: float = 0.0  # share of the training labels that is redrawn
+    frozen: int | None = None  # index of the layer that is not updated from step `since` on
+    raw: bool = False  # whether inputs are not standardized
     since: int = 0
 
 
@@ -148,13 +123,12 @@ CASES: dict[Group, tuple[Plant, ...]] = {
 
 def arrays(group: Group, plant: Plant) -> dict[str, Any]:
     """The data of one run, with the same shapes for all plants of a group."""
-    data = _kit.load(group.data)
+    data = kit.load(group.data)
     x, labels = data.x.astype(np.float32), data.labels
     rng = np.random.default_rng(plant.seed)
     order = rng.permutation(len(labels))
-    train = order[: EXAMPLES[group.data]]
     # Dev examples are fixed before the training set is reduced.
-    dev = order[len(train) : len(train) + DEV[group.data]]
+    train, dev, _ = np.split(order, np.cumsum([EXAMPLES[group.data], DEV[group.data]]))
     # Few examples are repeated, so that all runs have the same shapes.
     train = train[np.arange(len(train)) % (plant.examples or len(train))]
     # Statistics come from the training examples alone.
@@ -174,19 +148,18 @@ def arrays(group: Group, plant: Plant) -> dict[str, Any]:
         "bias": np.float32(plant.bias),
         "moving": moving,
         "since": np.int32(plant.since),
-        "train": {"x": x[train], "label": noisy},
-        "dev": {"x": x[dev], "label": labels[dev]},
+        "train": kit.Examples(x[train], noisy),
+        "dev": kit.Examples(x[dev], labels[dev]),
     }
-
-
-def affine(layer: Any, h: Any) -> jax.Array:
-    """`h W + b`."""
-    z = h @ layer["kernel"]
-    return z + jnp.broadcast_to(layer["bias"], z.shape)
 
 
 def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, Any]:
     """Logits `[batch, classes]`, pre-activations `[depth, batch, width]` (`None` for depth 0)."""
+
+    def affine(layer, h):
+        z = h @ layer["kernel"]
+        return z + jnp.broadcast_to(layer["bias"], z.shape)
+
     if "first" not in params:
         return affine(params["readout"], x), None
     phi = activations.get(activation)
@@ -200,12 +173,6 @@ def forward(params: Any, x: Any, activation: str) -> tuple[jax.Array, Any]:
     return affine(params["readout"], phi(last)), jnp.concatenate([z[None], rest])
 
 
-def cross_entropy(params: Any, batch: Any, activation: str) -> jax.Array:
-    """Mean loss of a batch with `x` and `label`."""
-    logits, _ = forward(params, batch["x"], activation)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
-
-
 def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTransformation:
     """One of `OPTIMIZERS`, whose updates are multiplied by `moving` from step `since` on."""
 
@@ -213,25 +180,22 @@ def optimizer(name: str, rate: Any, moving: Any, since: Any) -> optax.GradientTr
         factors = jnp.where(state >= since, moving, 1.0)
         # Parameters of the hidden layers are stacked, so their factor is a vector.
         shares = {"first": factors[0], "hidden": factors[1:-1], "readout": factors[-1]}
-        scaled = {
-            part: jax.tree.map(
-                lambda a, share=shares[part]: (
-                    a * share.reshape(share.shape + (1,) * (a.ndim - share.ndim))
-                ),
-                updates[part],
-            )
-            for part in updates
-        }
-        return scaled, state + 1
+
+        def scaled(part, a):
+            share = shares[part]
+            return a * share.reshape(share.shape + (1,) * (a.ndim - share.ndim))
+
+        parts = {p: jax.tree.map(functools.partial(scaled, p), updates[p]) for p in updates}
+        return parts, state + 1
 
     # After the optimizer, since Adam would undo a factor of the gradients.
     counted = optax.GradientTransformation(lambda params: jnp.int32(0), update)
     return optax.chain(OPTIMIZERS[name](rate), counted)
 
 
-def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
-    """Parameters at the start of one plant's run."""
-    features = data["train"]["x"].shape[1]
+def initial(group: Group, data: Any, key: jax.Array) -> Any:
+    """Parameters at the start of the run with these `arrays`."""
+    features, classes = data["train"].x.shape[1], len(kit.load(group.data).classes)
     # Softmax regression has no symmetry to break, so it starts at 0.
     if group.depth == 0:
         return {"readout": {"kernel": jnp.zeros((features, classes)), "bias": jnp.zeros(classes)}}
@@ -244,69 +208,62 @@ def initial(group: Group, data: Any, key: jax.Array, classes: int) -> Any:
     return params
 
 
-def run(group: Group, data: Any, classes: int) -> training.Fit:
-    """Train on one plant's `arrays`; may be mapped over them.
+def train(
+    group: Group, params: Any, optimizer: Any, data: Any, key: jax.Array, records: Collection[str]
+) -> training.Fit:
+    """Train on the `arrays` of a plant; the error is that of the dev set.
 
-    The trace of the result is `layer_norms`, its error that of the dev set, and its record has
-    `units` on the dev set and `train_error`.
+    The records are of `norms` of every step, the trace, and of `units` of the dev set and the
+    `train_error` at evaluations.
     """
-    key_init, key_fit = jax.random.split(jax.random.key(data["seed"]))
-    params = initial(group, data, key_init, classes)
 
-    def error(params, part):
-        logits, z = forward(params, part["x"], group.activation)
-        return jnp.mean(jnp.argmax(logits, axis=1) != part["label"]), z
+    def loss(params, state, batch, key):
+        logits, _ = forward(params, batch.x, group.activation)
+        return classifier.cross_entropy(logits, batch.labels), state
 
     def evaluate(params, state):
-        wrong, z = error(params, data["dev"])
-        return wrong, {
-            "units": None if z is None else monitoring.units(z, group.activation),
-            "train_error": error(params, data["train"])[0],
-        }
+        logits, z = forward(params, data["dev"].x, group.activation)
+        # Nothing is computed that is not recorded, so that each record can be timed.
+        record = {}
+        if "units" in records:
+            record["units"] = None if z is None else monitoring.units(z, group.activation)
+        if "train_error" in records:
+            outputs, _ = forward(params, data["train"].x, group.activation)
+            record["train_error"] = classifier.error_rate(outputs, data["train"].labels)
+        return classifier.error_rate(logits, data["dev"].labels), record
 
-    return training.fit(
-        lambda params, state, batch, key: (cross_entropy(params, batch, group.activation), state),
-        params,
-        optimizer(group.optimizer, group.rate, data["moving"], data["since"]),
-        data["train"],
-        key=key_fit,
-        steps=group.steps,
-        batch_size=group.batch,
-        evaluate=evaluate,
-        every=EVERY,
-        monitor=lambda step: monitoring.layer_norms(step, stacked=stacked(group)),
-    )
-
-
-def stacked(group: Group) -> str | None:
-    """The paths of parameters with a leading axis of layers, `None` if there are none."""
-    return STACKED if group.depth else None
+    norms = functools.partial(monitoring.layer_norms, stacked=group.stacked)
+    sizes = {"steps": group.steps, "batch_size": group.batch, "every": EVERY}
+    watch: Any = {"evaluate": evaluate, "monitor": norms if "norms" in records else None}
+    return training.fit(loss, params, optimizer, data["train"], key=key, **sizes, **watch)
 
 
 # Small networks compile for longer than they run; both options are of every backend.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-@functools.partial(jax.jit, static_argnames=("group", "classes"), compiler_options=QUICK)
-def _fits(group, data, classes):
-    return jax.vmap(lambda data: run(group, data, classes))(data)
+@functools.partial(jax.jit, static_argnames="group", compiler_options=QUICK)
+def _fits(group: Group, data: Any) -> training.Fit:
+    def one(data):
+        key_init, key_fit = jax.random.split(jax.random.key(data["seed"]))
+        update = optimizer(group.optimizer, group.rate, data["moving"], data["since"])
+        params = initial(group, data, key_init)
+        return train(group, params, update, data, key_fit, ("norms", "units", "train_error"))
+
+    return jax.vmap(one)(data)
 
 
 def runs(group: Group, plants: Sequence[Plant]) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """Train every plant of a group, in one call.
 
-    Yields:
-      The arguments of `jaxgrad.training.diagnosis.diagnose` for each: `(fit, norms, units)`, and a
-      dictionary of `names`, `inputs` and `train_error`. All arrays are NumPy's.
+    Yields the arguments of `jaxgrad.training.diagnosis.diagnose` for each: `(fit, norms, units)`,
+    and a dictionary of `names`, `inputs` and `train_error`. All arrays are NumPy's.
     """
     data = [arrays(group, plant) for plant in plants]
-    classes = len(_kit.load(group.data).classes)
-    fits = _fits(group, jax.tree.map(lambda *a: np.stack(a), *data), classes)
-    fits = jax.tree.map(np.asarray, fits)
-    params = jax.tree.map(lambda a: a[0], fits.params)
-    names = monitoring.layer_names(params, stacked=stacked(group))
+    fits = jax.device_get(_fits(group, jax.tree.map(lambda *a: np.stack(a), *data)))
     for index, one in enumerate(data):
         fit = jax.tree.map(lambda a, index=index: a[index], fits)
-        record = {"names": names, "inputs": one["train"]["x"]}
-        record["train_error"] = fit.record["train_error"]
-        yield (fit, fit.trace, fit.record["units"]), record
+        names = monitoring.layer_names(fit.params, stacked=group.stacked)
+        errors = {"train_error": fit.record["train_error"]}
+        named = {"names": names, "inputs": one["train"].x}
+        yield (fit, fit.trace, fit.record["units"]), named | errors
