@@ -2,156 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import xarray
 
-from experiments import _kit
-from experiments._kit import Claim, Estimate, Report, paragraph, table
-from experiments.trainability import figure
-from experiments.trainability.measurement import (
-    SCALES,
-    Map,
-    Options,
-    best_rate,
-    compare,
-    exceptions_and_control,
-    measure,
-    measure_again,
-    scales,
-)
+from experiments import _kit as kit
+from experiments._kit import figures
+from experiments.trainability import measurement
+from experiments.trainability.measurement import SCALES, Map, Options
+from jaxgrad.plotting import style
 
 NEAR = 1.5
 """A cell within this factor of the border in depth is near it."""
 
 
-def map_report(kind: str, result: Map, options: Options) -> list[str]:
-    """Compare the predicted and the measured region, and count the exceptions."""
+def depth_table(kind: str, result: Map, options: Options) -> str:
+    """Compare the predicted and the measured region of a kind, by depth."""
     rows = []
     for i, depth in enumerate(options.depths):
-        learns, inside = result.learns[:, i], result.predicted[:, i]
-        accuracy = result.accuracy[:, i]
+        inside, learns = result.predicted[:, i], result.learns[:, i]
         # A side of the border without cells has no mean.
-        means = (f"{accuracy[s].mean():.0%}" if s.any() else "" for s in (inside, ~inside))
-        regions = (_range(options.variances, cells) for cells in (inside, learns))
-        rows.append((str(depth), *regions, *means, f"{np.mean(learns == inside):.0%}"))
-    headings = ("depth", "theory: trains", "measured", "accuracy inside", "outside", "agree")
+        means = [
+            result.accuracy[side, i].mean() if side.any() else "" for side in (inside, ~inside)
+        ]
+        ranges = [variance_range(options.variances, cells) for cells in (inside, learns)]
+        rows.append((depth, *ranges, *means, np.mean(learns == inside)))
     title = (
         f"{options.activation}, {kind}, width {options.width}: weight variances (x fan-in) at "
         f"which networks learn, after {options.steps} steps; theory: depth up to {SCALES} scales; "
         f"measured: test accuracy above {result.threshold:.0%}, half of the way from chance to the "
         "best."
     )
-    # Exceptions on both sides of the border.
-    late, early = result.learns & ~result.predicted, ~result.learns & result.predicted
-    text = (
-        f"{result.agreement:.1%} of {late.size} cells are as predicted; rank correlation of "
-        f"accuracy with log({SCALES} scale / depth): {result.rank_correlation:+.2f}."
-    )
-    if (late | early).any():
-        # exp(|margin|) is the factor in depth between a cell and the border.
-        factor = np.exp(np.median(np.abs(result.margin[late | early])))
-        distance = f"within a factor {factor:.2f} of" if factor < 10 else "far from"
-        text += (
-            f" Exceptions: {late.sum()} learn beyond {SCALES} scales, {early.sum()} do not learn "
-            f"within; half of all are {distance} the border in depth."
-        )
-    if result.diverged:
-        text += f" {result.diverged:.1%} of the runs ended with a loss that is not finite."
-    return [table(headings, rows, title), paragraph(text)]
+    regions = {"depth": "d", "theory: trains": "", "measured": ""}
+    shares = dict.fromkeys(("accuracy inside", "outside", "agree"), ".0%")
+    return kit.table(regions | shares, rows, title)
 
 
-def again_report(
-    result: Map,
-    cells: np.ndarray,
-    again: xarray.Dataset,
-    control: xarray.Dataset | None,
-    options: Options,
-) -> str:
-    """Report how many cells learn when they are trained again, and where the others are."""
-    learned = best_rate(again) > result.threshold
-    text = (
-        f"The {len(cells)} that do not learn within, trained again at 1/{options.longer} of the "
-        f"rate for {options.longer} times the steps: {learned.sum()} learn."
-    )
-    if not learned.all():
-        rest = cells[~learned]
-        near = np.sum(np.exp(result.margin[tuple(rest.T)]) < NEAR)
-        depths = ", ".join(map(str, np.unique(np.asarray(options.depths)[rest[:, 1]])))
-        text += (
-            f" Of the other {len(rest)}, of depth {depths}, {near} are within a factor {NEAR:g} of "
-            "the border in depth."
-        )
-    # Exceptions that learn after all are as predicted; controls that learn are not.
-    count = (result.learns == result.predicted).sum() + learned.sum()
-    if control is not None:
-        beyond = best_rate(control) > result.threshold
-        count -= beyond.sum()
-        text += f" Of the {beyond.size} nearest beyond, trained alike, {beyond.sum()} learn."
-    return paragraph(f"{text} Then {count / result.learns.size:.1%} of the cells are as predicted.")
-
-
-def summary(maps: Mapping[str, Map], options: Options) -> str:
-    """Compare all kinds in one table."""
-    rows = [
-        (
-            kind,
-            f"{result.learns.mean():.0%}",
-            f"{result.learns[:, -1].mean():.0%}",
-            f"{result.accuracy.max():.0%}",
-            f"{result.predicted.mean():.0%}",
-            f"{result.agreement:.1%}",
-            f"{result.rank_correlation:+.2f}",
-        )
-        for kind, result in maps.items()
-    ]
-    deepest = f"at depth {max(options.depths)}"
-    headings = ("kind", "cells that learn", deepest, "best accuracy", "theory: learn", "agree")
-    return table((*headings, "rank correlation"), rows)
-
-
-def _range(variances: np.ndarray, inside: np.ndarray) -> str:
-    if not inside.any():
+def variance_range(variances: np.ndarray, cells: np.ndarray) -> str:
+    """The range of the variances whose cells are true."""
+    index = np.flatnonzero(cells)
+    if not len(index):
         return "none"
-    index = np.flatnonzero(inside)
-    # Without gaps there are as many indices as from the first to the last.
-    gaps = "" if len(index) == index[-1] - index[0] + 1 else ", with gaps"
+    gaps = ", with gaps" if np.any(np.diff(index) > 1) else ""
     return f"{variances[index[0]]:.2f} to {variances[index[-1]]:.2f}{gaps}"
+
+
+def summary(maps: dict[str, Map], options: Options) -> str:
+    """Compare all kinds, and count the exceptions from the prediction."""
+    rows = []
+    for kind, result in maps.items():
+        learns, inside, wrong = result.learns, result.predicted, ~result.right
+        # exp(|margin|) is the factor in depth between a cell and the border.
+        factor = np.exp(np.median(np.abs(result.margin[wrong]))) if wrong.any() else np.inf
+        shares = learns.mean(), learns[:, -1].mean(), result.accuracy.max(), inside.mean()
+        exceptions = np.sum(wrong & learns), np.sum(wrong & inside), f"{factor:.2f}"
+        agreement = result.right.mean(), result.rank_correlation
+        rows.append((kind, *shares, *agreement, *exceptions, result.diverged))
+    cells = len(options.variances) * len(options.depths)
+    title = (
+        f"{cells} cells of each kind; exceptions: cells that learn beyond {SCALES} "
+        "scales, cells that do not learn within, and the median factor in depth to the border."
+    )
+    deepest = f"at depth {max(options.depths)}"
+    forms = {"kind": ""}
+    forms |= dict.fromkeys(("learn", deepest, "best accuracy", "theory: learn"), ".0%")
+    forms |= {"agree": ".1%", "rank correlation": "+.2f", "learn beyond": "d", "fail within": "d"}
+    return kit.table(forms | {"factor": "", "diverged": ".1%"}, rows, title)
+
+
+def train_again(kind: str, result: Map, options: Options) -> list[np.ndarray]:
+    """Whether exceptions that fail within the border, and a control, learn in more steps."""
+    learned = [np.zeros(0, bool), np.zeros(0, bool)]
+    cells = measurement.exceptions_and_control(result)
+    for i, name in enumerate(("again", "control")):
+        if len(cells[i]):
+            store, progress = options.store(f"_{kind}_{name}"), kit.progress(name)
+            again = measurement.measure_again(kind, options, cells[i], progress, store)
+            learned[i] = measurement.best_rate(again) > result.threshold
+    return learned
+
+
+def again_row(kind: str, result: Map, within: np.ndarray, beyond: np.ndarray) -> tuple[Any, ...]:
+    """Count the cells that learn when they are trained again."""
+    margin = result.margin[~result.learns & result.predicted][~within]
+    near = np.sum(np.exp(margin) < NEAR)
+    # Exceptions that learn after all are as predicted; controls that learn are not.
+    share = (result.right.sum() + within.sum() - beyond.sum()) / result.right.size
+    counts = [f"{np.sum(a)} of {len(a)}" for a in (within, beyond)]
+    return kind, counts[0], f"{near} of {len(margin)}", counts[1], share
+
+
+def again_table(rows: list[tuple[Any, ...]], options: Options) -> str:
+    """Tabulate `again_row` of each kind."""
+    title = (
+        f"Cells that do not learn within {SCALES} scales, and as many nearest beyond, trained at "
+        f"1/{options.longer} of the rate for {options.longer} times the steps."
+    )
+    near = f"others within a factor {NEAR:g} of the border"
+    headings = dict.fromkeys(("kind", "within: learn", near, "beyond: learn"), "")
+    return kit.table(headings | {"cells then as predicted": ".1%"}, rows, title)
+
+
+def draw(maps: dict[str, Map], borders: dict[str, np.ndarray], options: Options) -> Any:
+    """Draw accuracy over depth and weight variance, and the depth up to which theory trains."""
+    rows = -(-len(maps) // 3)
+    columns = -(-len(maps) // rows)
+    size = (9.5, 6.2) if len(maps) == 1 else (5.0 * columns + 1, 4.4 * rows + 1)
+    figure, axes = figures.panels(rows, columns, size, sharex=True, sharey=True)
+    x, y = cell_edges(options.depths), cell_edges(options.variances)
+    look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
+    for ax, (kind, result) in zip(axes.flat, maps.items(), strict=False):
+        ax.pcolormesh(x, y, 100 * result.accuracy, **look)
+        # An infinite depth is drawn beyond the edge, so that the line leaves the map there.
+        border = np.minimum(borders[kind], 10 * x[-1])
+        halo = style.halo(5)
+        ax.plot(border, options.variances, color=style.THEORY, lw=2.5, path_effects=halo)
+        ax.set_title(f"{kind.replace('_', ' ')}: {result.right.mean():.1%} of cells as predicted")
+        ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    # Panels share their axes.
+    axes[0, 0].set_xscale("log", base=2)
+    axes[0, 0].set_yscale("log", base=2)
+    for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
+        axis.set_major_formatter("{x:g}")
+    # Where the last row is short, the panels above its gaps are the last of their columns.
+    for ax in axes.flat[max(0, len(maps) - columns) : len(maps)]:
+        ax.set_xlabel("depth, hidden layers")
+        ax.tick_params(labelbottom=True)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("weight variance × fan-in")
+    # All panels have the same colours and line, so those of the first one stand for all.
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label="test accuracy, %")
+    words = f"{options.activation} networks after {options.steps} steps"
+    figure.suptitle(f"Which networks learn, and theory's border: {words}", fontsize=14)
+    label = "theory, without training: networks to the left of six depth scales can learn"
+    figure.legend(axes[0, 0].lines, [label], loc="outside lower center", frameon=False)
+    return figure
+
+
+def cell_edges(values: Any) -> np.ndarray:
+    """Edges of cells around values on a logarithmic axis."""
+    logs = np.log(values)
+    steps = np.diff(logs) if len(logs) > 1 else np.ones(1)
+    # The outer cells are as wide as their inner halves make them.
+    return np.exp([logs[0] - steps[0] / 2, *(logs[1:] + logs[:-1]) / 2, logs[-1] + steps[-1] / 2])
 
 
 def run(options: Options) -> None:
     """Train a network for each depth and weight variance, and compare with theory's depth scale."""
-    dataset = measure(options, _kit.progress("networks"), options.store())
-    borders = {kind: SCALES * scales(kind, options) for kind in options.kinds}
-    maps = {k: compare(dataset.sel(kind=k), border / SCALES) for k, border in borders.items()}
-    sections, claims = [], []
+    dataset = measurement.measure(options, kit.progress("networks"), options.store())
+    scales = {kind: measurement.scales(kind, options) for kind in options.kinds}
+    maps = {kind: measurement.compare(dataset.sel(kind=kind), scales[kind]) for kind in scales}
+    again, claims = [], []
     for kind, result in maps.items():
-        sections += map_report(kind, result, options)
-        cells, beyond = exceptions_and_control(result)
         # Slow learning looks like none, so exceptions get more steps, with a control.
-        if len(cells) and options.longer > 1:
-            parts = {"again": cells} | ({"control": beyond} if len(beyond) else {})
-            again = {
-                name: measure_again(
-                    kind, options, part, _kit.progress(name), options.store(f"_{kind}_{name}")
-                )
-                for name, part in parts.items()
-            }
-            text = again_report(result, cells, again["again"], again.get("control"), options)
-            sections.append(text)
-        text = f"{kind}: cells are as predicted more often than by the more frequent outcome"
+        if options.longer > 1 and np.any(~result.learns & result.predicted):
+            again.append(again_row(kind, result, *train_again(kind, result, options)))
         # A guess without theory names the more frequent outcome for every cell.
         more = max(result.learns.mean(), 1 - result.learns.mean())
-        estimate = Estimate.exact(result.agreement)
-        claims.append(Claim(text, estimate, "greater", float(more), form=".1%"))
-    if len(maps) > 1:
-        sections.append(summary(maps, options))
+        text = f"{kind}: cells are as predicted more often than by the more frequent outcome"
+        agreement = kit.Estimate.exact(float(result.right.mean()))
+        claims.append(kit.Claim(text, agreement, "greater", float(more), form=".1%"))
+    sections = [depth_table(kind, result, options) for kind, result in maps.items()]
+    sections.append(summary(maps, options))
+    if again:
+        sections.append(again_table(again, options))
     sections.append(f"{dataset['accuracy'].size} networks in {options.store()}")
     estimates = {kind: result._asdict() for kind, result in maps.items()}
-    _kit.publish(Report(sections, claims, estimates), options, figure.draw(maps, borders, options))
+    borders = {kind: SCALES * scale for kind, scale in scales.items()}
+    drawing = draw(maps, borders, options)
+    kit.publish(kit.Report(sections, claims, estimates), options, drawing)
 
 
 if __name__ == "__main__":
-    _kit.use_all_cores()
-    _kit.command(Options, run, resumable=True)
+    kit.use_all_cores()
+    kit.command(Options, run, resumable=True)

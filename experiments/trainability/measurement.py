@@ -13,7 +13,7 @@ import optax
 import xarray
 from scipy import stats
 
-from experiments import _kit
+from experiments import _kit as kit
 from experiments._kit import classifier, option
 from jaxgrad import activations, initializers, layers, propagation, sweeps, theory
 
@@ -24,7 +24,7 @@ SCALES = 6
 
 
 @dataclass(frozen=True)
-class Options(_kit.SeededOptions):
+class Options(kit.SeededOptions):
     """Options of the map of trained networks."""
 
     kinds: tuple[Kind, ...] = option(
@@ -61,7 +61,7 @@ class Options(_kit.SeededOptions):
 
     def check(self) -> None:
         """Raise ValueError if the range is empty or a kind is not possible."""
-        _kit.check_range(self, "w_variance")
+        kit.check_range(self, "w_variance")
         for kind in self.kinds:
             biases(kind, self)
 
@@ -73,7 +73,7 @@ class Options(_kit.SeededOptions):
     def identity(self) -> dict[str, Any]:
         """The options on which a network's training depends."""
         # `longer` concerns cells that are trained again, which have other stores.
-        return {k: v for k, v in _kit.as_plain(self).items() if k not in ("output", "longer")}
+        return {k: v for k, v in kit.as_plain(self).items() if k not in ("output", "longer")}
 
     def store(self, name: str = "") -> Path:
         """The path of a store of measurements."""
@@ -98,38 +98,31 @@ def biases(kind: str, options: Options) -> np.ndarray:
     return np.interp(np.log(options.variances), np.log(w_line), b_line)
 
 
-def hidden(kind: str, options: Options, w_variance: Any, b_variance: Any) -> layers.Layer:
-    """One hidden layer, with biases that are trained."""
+def blocks(kind: str, options: Options, w_variance: Any, b_variance: Any) -> list[layers.Layer]:
+    """The first hidden layer, and the block that is repeated after it."""
     kernel_init = initializers.orthogonal() if kind == "orthogonal" else None
     variances = {"w_variance": w_variance, "b_variance": b_variance}
     dense = layers.dense(options.width, bias=True, kernel_init=kernel_init, **variances)
     norm = [layers.batch_norm(1e-5)] * (kind == "batch_norm")
-    return layers.sequential(dense, *norm, layers.activation(options.activation))
-
-
-def block(kind: str, options: Options, w_variance: Any, b_variance: Any) -> layers.Layer:
-    """Every hidden layer but the first: `hidden`, or a residual branch of it."""
-    layer = hidden(kind, options, w_variance, b_variance)
-    return layers.residual(layer) if kind == "residual" else layer
+    hidden = layers.sequential(dense, *norm, layers.activation(options.activation))
+    return [hidden, layers.residual(hidden) if kind == "residual" else hidden]
 
 
 def network(
     kind: str, options: Options, depth: int, w_variance: Any, b_variance: Any, active: Any = None
 ) -> layers.Layer:
     """A classifier with `depth` hidden layers, of which the first `active` act."""
-    variances = (options, w_variance, b_variance)
+    first, block = blocks(kind, options, w_variance, b_variance)
     # The first hidden layer always acts; only copies of the block are switched off.
     others = None if active is None else active - 1
-    stack = []
-    if depth > 1:
-        stack = [layers.repeat(block(kind, *variances), depth - 1, active=others)]
-    return layers.sequential(hidden(kind, *variances), *stack, layers.dense(CLASSES, bias=True))
+    stack = [layers.repeat(block, depth - 1, active=others)] if depth > 1 else []
+    return layers.sequential(first, *stack, layers.dense(CLASSES, bias=True))
 
 
-def digits(options: Options) -> list[_kit.Examples]:
+def digits(options: Options) -> list[kit.Examples]:
     """A training and a test set, 80/20, standardized alike."""
-    data, key = _kit.load("digits"), jax.random.key(options.first_seed)
-    return _kit.split(data.x, data.labels, (0.8, 0.2), key=key)
+    data, key = kit.load("digits"), jax.random.key(options.first_seed)
+    return kit.split(data.x, data.labels, (0.8, 0.2), key=key)
 
 
 def train(layer: layers.Layer, rate, steps, batch, data, *, key) -> dict[str, jax.Array]:
@@ -163,26 +156,12 @@ def measure(options: Options, progress: Any = None, store: Path | None = None) -
         layer = network(kind, options, point["depth"], w_variance, b_variance)
         return train(layer, point["rate"], options.steps, options.batch, data, key=key)
 
-    return sweeps.run(
-        cell,
-        {
-            "kind": options.kinds,
-            "depth": options.depths,
-            "rate": options.rates,
-            "w_variance": variances.tolist(),
-            "seed": options.seed_values,
-        },
-        VARIABLES,
-        key=jax.random.key(0),
-        args=({kind: biases(kind, options) for kind in options.kinds}, digits(options)),
-        units={"w_variance": "1/fan_in"},
-        config=options.identity(),
-        store=store,
-        # The depth is the structure of a network, so each depth is compiled.
-        static=["depth"],
-        vectorized=False,
-        progress=progress,
-    )
+    axes = {"kind": options.kinds, "depth": options.depths, "rate": options.rates}
+    axes |= {"w_variance": variances.tolist(), "seed": options.seed_values}
+    # The depth is the structure of a network, so each depth is compiled.
+    how = {"static": ["depth"], "units": {"w_variance": "1/fan_in"}, "config": options.identity()}
+    args = ({kind: biases(kind, options) for kind in options.kinds}, digits(options))
+    return _sweep(cell, axes, args, store=store, progress=progress, **how)
 
 
 def measure_again(
@@ -205,17 +184,16 @@ def measure_again(
         layer = network(kind, options, deepest, *numbers)
         return train(layer, rate, options.steps * options.longer, options.batch, data, key=key)
 
-    return sweeps.run(
-        cell,
-        {"cell": range(len(cells)), "rate": options.rates, "seed": options.seed_values},
-        VARIABLES,
-        key=jax.random.key(0),
-        args=(depths, variances, b_variances, digits(options)),
-        config=options.identity() | {"kind": kind, "longer": options.longer},
-        store=store,
-        vectorized=False,
-        progress=progress,
-    )
+    axes = {"cell": range(len(cells)), "rate": options.rates, "seed": options.seed_values}
+    config = options.identity() | {"kind": kind, "longer": options.longer}
+    args = (depths, variances, b_variances, digits(options))
+    return _sweep(cell, axes, args, config=config, store=store, progress=progress)
+
+
+def _sweep(cell: Any, axes: Any, args: Any, **options: Any) -> xarray.Dataset:
+    # One network after the other, which is faster on CPUs than a batch of networks.
+    options |= {"args": args, "key": jax.random.key(0), "vectorized": False}
+    return sweeps.run(cell, axes, VARIABLES, **options)
 
 
 def scales(kind: str, options: Options) -> np.ndarray:
@@ -231,39 +209,30 @@ def scales(kind: str, options: Options) -> np.ndarray:
     depth = max(2, *options.depths)
 
     def growth(w_variance, b_variance):
-        stack = layers.repeat(block(kind, options, w_variance, b_variance), depth)
+        _, block = blocks(kind, options, w_variance, b_variance)
         inputs = theory.Moments(log_q=jnp.log(w_variance + b_variance), gap=1.0)
-        logs = propagation.predict(stack, inputs).log_gradient
+        logs = propagation.predict(layers.repeat(block, depth), inputs).log_gradient
         # The second half of the network, where growth has settled.
         return (logs[-1] - logs[depth // 2 - 1]) / (depth - depth // 2)
 
     with jax.enable_x64(True):
-        return 1 / np.abs(np.asarray(jax.vmap(growth)(*map(jnp.asarray, (variances, b_variances)))))
+        return 1 / np.abs(kit.mapped(lambda pair: growth(*pair), (variances, b_variances)))
 
 
 class Map(NamedTuple):
-    """One kind of network, trained and predicted; arrays `[w_variance, depth]`.
+    """One kind of network, trained and predicted; arrays `[w_variance, depth]`."""
 
-    Attributes:
-      accuracy: at the best rate, mean over seeds.
-      learns: whether accuracy is more than half of the way from chance to the best of the map.
-      predicted: whether the depth is at most `SCALES` depth scales.
-      threshold: the accuracy above which a cell learns.
-      margin: log of the largest predicted depth over the depth.
-      diverged: share of runs whose loss is not finite at the end.
-    """
-
-    accuracy: np.ndarray
-    learns: np.ndarray
-    predicted: np.ndarray
-    threshold: float
-    margin: np.ndarray
-    diverged: float
+    accuracy: np.ndarray  # at the best rate, mean over seeds
+    learns: np.ndarray  # whether accuracy is above the threshold
+    predicted: np.ndarray  # whether the depth is at most `SCALES` depth scales
+    threshold: float  # half of the way from chance to the best accuracy of the map
+    margin: np.ndarray  # log of the largest predicted depth over the depth
+    diverged: float  # share of runs whose loss is not finite at the end
 
     @property
-    def agreement(self) -> float:
-        """Share of cells that are as predicted."""
-        return float(np.mean(self.learns == self.predicted))
+    def right(self) -> np.ndarray:
+        """Whether a cell is as predicted."""
+        return self.learns == self.predicted
 
     @property
     def rank_correlation(self) -> float:
@@ -280,9 +249,8 @@ def best_rate(dataset: xarray.Dataset) -> np.ndarray:
 def compare(dataset: xarray.Dataset, scale: np.ndarray) -> Map:
     """Compare the accuracies of one kind with theory's depth scale, `[w_variance]`."""
     accuracy = best_rate(dataset.transpose("seed", "rate", "w_variance", "depth"))
-    # Half of the way from chance to the best accuracy.
     threshold = (1 / CLASSES + float(accuracy.max())) / 2
-    margin = np.log(SCALES * scale[:, None] / dataset["depth"].values[None])
+    margin = np.log(SCALES * scale[:, None] / dataset["depth"].values)
     diverged = float(np.mean(~np.isfinite(dataset["loss"].values)))
     return Map(accuracy, accuracy > threshold, margin >= 0, threshold, margin, diverged)
 
