@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments import _kit as kit
-from experiments._kit import Estimate, figures
+from experiments._kit import Estimate, figures, option
 from jaxgrad import layers, sweeps
 from jaxgrad.training import bias_variance
 
@@ -31,12 +31,12 @@ Size = tuple[int, int]
 class Options(kit.SeededOptions):
     """Options of the experiment on bias and variance."""
 
-    seeds: int = kit.option(12, "Number of splits and initializations.", minimum=2)
-    output: Path = kit.option(Path("results/bias_variance.png"), "Where to write the figure.")
-    widths: tuple[int, ...] = kit.option(
+    seeds: int = option(12, "Number of splits and initializations.", minimum=2)
+    output: Path = option(Path("results/bias_variance.png"), "Where to write the figure.")
+    widths: tuple[int, ...] = option(
         (1, 2, 4, 8, 16, 32, 64, 128), "Hidden units.", minimum=1, count=2, ascending=True
     )
-    examples: tuple[int, ...] = kit.option(
+    examples: tuple[int, ...] = option(
         (32, 64, 128, 256, 512, 1024),
         "Numbers of training examples.",
         minimum=1,
@@ -44,14 +44,12 @@ class Options(kit.SeededOptions):
         count=3,
         ascending=True,
     )
-    small: int = kit.option(1, "Units of the small network, one of the widths but the last.")
-    attainable: float = kit.option(0.01, "Error that is attainable.", minimum=0, maximum=1)
-    tolerance: float = kit.option(0.02, "Gap that is not yet high.", minimum=0, maximum=1)
-    steps: int = kit.option(1000, "Number of training steps.", minimum=1)
-    batch_size: int = kit.option(32, "Examples in a step.", minimum=1)
-    learning_rate: float = kit.option(
-        0.01, "Learning rate of Adam, falling to 0 as a cosine.", above=0
-    )
+    small: int = option(1, "Units of the small network, one of the widths but the last.")
+    attainable: float = option(0.01, "Error that is attainable.", minimum=0, maximum=1)
+    tolerance: float = option(0.02, "Gap that is not yet high.", minimum=0, maximum=1)
+    steps: int = option(1000, "Number of training steps.", minimum=1)
+    batch_size: int = option(32, "Examples in a step.", minimum=1)
+    learning_rate: float = option(0.01, "Learning rate of Adam, falling to 0 as a cosine.", above=0)
 
     def check(self) -> None:
         """The small network must be one of the widths, and a batch must fit."""
@@ -105,10 +103,10 @@ def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point
     widest, most = options.widths[-1], options.examples[-1]
     schedule = optax.cosine_decay_schedule(options.learning_rate, options.steps)
 
-    # The size is data, so that networks of all sizes are one program.
+    # The size is data, so that networks of all sizes are one program. They share the draws of a
+    # seed, so that their errors are paired.
     def cell(_, point, sizes, x):
         width, count = sizes[point["size"]]
-        # Networks of all sizes share the draws of a seed, so that their errors are paired.
         key_split, key_init, key_fit = jax.random.split(jax.random.key(point["seed"]), 3)
         train, dev = kit.split(x, digits.labels, (1 - DEV, DEV), key=key_split)
         # A layer within a layer, since that sets its key.
@@ -169,7 +167,7 @@ class Step(NamedTuple):
 
     before: Point
     after: Point
-    remedy: str  # which of both
+    remedy: str
     advised: bool  # whether the diagnosis before the step names this remedy
     kind: str  # the error that it should lower; for a larger network that on the training set
     change: dict[str, Estimate]  # of the errors train and dev, seed by seed
@@ -199,56 +197,49 @@ def trials(points: dict[Size, Point], options: Options) -> list[list[Step]]:
 
 def claims(steps: list[Step], trials: list[list[Step]]) -> list[kit.Claim]:
     """Each advised step lowers its error, and the advised remedy is better than the other one."""
-    results = []
-    for s in steps:
-        if s.advised:  # a diagnosis says nothing about a remedy that it does not advise
-            text = f"{s.before.label}: {s.remedy} lowers the {s.kind} error"
-            results.append(kit.Claim(text, s.change[s.kind], "less", form="+.1%"))
+    # A diagnosis says nothing about a remedy that it does not advise.
+    changes = {
+        f"{s.before.label}: {s.remedy} lowers the {s.kind} error": s.change[s.kind]
+        for s in steps
+        if s.advised
+    }
     for pair in trials:
+        best, other = sorted(pair, key=lambda s: not s.advised)
         # Nothing follows from a diagnosis that advises both remedies or none.
-        if pair[0].advised != pair[1].advised:
-            best, other = sorted(pair, key=lambda s: not s.advised)
-            text = f"{best.before.label}: {best.remedy} lowers the dev error more than"
-            change = Estimate.paired(best.after.dev, other.after.dev)
-            results.append(kit.Claim(f"{text} {other.remedy}", change, "less", form="+.1%"))
-    return results
+        if best.advised and not other.advised:
+            text = f"{best.before.label}: {best.remedy} lowers the dev error more than "
+            changes[text + other.remedy] = Estimate.paired(best.after.dev, other.after.dev)
+    return [kit.Claim(text, change, "less", form="+.1%") for text, change in changes.items()]
 
 
 def report(points: dict[Size, Point], options: Options) -> kit.Report:
-    """All points with their diagnosis, the trials of both remedies, and the claims."""
+    """All points with their diagnosis, the average steps, and the claims."""
     rows, steps = [], []
     for sizes in options.curves():
         curve = [points[size] for size in sizes]
         taken = [step(*pair) for pair in itertools.pairwise(curve)]
-        cells = [(s.name, f"{s.kind} {s.change[s.kind]:+.1%}") for s in taken]
-        rows += [
-            (p.width, p.examples, *map(Estimate.of, (p.train, p.dev)), p.diagnosis.label, *cell)
-            for p, cell in zip(curve, [*cells, ("", "")], strict=True)
-        ]
+        cells = [(s.name, s.change[s.kind]) for s in taken]
+        for p, cell in zip(curve, [*cells, ("", "")], strict=True):
+            words = p.diagnosis.label.replace(" and high ", " and ")
+            errors = (Estimate.of(p.train), Estimate.of(p.dev))
+            rows.append((p.width, p.examples, *errors, words, *cell))
         steps += taken
     errors = {"train error": ".1%", "dev error": ".1%"}
-    headings = {"units": "d", "examples": "d", **errors, "diagnosis": ""}
-    title = f"Digits, {len(points) * options.seeds} networks: mean over {options.seeds} seeds ± "
-    title += "standard error, and what the step to the next row changes (*: advised)."
-    sections = [kit.table({**headings, "next step": "", "change": ""}, rows, title)]
-    changes = dict.fromkeys(errors, "+.1%")
+    headings = {"units": "d", "examples": "d", **errors, "diagnosis": "", "next step": ""}
+    title = f"Digits, {len(points) * options.seeds} networks, mean over {options.seeds} seeds ± "
+    title += "standard error. The step to the next row (*: advised) changes the train error if it "
+    title += "is a larger network, and the dev error if it is more data."
+    sections = [kit.table({**headings, "change": "+.1%"}, rows, title)]
+    headings = {"step": "", "number": "d", **dict.fromkeys(errors, "+.1%")}
     rows = []
     for name in sorted({s.name for s in steps}):
         group = [s.change for s in steps if s.name == name]
         means = (np.mean([change[kind].mean for change in group]) for kind in ("train", "dev"))
         rows.append((name, len(group), *means))
     title = "Average change of both errors by the steps above."
-    sections.append(kit.table({"step": "", "number": "d", **changes}, rows, title))
-    both = trials(points, options)
-    rows = [
-        (s.before.label, s.before.diagnosis.label, s.name, *s.change.values())
-        for s in itertools.chain(*both)
-    ]
-    headings = {"start": "", "diagnosis": "", "remedy": "", **changes}
-    title = "Both remedies tried: the next larger network, and the next larger training set."
     sections.append(kit.table(headings, rows, title))
     numbers = {p.label: {"train": p.train, "dev": p.dev} for p in points.values()}
-    return kit.Report(sections, claims(steps, both), numbers)
+    return kit.Report(sections, claims(steps, trials(points, options)), numbers)
 
 
 def figure(points: dict[Size, Point], options: Options) -> Any:

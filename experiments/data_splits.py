@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _kit as kit
-from experiments._kit import Claim, Estimate, figures
+from experiments._kit import Claim, Estimate, figures, option
 from jaxgrad.plotting import style
 from jaxgrad.training import normalization, splits
 
@@ -33,20 +33,20 @@ WAYS = (RANDOM, SELF, ORDER, CLASSES, SHIFTED, UNPAIRED)
 class Options(kit.Options):
     """Options of the experiment on splits."""
 
-    splits: int = kit.option(500, "Random splits of digits, and of wine.", minimum=10)
-    train_examples: int = kit.option(400, "Digits that are trained on.", minimum=65, maximum=1796)
-    dev_sizes: tuple[int, ...] = kit.option(
+    splits: int = option(500, "Random splits of digits, and of wine.", minimum=10)
+    train_examples: int = option(400, "Digits that are trained on.", minimum=65, maximum=1796)
+    dev_sizes: tuple[int, ...] = option(
         (12, 25, 50, 100, 200, 400), "Sizes of the dev set.", minimum=1, ascending=True
     )
-    penalty: float = kit.option(30.0, "Ridge penalty of the classifier.", above=0)
-    trials: int = kit.option(200, "Pairs of dev and test set for each way to split.", minimum=2)
-    permutations: int = kit.option(199, "Permutations in each comparison.", minimum=1)
-    level: float = kit.option(
+    penalty: float = option(30.0, "Ridge penalty of the classifier.", above=0)
+    trials: int = option(200, "Pairs of dev and test set for each way to split.", minimum=2)
+    permutations: int = option(199, "Permutations in each comparison.", minimum=1)
+    level: float = option(
         0.05, "Share of equal pairs that may be called different.", above=0, below=1
     )
-    shift: float = kit.option(0.75, "Shift of one feature, in standard deviations.")
-    first_seed: int = kit.option(0, "Seed of all draws.", minimum=0)
-    output: Path = kit.option(Path("results/data_splits.png"), "Where to write the figure.")
+    shift: float = option(0.75, "Shift of one feature, in standard deviations.")
+    first_seed: int = option(0, "Seed of all draws.", minimum=0)
+    output: Path = option(Path("results/data_splits.png"), "Where to write the figure.")
 
     def check(self) -> None:
         """Dev sets must fit, and p-values must be able to reach half of the level."""

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from experiments import _kit
-from experiments._kit import Claim, Estimate, Report, option, paragraph, table, typical
+from experiments import _kit as kit
+from experiments._kit import Estimate, option, typical
 from jaxgrad import (
     activations,
     initializers,
@@ -34,13 +34,13 @@ INITIALIZERS = {
     "truncated": initializers.lecun("truncated"),
     "orthogonal": initializers.orthogonal(),
 }
-
+SIZES = {regimes.Storage.UNDERFLOW: "small", regimes.Storage.OVERFLOW: "large"}
 COMPARED = 7
 """Number of weight variances that are compared with theory in numbers."""
 
 
 @dataclass(frozen=True)
-class Options(_kit.SeededOptions):
+class Options(typical.Options):
     """Options of the map of depth against weight variance."""
 
     activations: tuple[str, ...] = option(
@@ -55,7 +55,6 @@ class Options(_kit.SeededOptions):
     initializer: Literal["normal", "uniform", "truncated", "orthogonal"] = option(
         "normal", "Distribution of the weights."
     )
-    data: str = option("digits", _kit.INPUT_HELP)
     examples: int = option(64, "Number of examples, drawn at random and standardized.", minimum=1)
     gradient: Literal["probe", "exact"] = option(
         "probe", "probe: random tangents carried forward. exact: reverse mode, slower."
@@ -70,12 +69,8 @@ class Options(_kit.SeededOptions):
 
     def check(self) -> None:
         """Raise ValueError if the range is empty or the data cannot be used."""
-        _kit.check_range(self, "w_variance")
-        self.inputs()
-
-    def inputs(self) -> np.ndarray:
-        """Standardized inputs, `[examples, features]`."""
-        return _kit.inputs(self.data, self.examples, self.first_seed)
+        kit.check_range(self, "w_variance")
+        super().check()
 
     @property
     def grid(self) -> np.ndarray:
@@ -87,37 +82,23 @@ class Options(_kit.SeededOptions):
         """The path of the measurements."""
         return self.output.with_name(self.output.name + ".zarr")
 
-    @property
-    def thresholds(self) -> regimes.Thresholds:
-        """What counts as stable."""
-        return regimes.Thresholds(self.ratio, self.z)
-
     def identity(self) -> dict[str, Any]:
         """The options on which the measurements depend."""
         # Thresholds judge a measurement and do not change it.
         others = {"output", "overwrite", "memory", "ratio", "z"}
-        return {k: v for k, v in _kit.as_plain(self).items() if k not in others}
+        return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
 
 MAP, PROFILE, TYPICAL = ("w_variance", "depth"), ("w_variance", "layer"), ("compared", "depth")
-DIMENSIONS = {
-    "log_ratio": (MAP, "natural log of the squared gradient at the first layer over the last"),
-    "log_gradient": (
-        MAP,
-        "natural log of the mean squared gradient of the first layer's pre-activations",
-    ),
-    "log_activation": (MAP, "natural log of the last layer's mean square activation"),
-    "dead": (MAP, "share of the last layer's units saturated on every example"),
-    "saturated": (MAP, "share of the last layer's saturated unit-example pairs"),
-    "log_profile": (
-        PROFILE,
-        "natural log of the squared gradient of each layer's pre-activations, deepest network",
-    ),
-    "log_typical": (
-        TYPICAL,
-        "mean over examples of the natural log of the squared gradient of the first layer's "
-        "pre-activations, at the variances of the comparison with theory",
-    ),
+VARIABLES = {
+    "log_ratio": "natural log of the squared gradient at the first layer over the last",
+    "log_gradient": "natural log of the mean squared gradient of the first layer's pre-activations",
+    "log_activation": "natural log of the last layer's mean square activation",
+    "dead": "share of the last layer's units saturated on every example",
+    "saturated": "share of the last layer's saturated unit-example pairs",
+    "log_profile": "natural log of the squared gradient of each layer, in the deepest network",
+    "log_typical": "mean over examples of the natural log of the squared gradient of the first "
+    "layer's pre-activations, at the variances of the comparison with theory",
 }
 
 
@@ -132,7 +113,6 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         sweeps.open_store(options.store).close()
         shutil.rmtree(options.store)
     compared = np.stack([compared_variances(options, name) for name in options.activations])
-    index = {name: i for i, name in enumerate(options.activations)}
 
     def cell(key, point, x, variances, compared):
         name = point["activation"]
@@ -169,18 +149,19 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
             return typical.measure(network(w_variance), params, x, key=key_gradient)
 
         # One matrix product serves all variances of a probe; `exact` has many rows already.
-        over = jax.vmap if options.gradient == "probe" else _mapped
-        return over(ratios)(variances) | {
-            "log_profile": _mapped(profile)(variances),
-            "log_typical": jax.vmap(log_typical)(compared[index[name]]),
+        together = len(variances) if options.gradient == "probe" else None
+        return jax.lax.map(ratios, variances, batch_size=together) | {
+            "log_profile": jax.lax.map(profile, variances),
+            "log_typical": jax.vmap(log_typical)(compared[options.activations.index(name)]),
         }
 
+    dims = {"log_profile": PROFILE, "log_typical": TYPICAL}
     layer_numbers = np.arange(1, options.depth + 1)
     arrays = (options.inputs(), options.grid, compared)
     return sweeps.run(
         cell,
         {"activation": options.activations, "seed": options.seed_values},
-        {name: sweeps.Variable(dims, "1", text) for name, (dims, text) in DIMENSIONS.items()},
+        {name: sweeps.Variable(dims.get(name, MAP), "1", text) for name, text in VARIABLES.items()},
         key=jax.random.key(0),
         args=tuple(jnp.asarray(array, jnp.float32) for array in arrays),
         coords={"w_variance": options.grid, "depth": layer_numbers, "layer": layer_numbers},
@@ -190,10 +171,6 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         memory_limit=options.memory * 2**20,
         progress=progress,
     )
-
-
-def _mapped(function):
-    return lambda values: jax.lax.map(function, values)
 
 
 def compared_variances(options: Options, name: str) -> np.ndarray:
@@ -208,17 +185,17 @@ def compared_variances(options: Options, name: str) -> np.ndarray:
 
 
 def predict(options: Options) -> xarray.Dataset:
-    """Predict the map, its profiles and the compared variances.
+    """Predict the map, its profiles and the compared variances, at infinite width.
 
-    The variables have the axes of the measurement without the seed, in the same order:
-    `log_ratio` and `log_profile` at infinite width; `log_infinite` and `log_typical` for a typical
-    example, at infinite width and at the width; `compared_w_variance`; and `xi`, the layers over
-    which a squared gradient changes by a factor of e, over a finer grid of variances.
+    `log_infinite` and `log_typical` are of a typical example, at infinite width and at the width;
+    `xi` is the number of layers over which a squared gradient changes by a factor of e.
     """
-    x, count = options.inputs(), options.w_variances
+    x, count, layer_numbers = options.inputs(), options.w_variances, np.arange(1, options.depth + 1)
     square = np.mean(np.square(x, dtype=np.float64))
     fine = np.geomspace(options.w_variance_min, options.w_variance_max, 401)
-    rows = []
+    coords = {"w_variance": options.grid, "fine_w_variance": fine}
+    coords |= {"depth": layer_numbers, "layer": layer_numbers}
+    datasets: list[xarray.Dataset] = []
     for name in options.activations:
         variances = compared_variances(options, name)
         # The grid and the compared variances are predicted in one call.
@@ -231,20 +208,15 @@ def predict(options: Options) -> xarray.Dataset:
         rest = np.concatenate([np.zeros_like(first[:, :1]), rest], axis=1)
         # The signal starts at the mean square of the first layer, w <x^2> + b.
         limit = theory.limit(name, fine, options.b_variance, fine * square + options.b_variance)
-        rows.append(
-            {
-                "log_ratio": (MAP, _log_mean(first) - _log_mean(last)),
-                "log_profile": (PROFILE, _log_mean(first[:, -1:] - rest)),
-                "log_infinite": (TYPICAL, result.infinite[count:]),
-                "log_typical": (TYPICAL, result.typical[count:]),
-                "compared_w_variance": (("compared",), variances),
-                "xi": (("fine_w_variance",), np.asarray(limit.xi_gradient)),
-            }
-        )
-    layer_numbers = np.arange(1, options.depth + 1)
-    coords = {"w_variance": options.grid, "fine_w_variance": fine}
-    coords |= {"depth": layer_numbers, "layer": layer_numbers}
-    datasets = [xarray.Dataset(row, coords) for row in rows]
+        variables = {
+            "log_ratio": (MAP, _log_mean(first) - _log_mean(last)),
+            "log_profile": (PROFILE, _log_mean(first[:, -1:] - rest)),
+            "log_infinite": (TYPICAL, result.infinite[count:]),
+            "log_typical": (TYPICAL, result.typical[count:]),
+            "compared_w_variance": (("compared",), variances),
+            "xi": (("fine_w_variance",), np.asarray(limit.xi_gradient)),
+        }
+        datasets.append(xarray.Dataset(variables, coords))
     names = xarray.DataArray(list(options.activations), dims="activation", name="activation")
     return xarray.concat(datasets, names)
 
@@ -257,29 +229,24 @@ def map_table(dataset: xarray.Dataset, name: str, options: Options) -> str:
     """Tabulate for each depth the stable variances, and the one that keeps the gradient level."""
     data, variances = dataset.sel(activation=name), dataset["w_variance"].values
     log_ratio = data["log_ratio"].transpose("seed", "w_variance", "depth").values
-    regime = np.asarray(
-        regimes.classify(log_ratio, dataset["depth"].values, options.thresholds).regime
-    )
-    level = regimes.level(log_ratio, variances)
+    thresholds = regimes.Thresholds(options.ratio, options.z)
+    labels = regimes.classify(log_ratio, dataset["depth"].values, thresholds).regime
+    level = Estimate(*map(np.asarray, regimes.level(log_ratio, variances)))
     rows = []
     # Powers of two, and the largest depth.
     for depth in sorted({*(d for d in 2 ** np.arange(1, 11) if d < options.depth), options.depth}):
-        stable = regime[:, depth - 1] == regimes.Regime.STABLE
-        variance, error = (float(part[depth - 1]) for part in level)
-        words = f"{variance:.3f} ± {error:.3f}" if np.isfinite(variance) else "not in range"
-        rows.append((str(depth), _ranges(stable, variances), words))
-    headings = ("depth", "stable weight variances", "level at (± standard error)")
-    lines = [table(headings, rows, f"{name}, weight variance x fan-in:")]
+        stable = np.asarray(labels[:, depth - 1]) == regimes.Regime.STABLE
+        here = level[depth - 1]
+        words = f"{here:.3f}" if np.isfinite(here.mean) else "not in range"
+        rows.append((depth, _ranges(stable, variances), words))
+    headings = {"depth": "d", "stable weight variances": "", "level at (± standard error)": ""}
+    lines = [kit.table(headings, rows, f"{name}, weight variance x fan-in:")]
     for quantity, variable in (("gradient", "log_gradient"), ("signal", "log_activation")):
-        label = np.asarray(regimes.storage(data[variable].values))
-        for value, word in (
-            (regimes.Storage.UNDERFLOW, "small"),
-            (regimes.Storage.OVERFLOW, "large"),
-        ):
-            if share := np.mean(label == value):
-                lines.append(
-                    f"The {quantity} is too {word} for float32 in {share:.1%} of the networks."
-                )
+        storage = np.asarray(regimes.storage(data[variable].values))
+        for label, word in SIZES.items():
+            if share := np.mean(storage == label):
+                text = f"The {quantity} is too {word} for float32 in {share:.1%} of the networks."
+                lines.append(text)
     return "\n".join(lines)
 
 
@@ -297,78 +264,63 @@ def _ranges(stable: np.ndarray, variances: np.ndarray) -> str:
 
 def comparison(
     dataset: xarray.Dataset, predicted: xarray.Dataset, name: str, options: Options
-) -> tuple[list[str], list[Claim]]:
+) -> tuple[list[str], list[kit.Claim]]:
     """Compare measured and predicted growth per layer; claim that they agree when critical."""
     theories, data = predicted.sel(activation=name), dataset["log_typical"].sel(activation=name)
-    sample = data.transpose("seed", "compared", "depth").values.astype(np.float64)
-    growth = Estimate.of(typical.per_layer(sample))
+    growth = Estimate.of(typical.per_layer(data.transpose("seed", "compared", "depth").values))
     infinite, finite = (
         typical.per_layer(theories[key].values) for key in ("log_infinite", "log_typical")
     )
-    variances = theories["compared_w_variance"].values
-    rows = [
-        (
-            f"{variances[i]:.4g}",
-            f"{growth[i]:+.4f}",
-            f"{infinite[i]:+.4f}",
-            f"{finite[i]:+.4f}",
-            f"{growth.mean[i] - finite[i]:+.4f}",
-            typical.z_score(growth.mean[i], growth.standard_error[i], finite[i]),
-        )
-        for i in range(len(variances))
-    ]
-    width = f"width {options.width}"
-    headings = ("weight variance", "measured", "infinite width", width, "difference", "z")
-    sections = [table(headings, rows, f"{name}:")]
+    variances, width = theories["compared_w_variance"].values, f"width {options.width}"
+    columns = (variances, growth, infinite, finite, growth.mean - finite, growth.z_score(finite))
+    headings = dict.fromkeys(("measured", "infinite width", width, "difference"), "+.4f")
+    headings = {"weight variance": ".4g", **headings, "z": "+.1f"}
+    title = f"{name}: growth per layer of the log squared gradient of a typical example over "
+    title += f"{options.depth} layers, mean over {options.seeds} seeds ± standard error; z: "
+    title += f"difference from theory at {width}, in standard errors."
+    sections = [kit.table(headings, zip(*columns, strict=True), title)]
     critical = float(theory.critical(name, options.b_variance).w_variance)
     # Exact, since `compared_variances` inserts the critical variance itself.
     index = np.flatnonzero(variances == critical)
     if not index.size:
-        sections.append(
-            f"{name} has no critical weight variance from {options.w_variance_min:g} to "
-            f"{options.w_variance_max:g} with this bias variance."
-        )
-        return sections, []
-    growths = (infinite[index[0]], finite[index[0]], growth.mean[index[0]])
+        text = f"{name} has no critical weight variance from {options.w_variance_min:g} to "
+        text += f"{options.w_variance_max:g} with this bias variance."
+        return [*sections, text], []
+    growths = np.array([infinite[index[0]], finite[index[0]], growth.mean[index[0]]])
     # Logs are of squared norms.
-    factors = [np.exp((options.depth - 1) * value / 2) for value in growths]
-    words = (
-        f"At the critical weight variance {critical:.4g} the gradient norm changes over "
-        f"{options.depth} layers by a factor of {factors[0]:.3g} at infinite width, and of "
-        f"{factors[1]:.3g} in a typical network of {width} (measured: {factors[2]:.3g})"
-    )
+    factors = np.exp((options.depth - 1) * growths / 2)
+    text = f"At the critical weight variance {critical:.4g} the gradient norm changes over "
+    text += f"{options.depth} layers by a factor of {factors[0]:.3g} at infinite width, and of "
+    text += f"{factors[1]:.3g} in a typical network of {width} (measured: {factors[2]:.3g})"
     # Not stable at this width, but stable or growing at infinite width.
     if factors[1] * options.ratio < 1 <= factors[0] * options.ratio:
-        words += f": critical at infinite width, {name} vanishes at this width and depth"
-    text = f"{name} at its critical variance: growth per layer is that of theory at {width}"
-    difference = growth[index[0]] - finite[index[0]]
-    claim = Claim(text, difference, "equal", tolerance=0.02, form="+.4f")
-    return [*sections, paragraph(words + ".")], [claim]
+        text += f": critical at infinite width, {name} vanishes at this width and depth"
+    claim = kit.Claim(
+        f"{name} at its critical variance: growth per layer is that of theory at {width}",
+        growth[index[0]] - finite[index[0]],
+        "equal",
+        tolerance=0.02,
+        form="+.4f",
+    )
+    return [*sections, kit.paragraph(text + ".")], [claim]
 
 
 def run(options: Options) -> None:
     """Map where, in depth and weight variance, gradients vanish, explode or survive."""
-    dataset = measure(options, _kit.progress("networks"))
+    dataset = measure(options, kit.progress("networks"))
     sections, claims = [map_table(dataset, name, options) for name in options.activations], []
     predicted = predict(options)
-    if options.depth > 1:
-        sections.append(
-            paragraph(
-                "Theory beside measurement: growth per layer of the log squared gradient of a "
-                f"typical example over {options.depth} layers, mean over {options.seeds} seeds ± "
-                f"standard error; z: difference from theory at width {options.width}, in standard "
-                "errors."
-            )
-        )
-        for name in options.activations:
-            parts, claim = comparison(dataset, predicted, name, options)
-            sections, claims = sections + parts, claims + claim
+    # A single layer has no growth.
+    for name in options.activations if options.depth > 1 else ():
+        parts, claim = comparison(dataset, predicted, name, options)
+        sections, claims = sections + parts, claims + claim
     count = options.seeds * options.w_variances * options.depth * len(options.activations)
     sections.append(f"{count} networks, on {options.data}. Measurements: {options.store}")
-    figure = plotting.depth_map(dataset, options.thresholds, predicted)
-    _kit.publish(Report(sections, claims), options, figure)
+    thresholds = regimes.Thresholds(options.ratio, options.z)
+    figure = plotting.depth_map(dataset, thresholds, predicted)
+    kit.publish(kit.Report(sections, claims), options, figure)
 
 
 if __name__ == "__main__":
-    _kit.use_all_cores()
-    _kit.command(Options, run, resumable=True)
+    kit.use_all_cores()
+    kit.command(Options, run, resumable=True)

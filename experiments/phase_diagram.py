@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from experiments import _kit
-from experiments._kit import Claim, Estimate, Report, option, paragraph, table, typical
+from experiments import _kit as kit
+from experiments._kit import Estimate, option, typical
 from jaxgrad import activations, layers, plotting, sweeps, theory
 
 
 @dataclass(frozen=True)
-class Options(_kit.SeededOptions):
+class Options(typical.Options):
     """Options of the map of weight variance against bias variance."""
 
     activation: str = option("tanh", "Name of an activation.", choices=tuple(activations.TABLE))
@@ -35,19 +35,14 @@ class Options(_kit.SeededOptions):
     width: int = option(128, "Units of every layer.", minimum=1)
     depth: int = option(60, "Number of layers; growth is that of the second half.", minimum=4)
     seeds: int = option(4, "Networks for each measured point.", minimum=2)
-    data: str = option("digits", _kit.INPUT_HELP)
     examples: int = option(8, "Number of examples, drawn at random.", minimum=1)
     output: Path = option(Path("results/phase_diagram.png"), "Where to write the figure.")
 
     def check(self) -> None:
         """Raise ValueError if a range is empty or the data cannot be used."""
-        _kit.check_range(self, "w_variance")
-        _kit.check_range(self, "b_variance")
-        self.inputs()
-
-    def inputs(self) -> np.ndarray:
-        """Standardized inputs, `[examples, features]`."""
-        return _kit.inputs(self.data, self.examples, self.first_seed)
+        kit.check_range(self, "w_variance")
+        kit.check_range(self, "b_variance")
+        super().check()
 
     def grids(self, w_points: int, b_points: int) -> dict[str, np.ndarray]:
         """Evenly spaced variances over the ranges."""
@@ -109,8 +104,7 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
 
 def growth_estimate(measured: xarray.Dataset) -> Estimate:
     """Growth over the seeds, `[b_variance, w_variance]`."""
-    values = measured["growth"].transpose("seed", "b_variance", "w_variance").values
-    return Estimate.of(values.astype(np.float64))
+    return Estimate.of(measured["growth"].transpose("seed", "b_variance", "w_variance").values)
 
 
 def agreement(measured: xarray.Dataset, predicted: xarray.Dataset) -> tuple[float, int]:
@@ -123,50 +117,38 @@ def agreement(measured: xarray.Dataset, predicted: xarray.Dataset) -> tuple[floa
     chi = predicted["chi_perp"].interp(
         w_variance=measured["w_variance"], b_variance=measured["b_variance"]
     )
-    clear = np.abs(growth.mean) > 2 * growth.standard_error
-    known = clear & np.isfinite(chi.values)
+    known = (np.abs(growth.mean) > 2 * growth.standard_error) & np.isfinite(chi.values)
     same = np.sign(growth.mean) == np.sign(np.log(chi.values))
     return float(np.mean(same[known])) if known.any() else float("nan"), int(known.sum())
 
 
 def comparison(measured: xarray.Dataset, predicted: xarray.Dataset, options: Options) -> str:
     """Tabulate measured and predicted growth at nine points."""
-    growth, half = growth_estimate(measured), options.depth // 2
+    half, width = options.depth // 2, f"width {options.width}"
     # Weights away from the edges of the range, where a phase is clear.
-    indices = [
-        (round(b * (options.b_measured - 1)), round(w * (options.w_measured - 1)))
-        for b in (0.0, 0.5, 1.0)
-        for w in (0.15, 0.5, 0.85)
-    ]
-    coords = options.grids(options.w_measured, options.b_measured)
-    b_variance = np.array([coords["b_variance"][b] for b, _ in indices])
-    w_variance = np.array([coords["w_variance"][w] for _, w in indices])
-    size, pairs = (options.activation, options.depth), (w_variance, b_variance)
-    theories = typical.predict(*size, *pairs, options.inputs(), width=options.width)
+    b_index = [round(b * (options.b_measured - 1)) for b in (0.0, 0.5, 1.0)]
+    w_index = [round(w * (options.w_measured - 1)) for w in (0.15, 0.5, 0.85)]
+    nine = measured.isel(b_variance=b_index, w_variance=w_index)
+    pairs = np.meshgrid(nine["w_variance"], nine["b_variance"])
+    w_variance, b_variance = (axis.ravel() for axis in pairs)
+    size, x = (options.activation, options.depth), options.inputs()
+    theories = typical.predict(*size, w_variance, b_variance, x, width=options.width)
     logs = (theories.infinite, theories.typical)
     infinite, finite = (typical.per_layer(part, half) for part in logs)
-    points = {
-        "w_variance": xarray.DataArray(w_variance, dims="point"),
-        "b_variance": xarray.DataArray(b_variance, dims="point"),
-    }
-    # Where the signal grows without bound, the effect of a width is only roughly known.
-    unbounded = np.isinf(predicted["q"].sel(points, method="nearest").values)
-    rows = []
-    for i, index in enumerate(indices):
-        mean, error = growth.mean[index], growth.standard_error[index]
-        variances = (f"{variance[i]:.3g}" for variance in (w_variance, b_variance))
-        numbers = (f"{mean:+.4f} ± {error:.4f}", f"{infinite[i]:+.4f}", f"{finite[i]:+.4f}")
-        z = typical.z_score(mean, error, finite[i]) + (" *" if unbounded[i] else "  ")
-        rows.append((*variances, *numbers, z))
-    width = f"width {options.width}"
-    headings = ("weight variance", "bias variance", "measured", "infinite width", width, "z")
-    title = (
-        f"{options.activation}: growth per layer of the log squared gradient of a typical example, "
-        f"layers {half} to {options.depth}, mean over {options.seeds} seeds ± standard error; z: "
-        f"difference from theory at {width}, in standard errors."
-    )
-    note = "\n* The signal grows without bound: the effect of a width is only roughly known."
-    return table(headings, rows, title) + note * bool(unbounded.any())
+    growth = growth_estimate(nine)
+    growth = Estimate(growth.mean.ravel(), growth.standard_error.ravel(), options.seeds - 1)
+    nearest = {axis: nine[axis] for axis in ("b_variance", "w_variance")}
+    q = predicted["q"].sel(nearest, method="nearest")
+    marks = np.where(np.isinf(q.values.ravel()), " *", "  ")
+    z_scores = [f"{z:+.1f}{mark}" for z, mark in zip(growth.z_score(finite), marks, strict=True)]
+    title = f"{options.activation}: growth per layer of the log squared gradient of a typical "
+    title += f"example, layers {half} to {options.depth}, mean over {options.seeds} seeds ± "
+    title += f"standard error; z: difference from theory at {width}, in standard errors; *: the "
+    title += "signal grows without bound, so that the effect of a width is only roughly known."
+    headings = {"weight variance": ".3g", "bias variance": ".3g", "measured": "+.4f"}
+    headings |= {"infinite width": "+.4f", width: "+.4f", "z": ""}
+    columns = (w_variance, b_variance, growth, infinite, finite, z_scores)
+    return kit.table(headings, zip(*columns, strict=True), title)
 
 
 def critical_point(options: Options) -> tuple[float, float]:
@@ -205,22 +187,20 @@ def headline(options: Options, predicted: xarray.Dataset) -> str:
 def run(options: Options) -> None:
     """Map, over the variances of weights and biases, where gradients vanish and explode."""
     predicted = predict(options)
-    measured = measure(options, _kit.progress("networks"))
+    measured = measure(options, kit.progress("networks"))
     words, (share, count) = headline(options, predicted), agreement(measured, predicted)
-    total = options.w_measured * options.b_measured
-    summary = (
-        f"Theory: {words}. Measured growth differs from none at {count} of {total} points; at "
-        f"{share:.1%} of these it has the sign that theory predicts at infinite width."
-    )
+    summary = f"Theory: {words}. Measured growth differs from none at {count} of "
+    summary += f"{options.w_measured * options.b_measured} points; at {share:.1%} of these it has "
+    summary += "the sign that theory predicts at infinite width."
     # A sign drawn at random would be right at half of the points.
     text = f"the phase is the predicted one at more than half of the {count} points"
-    claims = [Claim(text, Estimate.exact(share), "greater", 0.5, form=".1%")] if count else []
-    sections = [comparison(measured, predicted, options), paragraph(summary)]
+    claims = [kit.Claim(text, Estimate.exact(share), "greater", 0.5, form=".1%")] if count else []
+    sections = [comparison(measured, predicted, options), kit.paragraph(summary)]
     estimates = {"same phase": share, "points": count, "growth": growth_estimate(measured)}
     figure = plotting.phase_diagram(measured, predicted, words)
-    _kit.publish(Report(sections, claims, estimates), options, figure)
+    kit.publish(kit.Report(sections, claims, estimates), options, figure)
 
 
 if __name__ == "__main__":
-    _kit.use_all_cores()
-    _kit.command(Options, run)
+    kit.use_all_cores()
+    kit.command(Options, run)

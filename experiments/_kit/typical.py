@@ -7,13 +7,32 @@ change of that log when the network becomes one layer deeper.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments._kit import data as datasets
+from experiments._kit.options import SeededOptions, option
 from jaxgrad import layers, propagation, theory
+
+
+@dataclass(frozen=True)
+class Options(SeededOptions):
+    """Options of experiments whose networks are not trained."""
+
+    data: str = option("digits", datasets.INPUT_HELP)
+    examples: int = option(16, "Number of examples, drawn at random.", minimum=1)
+
+    def check(self) -> None:
+        """Raise ValueError if the data cannot be used."""
+        self.inputs()
+
+    def inputs(self) -> np.ndarray:
+        """Standardized inputs, `[examples, features]`."""
+        return datasets.inputs(self.data, self.examples, self.first_seed)
 
 
 def network(
@@ -100,7 +119,7 @@ def predict(
         log_gradient = np.asarray(prediction.log_gradient)
         log_last = np.asarray(prediction.log_last_gradient)
         mean_log = np.asarray(jax.vmap(finite)(*points))
-    # The last column is the central example.
+    # The last column is the central example, whose logs at both widths give the effect of a width.
     effect = mean_log - log_gradient[..., -1]
     log_gradient = log_gradient[..., :-1]
     typical = log_gradient.mean(axis=-1) + effect
@@ -109,10 +128,6 @@ def predict(
 
 def per_layer(log_gradient: Any, start: int = 1) -> Any:
     """Growth per layer from depth `start` to the last, `[..., depth] -> [...]`."""
+    # Depth 1 has index 0.
     count = log_gradient.shape[-1] - start
     return (log_gradient[..., -1] - log_gradient[..., start - 1]) / count
-
-
-def z_score(mean: float, error: float, expected: float) -> str:
-    """The difference of a measured mean from an expected value, in standard errors."""
-    return f"{(mean - expected) / error:+.1f}" if error > 0 else "?"

@@ -1,6 +1,7 @@
 """The command lines: small runs, killed and resumed, and one-line errors."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,11 +26,11 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def command(*options, folder, **environment):
+def command(*options, folder):
     return subprocess.run(
         [sys.executable, "-m", "experiments.depth_variance", *map(str, options)],
         cwd=folder,
-        env=ENVIRONMENT | environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -43,8 +44,12 @@ def flags(**options):
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    output = tmp_path_factory.mktemp("map") / "small"
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("map") / "small"
+
+
+@pytest.fixture(scope="module")
+def dataset(output):
     return depth_variance.measure(depth_variance.Options(**SMALL, output=output)).load()
 
 
@@ -150,22 +155,21 @@ BAD = [
     ({"first_seed": -1}, "first_seed must be"),
     ({"output": "file.txt/map"}, "output must be in a folder that can be written"),
     ({"output": "/proc/nowhere/map"}, "output must be in a folder that can be written"),
-    ({"output": "other/map"}, "store"),
+    ({"output": "other/map", "depth": 5}, "store"),
     ({"depth": "deep"}, "depth"),
     ({"gradient": "guess"}, "gradient"),
 ]
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def prepared(tmp_path_factory, dataset, output):
     """A folder with bad data files and the finished map of another config."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "nan.csv").write_text("1,2\n3,nan\n5,6\n")
     (folder / "words.csv").write_text("a,b\nc,d\n")
     (folder / "file.txt").write_text("")
     np.save(folder / "flat.npy", np.ones(5))
-    config = depth_variance.Options(**SMALL | {"depth": 5}, output=folder / "other" / "map")
-    depth_variance.measure(config)
+    shutil.copytree(output.with_name("small.zarr"), folder / "other" / "map.zarr")
     return folder
 
 
@@ -188,8 +192,12 @@ def test_bad_input_is_printed_without_a_traceback(tmp_path):
     assert done.stderr == "error: depth must be at least 1, got 0\n"
 
 
-def test_help_reads_well(tmp_path):
-    done = command("--help", folder=tmp_path, COLUMNS="100")
-    assert done.returncode == 0
+def test_help_reads_well(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["depth_variance", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        _kit.command(depth_variance.Options, depth_variance.run, resumable=True)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
     for name in ("--depth", "--w-variance-min", "--gradient", "reverse mode"):
-        assert name in done.stdout
+        assert name in text
