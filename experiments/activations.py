@@ -225,6 +225,8 @@ def figure(rows: list[Row], depth: int) -> Any:
     }
     groups = {name: group for name, group in groups.items() if group}
     result, (panels,) = figures.panels(1, len(groups), (13, 6.5), sharex=True)
+    # Growth has either sign and spans two orders of magnitude.
+    panels[0].set_xscale("symlog", linthresh=0.1)
     for ax, (name, group) in zip(panels, groups.items(), strict=True):
         labels = [f"{row.activation}, {row.recipe.name}" for row in group]
         pairs = [{"measured": r.growth, "theory": Estimate.exact(r.typical)} for r in group]
@@ -234,14 +236,13 @@ def figure(rows: list[Row], depth: int) -> Any:
         ax.set_title(f"{name}: × {low:.2g} to × {high:.3g} per layer")
         ax.set_xlabel(f"factor of the squared gradient per layer ({depth} layers)")
         ax.legend(frameon=False)
-    # Growth has either sign and spans two orders of magnitude.
-    panels[0].set_xscale("symlog", linthresh=0.1)
     factors = (0.1, 0.5, 0.9, 1.0, 1.1)
     figures.ticks(panels[0].xaxis, np.log(factors), [f"× {factor:g}" for factor in factors])
-    names = {row.activation for row in rows}
+    count = len({row.activation for row in rows})
     failing = {r.activation for r in rows if r.recipe.name in USUAL and not r.critical}
-    text = f"Usual initializations are not critical for {len(failing)} of {len(names)} activations"
-    result.suptitle(text)
+    result.suptitle(
+        f"Usual initializations are not critical for {len(failing)} of {count} activations"
+    )
     return result
 
 

@@ -83,12 +83,12 @@ class Options(kit.SeededOptions):
 
 
 class Point(NamedTuple):
-    """Errors of networks of one size, and the diagnosis of the mean errors."""
+    """Errors of networks of one size, `[seeds]`, and the diagnosis of the mean errors."""
 
     width: int
     examples: int
-    train: np.ndarray  # [seeds]
-    dev: np.ndarray  # [seeds]
+    train: np.ndarray
+    dev: np.ndarray
     diagnosis: bias_variance.Diagnosis
 
     @property
@@ -243,35 +243,21 @@ def report(points: dict[Size, Point], options: Options) -> kit.Report:
 
 
 def figure(points: dict[Size, Point], options: Options) -> Any:
-    """Both errors against the size of the network, and the dev error after either remedy."""
-    result, ((left, right),) = figures.panels(1, 2, (12, 4.5))
-    curve = [points[size] for size in options.curves()[0]]
-    errors = {
-        f"{kind} error": Estimate.of([getattr(p, kind) for p in curve], axis=1)
-        for kind in ("train", "dev")
-    }
-    figures.curves(left, options.widths, errors)
-    left.axhline(options.attainable, color="black", linewidth=1, label="attainable error")
-    left.set(xscale="log", ylim=(0, None), xlabel="units of the hidden layer", ylabel="error")
-    figures.ticks(left.xaxis, options.widths)
-    figures.percent(left.yaxis)
-    left.legend(frameon=False)
-    factor = curve[0].dev.mean() / curve[-1].dev.mean()
-    left.set_title(f"A larger network divides the dev error by {factor:.2g}")
+    """The change of the dev error by either remedy, from both starting points."""
+    result, ((ax,),) = figures.panels(1, 1, (8, 4))
     rows, wins = {}, 0
-    both = trials(points, options)
-    for pair in both:
+    for pair in trials(points, options):
         best = min(pair, key=lambda s: s.change["dev"].mean)
         wins += best.advised
         advised = " and ".join(s.remedy for s in pair if s.advised) or "no remedy"
         name = f"{best.before.label}\n{best.before.diagnosis.label}:\n{advised} advised"
         rows[name] = {s.remedy: s.change["dev"] for s in pair}
-    figures.dots(right, rows)
-    right.axvline(0.0, color="black", linewidth=1)
-    right.set_xlabel("change of the dev error")
-    figures.percent(right.xaxis)
-    right.legend(frameon=False)
-    right.set_title(f"The better remedy is advised in {wins} of {len(both)} trials")
+    figures.dots(ax, rows)
+    ax.axvline(0.0, color="black", linewidth=1)
+    ax.set_xlabel("change of the dev error")
+    figures.percent(ax.xaxis)
+    ax.legend(frameon=False)
+    ax.set_title(f"The better remedy is advised in {wins} of {len(rows)} trials")
     return result
 
 
