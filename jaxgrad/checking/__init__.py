@@ -3,8 +3,7 @@
 from jaxgrad.checking import finite_differences
 from jaxgrad.checking._check import check_grads
 from jaxgrad.checking._loss import check_along_training, check_terms
-from jaxgrad.checking._report import Leaf, Report
-from jaxgrad.checking._verdict import Verdict
+from jaxgrad.checking._report import Leaf, Report, Verdict
 
 __all__ = [
     "Leaf",

@@ -12,18 +12,7 @@ from jaxgrad import _validate
 from jaxgrad._numerics import rms
 from jaxgrad.checking._programs import coordinates
 
-
-@dataclass(frozen=True)
-class Static:
-    """A leaf of the arguments that is not an array; compared by value if it can be hashed."""
-
-    value: Any
-
-    def __hash__(self) -> int:
-        try:
-            return hash(self.value)
-        except TypeError:
-            return id(self.value)
+NUMBERS = (np.number, np.bool_, jax.dtypes.prng_key)
 
 
 @dataclass(frozen=True)
@@ -32,15 +21,13 @@ class FlatFunction:
 
     f: Callable[..., Any]
     structure: Any  # of its positional arguments
-    kinds: tuple[Any, ...]  # for each leaf "moved", "fixed" or a `Static`
+    kinds: tuple[tuple[str, Any], ...]  # of each leaf "moved", "fixed" or "static", and a value
     has_aux: bool  # whether `f` returns a pair whose second part is not differentiated
 
     def arguments(self, moved: Sequence[Any], fixed: Sequence[Any]) -> tuple[Any, ...]:
         """Return the arguments of `f`."""
         arrays = {"moved": iter(moved), "fixed": iter(fixed)}
-        leaves = [
-            kind.value if isinstance(kind, Static) else next(arrays[kind]) for kind in self.kinds
-        ]
+        leaves = [value if kind == "static" else next(arrays[kind]) for kind, value in self.kinds]
         return jax.tree.unflatten(self.structure, leaves)
 
     def __call__(self, moved: Sequence[Any], fixed: Sequence[Any]) -> list[jax.Array]:
@@ -65,6 +52,11 @@ class LeafInfo(NamedTuple):
     dtype: Any
     start: int
     stop: int
+
+    @property
+    def part(self) -> slice:
+        """Its coordinates among those of all leaves."""
+        return slice(self.start, self.stop)
 
     @property
     def complex(self) -> bool:
@@ -120,21 +112,21 @@ def sort_arguments(
                     f"args must be arrays with known values, got a tracer at {name or 'args'}; "
                     "call check_grads outside of jit, vmap and grad"
                 )
-            array = isinstance(leaf, (jax.Array, np.ndarray, np.generic))
-            numeric = array or isinstance(leaf, (float, complex))
+            dtype = leaf.dtype if isinstance(leaf, (jax.Array, np.ndarray, np.generic)) else None
+            numeric = dtype is not None or isinstance(leaf, (float, complex))
             empty = numeric and not np.size(leaf)
             if selected and numeric and _is_inexact(leaf) and not empty:
                 moved.append(_check_leaf(name, jnp.asarray(leaf), holomorphic))
                 stop = start + np.size(leaf) * (2 if jnp.iscomplexobj(leaf) else 1)
                 leaves.append(LeafInfo(name, np.shape(leaf), moved[-1].dtype, start, stop))
-                kinds.append("moved")
+                kinds.append(("moved", None))
                 start = stop
                 continue
             if selected:
                 left_out.append((name, "empty" if empty else _type_and_shape(leaf)))
-            if array and _is_number(leaf):
-                fixed.append(leaf)
-            kinds.append("fixed" if array and _is_number(leaf) else Static(leaf))
+            number = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in NUMBERS)
+            fixed += [leaf] if number else []
+            kinds.append(("fixed", None) if number else ("static", leaf))
     if not leaves:
         raise TypeError(
             f"argnums={argnums} must choose an argument with floating-point leaves, got only "
@@ -143,13 +135,13 @@ def sort_arguments(
         )
     function = FlatFunction(f, jax.tree.structure(args), tuple(kinds), has_aux)
     point = np.concatenate([coordinates(value) for value in moved])
-    scales = np.array([rms(point[info.start : info.stop]) or 1.0 for info in leaves])
+    scales = np.array([rms(point[info.part]) or 1.0 for info in leaves])
     return Arguments(function, moved, fixed, tuple(leaves), tuple(left_out), point, scales)
 
 
 def _indices(argnums: Any, count: int) -> list[int]:
-    sequence = (argnums,) if isinstance(argnums, int) else argnums
     try:
+        sequence = (argnums,) if isinstance(argnums, int) else argnums
         indices = [_validate.integer("argnums", i, -count) for i in sequence]
     except TypeError:
         raise TypeError(
@@ -185,11 +177,6 @@ def _is_inexact(leaf: Any) -> bool:
     if dtype is None:
         return isinstance(leaf, (float, complex))
     return bool(jnp.issubdtype(dtype, jnp.inexact))
-
-
-def _is_number(leaf: Any) -> bool:
-    kinds = (np.number, np.bool_, jax.dtypes.prng_key)
-    return any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
 
 
 def _type_and_shape(leaf: Any) -> str:

@@ -1,51 +1,31 @@
 """The second stage of a check: the derivatives that autodiff gives."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxgrad.checking._directions import SIGNS, Direction, products, tangents
+from jaxgrad._numerics import norm
+from jaxgrad.checking._directions import SIGNS, Direction, evaluate
 from jaxgrad.checking._precision import first_line
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._programs import STACKED, gradient_coordinates, gradient_of, precision
 from jaxgrad.checking._trace import trace
 
-EAGER_LIMIT = 150
-"""A function of more operations is not run without `jit`, nor is one with loops."""
-
-
-NONE = np.empty(0)
+EAGER_LIMIT = 150  # A larger function is not run without `jit`, nor is one with loops.
 
 
 class Autodiff(NamedTuple):
-    """Gradients of the weighted outputs as coordinates, `[size]`; none without reverse mode.
+    """Gradients of the weighted outputs as coordinates, `[size]`; none without reverse mode."""
 
-    Attributes:
-      eps: machine epsilon of the narrowest type in the backward pass.
-      signs: a tangent of random signs, `[size]`.
-      gradient: the gradient.
-      original: the gradient in the types of the arguments; `None` if `gradient` is that.
-      mapped: the gradient under `vmap`, if the function can be mapped.
-      nonlinear: error of the gradient of a linear combination of two cotangents.
-      from_zero: the gradient for a cotangent of zero.
-      pushed: tangents by forward mode along the part of `signs` in each leaf, `[L]`; `None` if
-        forward mode is not defined.
-      eager: the gradient without `jit`; `None` if it was not tried.
-      swapped: the gradient with the weights of `Problem.swap`.
-    """
-
-    eps: float
-    signs: np.ndarray
+    eps: float  # machine epsilon of the narrowest type in the backward pass
     gradient: np.ndarray | None = None
-    original: np.ndarray | None = None
-    mapped: np.ndarray = NONE
-    nonlinear: np.ndarray = NONE
-    from_zero: np.ndarray = NONE
-    pushed: np.ndarray | None = None
-    eager: np.ndarray | None = None
-    swapped: np.ndarray | None = None
+    original: np.ndarray | None = None  # in the types of the arguments, if `gradient` is not
+    mapped: np.ndarray | None = None  # under `vmap`; without it if the function cannot be mapped
+    violations: dict[str, np.ndarray] | None = None  # by identity, for each leaf, [L]
+    swapped: np.ndarray | None = None  # with the weights of `Problem.swap`
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -57,39 +37,50 @@ def differentiate(problem: Problem, reverse: bool, generator: np.random.Generato
     signs = generator.choice(SIGNS, len(problem.point))
     stacked = [_stack(cotangent, a, b, generator) for cotangent in cotangents]
     if not reverse:
-        return Autodiff(checked.eps, signs)
+        return Autodiff(checked.eps)
     inputs = (checked.moved, checked.fixed, cotangents)
     backward = functools.partial(gradient_of, problem.function)
     eps, eager = checked.eps, None
-    options = {"batched": problem.batched, "forward": facts is not None and facts.forward}
+    options = {"batched": problem.batched, "forward": facts.forward}
     try:
         leaves, several, pushed = checked.programs.gradients(*inputs, stacked, signs, **options)
         with precision(checked.wide):
-            if facts is not None:
+            if facts.fingerprint:
                 # The backward pass may round where the function does not, as by a cast in a rule.
                 eps = max(eps, trace(backward, *inputs).eps)
-            if facts is not None and not facts.loops and facts.equations <= EAGER_LIMIT:
+            if not facts.loops and facts.equations <= EAGER_LIMIT:
                 eager = gradient_coordinates(backward(*inputs))
     except Exception as error:  # whatever a user's rule raises
         raise ValueError(
             f"f cannot be differentiated in reverse mode: {first_line(error)}; mend its rule, or "
             'check forward mode alone with modes=("fwd",)'
         ) from error
-    several = list(map(_exact, several))
+    gradient = gradient_coordinates(leaves)
+    several = [np.asarray(leaf, np.promote_types(leaf.dtype, np.float64)) for leaf in several]
     rows = [[leaf[i] for leaf in several] for i in range(STACKED)]
+    mapped, _, _, from_zero = map(gradient_coordinates, rows)
     nonlinear = [a * one + b * two - both for one, two, both in zip(*rows[:3], strict=True)]
-    return Autodiff(
-        eps,
-        signs,
-        gradient_coordinates(leaves),
-        original=_in_original_types(problem),
-        mapped=gradient_coordinates(rows[0]),
-        nonlinear=gradient_coordinates(nonlinear),
-        from_zero=gradient_coordinates(rows[3]),
-        pushed=None if pushed is None else np.asarray(pushed, np.float64),
-        eager=eager,
-        swapped=_swapped(problem),
-    )
+    violations = {
+        "holomorphic" if problem.holomorphic else "linear": gradient_coordinates(nonlinear),
+        "zero": from_zero,
+    }
+    if problem.batched:
+        violations["vmap"] = mapped - gradient
+    if eager is not None:
+        violations["jit"] = eager - gradient
+    violations = {name: leaf_norms(problem, vector) for name, vector in violations.items()}
+    if pushed is not None:
+        # <cotangent, J v> by forward mode equals <J^T cotangent, v> by reverse mode.
+        parts = gradient * signs
+        pulled = [math.fsum(parts[info.part]) for info in problem.leaves]
+        violations["transpose"] = np.abs(np.asarray(pushed, np.float64) - pulled)
+    original, swapped = _in_original_types(problem), _swapped(problem)
+    return Autodiff(eps, gradient, original, mapped, violations, swapped)
+
+
+def leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
+    """Return the norm of each leaf's part of a vector of all coordinates, `[L]`."""
+    return np.array([norm(vector[info.part]) for info in problem.leaves])
 
 
 def slopes(
@@ -97,9 +88,11 @@ def slopes(
 ) -> np.ndarray:
     """Return autodiff's derivative along each direction, `[P]`, by mode "rev" or "fwd"."""
     if mode == "rev" and autodiff.gradient is not None:
-        return products(autodiff.gradient, directions)
+        with np.errstate(invalid="ignore"):
+            parts = [(autodiff.gradient[d.start :][: len(d.values)], d.values) for d in directions]
+            return np.array([float(part @ values.astype(np.float64)) for part, values in parts])
     try:
-        return tangents(problem, directions)
+        return evaluate(problem, "tangents", directions, np.ones((len(directions), 1)))[:, 0]
     except Exception as error:  # whatever a user's rule raises
         raise ValueError(
             f"f cannot be differentiated in forward mode: {first_line(error)}; check reverse mode "
@@ -116,19 +109,14 @@ def _stack(cotangent: np.ndarray, a, b, generator) -> np.ndarray:
     return np.stack(rows).astype(cotangent.dtype)
 
 
-def _exact(leaf: object) -> np.ndarray:
-    array = np.asarray(leaf)
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
-
-
 def _in_original_types(problem: Problem) -> np.ndarray | None:
     """Return the gradient in the types of the user's arguments, if they are others."""
     pairs = zip(problem.moved, problem.checked.moved, strict=True)
     if all(original.dtype == checked.dtype for original, checked in pairs):
         return None
+    inputs = (problem.moved, problem.fixed, problem.cotangents)
     try:
-        program = problem.checked.programs.backward_original
-        return gradient_coordinates(program(problem.moved, problem.fixed, problem.cotangents))
+        return gradient_coordinates(problem.checked.programs.backward(*inputs))
     except Exception:  # whatever a user's rule raises in those types
         return None
 
@@ -141,4 +129,6 @@ def _swapped(problem: Problem) -> np.ndarray | None:
     fixed = list(checked.fixed)
     for i, (weight, leaf) in enumerate(zip(weights, checked.moved, strict=True)):
         fixed[position + i] = weight.astype(leaf.dtype)
-    return gradient_coordinates(checked.programs.backward(checked.moved, fixed, problem.cotangents))
+    with precision(checked.wide):
+        leaves = checked.programs.backward(checked.moved, fixed, problem.cotangents)
+    return gradient_coordinates(leaves)

@@ -13,10 +13,9 @@ from jaxgrad.checking._compare import compare
 from jaxgrad.checking._conclude import combine, conclude, reject
 from jaxgrad.checking._identities import check_identities
 from jaxgrad.checking._localize import localize
-from jaxgrad.checking._numeric import differentiate_numerically
-from jaxgrad.checking._orders import problems
+from jaxgrad.checking._numeric import choose_tolerance, differentiate_numerically
+from jaxgrad.checking._prepare import problems
 from jaxgrad.checking._report import Report
-from jaxgrad.checking._tolerance import choose_tolerance
 
 
 def check_grads(
@@ -90,7 +89,13 @@ def check_grads(
     for mode in modes:
         _validate.choice("modes", mode, ("rev", "fwd"))
     _validate.distinct("modes", modes)
-    seed = 0 if key is None else _seed(key)
+    try:
+        data = b"" if key is None else np.asarray(jax.random.key_data(key)).tobytes()
+    except TypeError:
+        raise TypeError(
+            f"key must be a PRNG key, got {type(key).__name__}; use jax.random.key(0)"
+        ) from None
+    seed = int.from_bytes(data[-8:], "little")
 
     # Each stage hands a frozen value to the next; only `generator` goes on from draw to draw.
     report = None
@@ -112,8 +117,8 @@ def check_grads(
                 problem, autodiff, tolerance, modes, count, generator
             )
             rows = [
-                localize(problem, autodiff, numeric, tolerance, comparison, generator)
-                for comparison in compare(problem, autodiff, numeric, tolerance)
+                localize(problem, autodiff, numeric, comparison, generator)
+                for comparison in compare(problem, autodiff, numeric)
             ]
             result = conclude(problem, autodiff, identities, rows, tolerance, strict)
         report = result if report is None else combine(report, result, problem)
@@ -122,13 +127,3 @@ def check_grads(
             break
     assert report is not None
     return report
-
-
-def _seed(key: Any) -> int:
-    try:
-        data = jax.random.key_data(key)
-    except TypeError:
-        raise TypeError(
-            f"key must be a PRNG key, got {type(key).__name__}; use jax.random.key(0)"
-        ) from None
-    return int.from_bytes(np.asarray(data).tobytes()[-8:], "little")

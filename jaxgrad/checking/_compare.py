@@ -1,6 +1,5 @@
 """The fourth stage of a check: autodiff against numeric derivatives, number by number."""
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -12,13 +11,10 @@ from jaxgrad.checking._autodiff import Autodiff
 from jaxgrad.checking._directions import Direction, leaf_indices
 from jaxgrad.checking._numeric import Numeric
 from jaxgrad.checking._prepare import Problem
-from jaxgrad.checking._report import Leaf
+from jaxgrad.checking._report import ORDER, Leaf, Verdict
 from jaxgrad.checking._step_sizes import Derivative
-from jaxgrad.checking._tolerance import Tolerance
-from jaxgrad.checking._verdict import ORDER, judge
 
-TOO_WIDE = 0.05
-"""An error bar of more than this share of the gradient decides nothing."""
+TOO_WIDE = 0.05  # An error bar of more than this share of the gradient decides nothing.
 
 
 class Comparison(NamedTuple):
@@ -34,73 +30,96 @@ class Comparison(NamedTuple):
     row: Leaf
 
 
-def compare(
-    problem: Problem, autodiff: Autodiff, numeric: Numeric, tolerance: Tolerance
-) -> list[Comparison]:
+def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comparison]:
     """Compare both derivatives of each leaf, in each mode."""
-    comparisons = []
+    comparisons, tolerance = [], numeric.tolerance
     leaves = leaf_indices(numeric.directions)
     for mode, slopes in numeric.slopes.items():
         for j, info in enumerate(problem.leaves):
             rows = np.flatnonzero(leaves == j)
+            directions = [numeric.directions[i] for i in rows]
             slope, part = slopes[rows], numeric.derivative.select(rows)
             allowed = tolerance.of(j, part)
             # No error bar is small beside a gradient that is nothing but rounding.
-            least = 0.0
-            if _is_rounding(autodiff, info):
-                least = 1e-3 * problem.total / problem.scales[j]
+            rounding = _is_rounding(autodiff, info)
+            least = 1e-3 * problem.total / problem.scales[j] if rounding else 0.0
             size = np.maximum(np.abs(part.value), max(rms(part.value), least))
             verdicts = judge(slope, part, allowed, TOO_WIDE * size)
+            numbers = (slope, part, allowed, verdicts)
             complete = bool(tolerance.complete[j])
-            worst, row = _worst_and_row(info, slope, part, allowed, verdicts, complete)
-            row = dataclasses.replace(row, mode=mode, order=problem.order)
-            directions = [numeric.directions[i] for i in rows]
-            comparisons.append(
-                Comparison(j, directions, slope, part, allowed, verdicts, worst, row)
-            )
+            worst, row = _worst_and_row(info, *numbers, complete, mode=mode, order=problem.order)
+            comparisons.append(Comparison(j, directions, *numbers, worst, row))
     return comparisons
+
+
+def judge(
+    autodiff: np.ndarray, numeric: Derivative, allowed: np.ndarray, wide: np.ndarray
+) -> np.ndarray:
+    """Return the verdict on each number, as its position in `ORDER`, `[P]`.
+
+    Besides the error bar a difference is `allowed`; an error bar from `wide` on decides nothing.
+    """
+    with np.errstate(invalid="ignore"):
+        slack = numeric.error + allowed
+        far = np.abs(autodiff - numeric.value) > slack
+        outside = (autodiff < numeric.left - slack) | (autodiff > numeric.right + slack)
+    known = np.isfinite(numeric.error)
+    # The slope of a cusp is infinite, so at an edge of the domain an infinity may be right.
+    finite = (numeric.sides == 2) | ((numeric.sides == 1) & np.isnan(autodiff))
+    verdicts = np.full(autodiff.shape, ORDER.index(Verdict.AGREE))
+    # Each line overrules those before it.
+    for verdict, where in (
+        (Verdict.UNRESOLVED, ~(numeric.error <= wide)),
+        (Verdict.KINK, numeric.kink),
+        (Verdict.WRONG, np.where(numeric.kink, outside, far) & known),
+        (Verdict.UNRESOLVED, ~np.isfinite(autodiff)),
+        (Verdict.NONFINITE, ~np.isfinite(autodiff) & finite),
+    ):
+        verdicts = np.where(where, ORDER.index(verdict), verdicts)
+    return verdicts
 
 
 def _is_rounding(autodiff: Autodiff, info: LeafInfo) -> bool:
     """Whether the gradient of a leaf is zero, or another one if it is rounded otherwise."""
     if autodiff.gradient is None:
         return False
-    part = slice(info.start, info.stop)
-    gradient = autodiff.gradient[part]
-    others = [g for g in (autodiff.original, autodiff.mapped) if g is not None]
+    gradient = autodiff.gradient[info.part]
+    others = [g[info.part] for g in (autodiff.original, autodiff.mapped) if g is not None]
     with np.errstate(invalid="ignore", over="ignore"):
-        return max(norm(other[part] - gradient) for other in others) >= 0.1 * norm(gradient)
+        return max(norm(other - gradient) for other in others) >= 0.1 * norm(gradient)
 
 
-def _worst_and_row(info, autodiff, numeric, allowed, verdicts, complete) -> tuple[int, Leaf]:
+def _worst_and_row(info, autodiff, numeric, allowed, verdicts, complete, **fields):
     """Return the index of the number that a leaf's verdict rests on, and the leaf's row."""
     difference = differences(autodiff, numeric.value)
-    excess = difference - numeric.error - allowed
-    worst = int(np.argmax(np.where(np.isnan(excess), -np.inf, excess)))
-    if complete:
-        worst = int(np.argmax(np.where(verdicts == verdicts.min(), difference, -1.0)))
     # An error is seen if it exceeds the bar wherever in the bar the truth lies.
     visible = (2 * numeric.error + allowed)[np.isfinite(numeric.error)]
     visible = float(np.max(visible)) if len(visible) else math.inf
-    row = Leaf(
+    if complete:
+        worst = int(np.argmax(np.where(verdicts == verdicts.min(), difference, -1.0)))
+        index, *values = element(info, worst, autodiff, numeric.value)
+    else:
+        excess = difference - numeric.error - allowed
+        worst = int(np.argmax(np.where(np.isnan(excess), -np.inf, excess)))
+        index, values = None, [float(autodiff[worst]), float(numeric.value[worst])]
+        visible = visible or math.inf
+        # A normal direction shows an error e as a normal number of size |e|, below 0.1 |e| with
+        # probability erf(0.1 / sqrt(2)); half of the directions are normal.
+        missed = math.erf(0.1 / math.sqrt(2)) ** (len(autodiff) // 2)
+        fields |= {"coverage": "directions", "miss_probability": missed}
+    return worst, Leaf(
         path=info.path,
         verdict=ORDER[int(verdicts.min())],
         shape=info.shape,
         relative_error=relative(autodiff, numeric.value),
         error_bar=float(numeric.error[worst]),
-        minimum_detectable=visible if complete else visible or math.inf,
-        autodiff=float(autodiff[worst]),
-        numeric=float(numeric.value[worst]),
+        minimum_detectable=visible,
+        worst_index=index,
+        autodiff=values[0],
+        numeric=values[1],
         dtype=info.dtype,
+        **fields,
     )
-    if complete:
-        index, *values = element(info, worst, autodiff, numeric.value)
-        row = dataclasses.replace(row, worst_index=index, autodiff=values[0], numeric=values[1])
-        return worst, row
-    # A normal direction shows an error e as a normal number of size |e|, below 0.1 |e| with
-    # probability erf(0.1 / sqrt(2)); half of the directions are normal.
-    missed = math.erf(0.1 / math.sqrt(2)) ** (len(autodiff) // 2)
-    return worst, dataclasses.replace(row, coverage="directions", miss_probability=missed)
 
 
 def relative(autodiff: np.ndarray, numeric: np.ndarray) -> float:

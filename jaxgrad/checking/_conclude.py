@@ -8,20 +8,13 @@ import numpy as np
 from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._autodiff import Autodiff
 from jaxgrad.checking._compare import element, relative
-from jaxgrad.checking._identities import NAMES, Identity
+from jaxgrad.checking._numeric import Tolerance
 from jaxgrad.checking._prepare import Problem
-from jaxgrad.checking._report import Leaf, Report, sort_leaves
-from jaxgrad.checking._tolerance import Tolerance
-from jaxgrad.checking._verdict import FAILURES, Verdict, worst
+from jaxgrad.checking._report import FAILURES, NAMES, Identity, Leaf, Report, Verdict, sort_leaves
 
 
 def conclude(
-    problem: Problem,
-    autodiff: Autodiff,
-    identities: tuple[Identity, ...],
-    leaves: Sequence[Leaf],
-    tolerance: Tolerance,
-    strict: bool,
+    problem: Problem, autodiff: Autodiff, identities, leaves, tolerance: Tolerance, strict: bool
 ) -> Report:
     """Return the report on one problem; `leaves` are its rows, all leaves for each mode."""
     rows = []
@@ -35,7 +28,15 @@ def conclude(
         notes.append(
             f"f has loops that stop at a tolerance: a relative error of {tolerance.rtol:g} may pass"
         )
-    notes += _meant_to_differ(problem, rows)
+    # Parts of the function whose derivative may be meant to differ from its values.
+    if any(row.verdict is Verdict.WRONG for row in rows):
+        if problem.facts.stops:
+            notes.append(
+                "f calls stop_gradient: its derivative may be meant to differ from its body"
+            )
+        if problem.facts.rules:
+            rules = ", ".join(problem.facts.rules)
+            notes.append(f"functions with a custom derivative rule: {rules}")
     return _report(problem, rows, identities, notes, strict)
 
 
@@ -45,15 +46,20 @@ def reject(problem: Problem, verdict: Verdict, reason: str, strict: bool) -> Rep
     return _report(problem, rows, (), problem.notes, strict)
 
 
+def _report(problem, rows, identities, notes, strict) -> Report:
+    precision = "float64" if problem.numeric.wide else "the type of the arguments"
+    leaves = sort_leaves(rows)
+    return Report(leaves, identities, problem.left_out, precision, tuple(notes), strict)
+
+
 def combine(lower: Report, higher: Report, problem: Problem) -> Report:
     """Return one report for several orders; `problem` is that of the report `higher`."""
-    leaves = higher.leaves
     if problem.nearby:
         # The user did not ask about this point, so only an error there is reported.
         place = "at a point close by, the first derivative: "
         leaves = [
             dataclasses.replace(leaf, order=2, reason=place + leaf.reason)
-            for leaf in leaves
+            for leaf in higher.leaves
             if leaf.verdict is Verdict.WRONG
         ]
         return dataclasses.replace(lower, leaves=sort_leaves([*lower.leaves, *leaves]))
@@ -61,20 +67,9 @@ def combine(lower: Report, higher: Report, problem: Problem) -> Report:
     identities = [i for i in higher.identities if i.holds is False or i.name == "symmetry"]
     return dataclasses.replace(
         lower,
-        leaves=sort_leaves([*lower.leaves, *leaves]),
+        leaves=sort_leaves([*lower.leaves, *higher.leaves]),
         identities=(*lower.identities, *identities),
         notes=tuple(dict.fromkeys((*lower.notes, *higher.notes))),
-    )
-
-
-def _report(problem, rows, identities, notes, strict) -> Report:
-    return Report(
-        leaves=sort_leaves(rows),
-        identities=identities,
-        left_out=problem.left_out,
-        precision="float64" if problem.numeric.wide else "the type of the arguments",
-        notes=tuple(notes),
-        strict=strict,
     )
 
 
@@ -82,7 +77,7 @@ def _with_working_error(row: Leaf, info: LeafInfo, autodiff: Autodiff) -> Leaf:
     """Compare the gradient in the arguments' types with the float64 one, where both exist."""
     if autodiff.original is None or autodiff.gradient is None or row.mode != "rev":
         return row
-    original, wide = (g[info.start : info.stop] for g in (autodiff.original, autodiff.gradient))
+    original, wide = autodiff.original[info.part], autodiff.gradient[info.part]
     row = dataclasses.replace(row, working_error=relative(original, wide))
     # The gradient that the user computes is what counts, whatever float64 shows.
     bad = ~np.isfinite(original) & np.isfinite(wide)
@@ -104,22 +99,7 @@ def _with_identities(row: Leaf, index: int, identities: Sequence[Identity]) -> L
         # Symmetry is a property of the whole second derivative, not of a leaf.
         if identity.holds is False and identity.leaf == index and identity.name != "symmetry":
             words = f"does not hold: {NAMES[identity.name]}"
-            row = dataclasses.replace(
-                row,
-                verdict=worst([row.verdict, Verdict.WRONG]),
-                reason=f"{row.reason}; {words}" if row.reason else words,
-            )
+            verdict = row.verdict if row.verdict in FAILURES else Verdict.WRONG
+            reason = f"{row.reason}; {words}" if row.reason else words
+            row = dataclasses.replace(row, verdict=verdict, reason=reason)
     return row
-
-
-def _meant_to_differ(problem: Problem, rows: Sequence[Leaf]) -> list[str]:
-    """Name parts of the function whose derivative may be meant to differ from its values."""
-    facts = problem.facts
-    if facts is None or not any(row.verdict is Verdict.WRONG for row in rows):
-        return []
-    notes = []
-    if facts.stops:
-        notes.append("f calls stop_gradient: its derivative may be meant to differ from its body")
-    if facts.rules:
-        notes.append("functions with a custom derivative rule: " + ", ".join(facts.rules))
-    return notes

@@ -8,7 +8,6 @@ import numpy as np
 from jaxgrad.checking._prepare import Problem
 
 SIGNS = np.array([-1, 1], np.float32)
-ONE = np.ones(1, np.float32)
 # Bounds on the memory of directions as vectors, and of perturbed copies of the arguments.
 CHUNK_BYTES = 2**23
 ROWS_BYTES = 2**22
@@ -24,7 +23,7 @@ class Direction(NamedTuple):
 
 def unit_directions(leaf: int, coordinates: Sequence[int]) -> list[Direction]:
     """Return the unit vectors of some coordinates of a leaf."""
-    return [Direction(leaf, i, ONE) for i in coordinates]
+    return [Direction(leaf, i, np.ones(1, np.float32)) for i in coordinates]
 
 
 def leaf_indices(directions: Sequence[Direction]) -> np.ndarray:
@@ -32,26 +31,11 @@ def leaf_indices(directions: Sequence[Direction]) -> np.ndarray:
     return np.array([direction.leaf for direction in directions])
 
 
-def products(gradient: np.ndarray, directions: Sequence[Direction]) -> np.ndarray:
-    """Return the product of a gradient with each direction, `[P]`."""
-    with np.errstate(invalid="ignore"):
-        parts = [(gradient[start : start + len(v)], v) for _, start, v in directions]
-        return np.array([float(part @ v.astype(np.float64)) for part, v in parts])
+def evaluate(problem: Problem, kind: str, directions: Sequence[Direction], steps: np.ndarray):
+    """Return the weighted "changes" of the outputs for steps along each direction, `[P, K]`.
 
-
-def changes(problem: Problem, directions: Sequence[Direction], steps: np.ndarray) -> np.ndarray:
-    """Return the weighted change of the outputs for signed steps along each direction, `[P, K]`."""
-    return _evaluate(problem, "changes", directions, steps)
-
-
-def tangents(problem: Problem, directions: Sequence[Direction]) -> np.ndarray:
-    """Return the weighted tangent of the outputs along each direction by forward mode, `[P]`."""
-    return _evaluate(problem, "tangents", directions, np.ones((len(directions), 1)))[:, 0]
-
-
-def _evaluate(
-    problem: Problem, kind: str, directions: Sequence[Direction], steps: np.ndarray
-) -> np.ndarray:
+    With "tangents" they are derivatives by forward mode, times the step.
+    """
     size, results = len(problem.point), []
     computation = problem.numeric if kind == "changes" else problem.checked
     chunk = int(np.clip(CHUNK_BYTES // (4 * size), 8, 1024))

@@ -9,66 +9,58 @@ every mask, an error in one row on one side of every mask of the rows.
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxgrad._numerics import rms
 from jaxgrad.checking._autodiff import Autodiff, slopes
-from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences
+from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences, judge
 from jaxgrad.checking._directions import SIGNS, Direction, unit_directions
 from jaxgrad.checking._numeric import FEW_STEPS, Numeric, measure, measure_closely
-from jaxgrad.checking._patterns import Location, locate, scaled_by, usual_mistake, wrong_in
 from jaxgrad.checking._prepare import Problem
-from jaxgrad.checking._report import Leaf
+from jaxgrad.checking._report import ORDER, Leaf, Verdict
 from jaxgrad.checking._step_sizes import Derivative
-from jaxgrad.checking._tolerance import Tolerance
-from jaxgrad.checking._verdict import ORDER, Verdict, judge
 
-BASES = 3
-"""Random vectors for each mask."""
-PARTS = 16
-"""Number of parts into which a range of elements is cut."""
+BASES = 3  # random vectors for each mask
+PARTS = 16  # Ranges of elements are cut into so many.
+
+
+class Location(NamedTuple):
+    """The place of an error within a leaf."""
+
+    worst: tuple[int, ...]  # index of the worst element
+    axes: tuple[int | None, ...]  # for each axis the only index with errors
+    alone: bool  # whether the error is in that element alone
 
 
 def localize(
-    problem: Problem,
-    autodiff: Autodiff,
-    numeric: Numeric,
-    tolerance: Tolerance,
-    comparison: Comparison,
-    generator: np.random.Generator,
+    problem: Problem, autodiff: Autodiff, numeric: Numeric, comparison: Comparison, generator
 ) -> Leaf:
-    """Return the row of a leaf with the reason for its verdict.
-
-    The verdict on a large leaf may change: its wrong elements are looked at one by one.
-    """
-    row, slopes = comparison.row, comparison.autodiff
-    complete = bool(tolerance.complete[comparison.position])
+    """Return the row of a leaf with a reason; the verdict on a large one may change."""
+    position, _, slopes, part, _, verdicts, worst, row = comparison
+    complete = bool(numeric.tolerance.complete[position])
     # Along a direction, one element that is not finite hides all others, so they are searched.
     searched = not complete and not np.all(np.isfinite(slopes))
     match row.verdict:
         case Verdict.AGREE:
             return row
+        case Verdict.KINK if not complete:
+            reason = f"kink along {int(part.kink.sum())} of {len(part.kink)} directions"
         case Verdict.KINK:
-            reason = _kink(comparison, complete)
+            count = int(np.sum(verdicts == ORDER.index(Verdict.KINK)))
+            sides = f"one-sided slopes {part.left[worst]:.4g} and {part.right[worst]:.4g}"
+            if not part.kink[worst]:
+                sides = "within the smallest step that this precision resolves"
+            reason = f"kink at {count} of {len(part.kink)} coordinates, {sides}"
         case Verdict.UNRESOLVED | Verdict.NONFINITE if not searched:
-            reason = _why(problem, row.verdict, comparison.numeric, comparison.worst, slopes)
+            reason = _why(problem, row.verdict, part, worst, slopes)
         case _ if complete:
-            reason = _mistake(problem.leaves[comparison.position].axes, comparison)
+            reason = _mistake(problem.leaves[position].axes, comparison)
         case _:
-            return _search(problem, autodiff, numeric.plan, tolerance, comparison, generator)
+            return _search(problem, autodiff, numeric, comparison, generator)
     return dataclasses.replace(row, reason=reason)
-
-
-def _kink(comparison: Comparison, complete: bool) -> str:
-    numeric, worst = comparison.numeric, comparison.worst
-    if not complete:
-        return f"kink along {int(numeric.kink.sum())} of {len(numeric.kink)} directions"
-    slopes = f"one-sided slopes {numeric.left[worst]:.4g} and {numeric.right[worst]:.4g}"
-    if not numeric.kink[worst]:
-        slopes = "within the smallest step that this precision resolves"
-    count = int(np.sum(comparison.verdicts == ORDER.index(Verdict.KINK)))
-    return f"kink at {count} of {len(numeric.kink)} coordinates, {slopes}"
 
 
 def _why(problem: Problem, verdict: Verdict, numeric: Derivative, worst: int, slopes) -> str:
@@ -92,28 +84,30 @@ def _why(problem: Problem, verdict: Verdict, numeric: Derivative, worst: int, sl
 
 def _mistake(axes: tuple[int, ...], comparison: Comparison) -> str:
     """Describe the error of a leaf that was checked at every element."""
-    _, _, autodiff, numeric, allowed, verdicts, _, _ = comparison
+    autodiff, numeric, verdicts = comparison.autodiff, comparison.numeric, comparison.verdicts
     # The worst kind of verdict alone: beside wrong elements, others may be unresolved.
     wrong = (verdicts == verdicts.min()).reshape(axes)
-    location = locate(wrong, differences(autodiff, numeric.value).reshape(axes))
+    location = _locate(wrong, differences(autodiff, numeric.value).reshape(axes))
     reason = ""
     if len(autodiff) == 1 and numeric.value[0] != 0:
-        reason = scaled_by(float(autodiff[0] / numeric.value[0]))
+        reason = _scaled_by(float(autodiff[0] / numeric.value[0]))
     elif not location.alone:
         # A mistake in the whole leaf explains every element, if only roughly.
-        slack = numeric.error + 10 * allowed
-        reason = usual_mistake(autodiff.reshape(axes), np.ravel, numeric.value, slack)
-    return reason or wrong_in(location, axes, int(wrong.sum()))
+        slack = numeric.error + 10 * comparison.allowed
+        reason = _usual_mistake(autodiff.reshape(axes), np.ravel, numeric.value, slack)
+    return reason or _wrong_in(location, axes, int(wrong.sum()))
 
 
-def _search(problem, autodiff, plan, tolerance, comparison, generator) -> Leaf:
+def _search(problem, autodiff, measured, comparison, generator) -> Leaf:
     """Look for the elements behind a large leaf's error, and judge them one by one."""
+    plan, tolerance = measured.plan, measured.tolerance
     j, directions, by_direction, numeric, allowed, _, _, row = comparison
     info, gradient = problem.leaves[j], None
     if row.mode == "rev" and autodiff.gradient is not None:
-        gradient = autodiff.gradient[info.start : info.stop]
+        gradient = autodiff.gradient[info.part]
 
     def error_along(vectors):
+        """The error of autodiff along vectors over the leaf, and its error bar."""
         directions = [Direction(j, info.start, vector) for vector in vectors]
         largest = np.full(len(vectors), plan.largest[j])
         numeric = measure(problem, directions, largest, FEW_STEPS, plan.noise[j])
@@ -144,14 +138,14 @@ def _search(problem, autodiff, plan, tolerance, comparison, generator) -> Leaf:
     elif gradient is not None and not location.alone:
         rows = np.stack([direction.values for direction in directions]).astype(np.float64)
         slack = bars + 1e-5 * size
-        reason = usual_mistake(
+        reason = _usual_mistake(
             gradient.reshape(info.axes), lambda g: rows @ g.ravel(), numeric.value, slack
         )
     index = np.unravel_index(positions[worst], info.axes)[len(info.axes) - len(info.shape) :]
     return dataclasses.replace(
         row,
         verdict=verdict,
-        reason=reason or wrong_in(location, info.axes, None),
+        reason=reason or _wrong_in(location, info.axes, None),
         worst_index=tuple(int(i) for i in index),
         autodiff=float(slope[worst]),
         numeric=float(by_element.value[worst]),
@@ -160,13 +154,10 @@ def _search(problem, autodiff, plan, tolerance, comparison, generator) -> Leaf:
 
 
 def _candidates(info, gradient, error_along, generator) -> tuple[list[int], Location]:
-    """Return the elements of a large leaf to look at, and where its errors seem to be.
-
-    `error_along` maps vectors over the leaf to the error of autodiff along each, and its error bar.
-    """
+    """Return the elements of a large leaf to look at, and where its errors seem to be."""
     if gradient is not None and not np.all(np.isfinite(gradient)):
         bad = ~np.isfinite(gradient)
-        location = locate(bad.reshape(info.axes), bad.reshape(info.axes))
+        location = _locate(bad.reshape(info.axes), bad.reshape(info.axes))
         return np.flatnonzero(bad)[:8].tolist(), location
     location = _by_bits(info.axes, error_along, generator)
     positions = [int(np.ravel_multi_index(location.worst, info.axes))]
@@ -177,10 +168,7 @@ def _candidates(info, gradient, error_along, generator) -> tuple[list[int], Loca
 
 
 def _by_bits(shape: tuple[int, ...], error_along, generator) -> Location:
-    """Find the wrong elements by masks for each bit of the index along each axis.
-
-    The `worst` of the location is a candidate that has to be checked.
-    """
+    """Find the wrong elements by masks for each bit of the index; `worst` has to be checked."""
     base = generator.choice(SIGNS, size=(BASES, *shape))
     masks = []
     for axis, size in enumerate(shape):
@@ -225,3 +213,85 @@ def _by_descent(size: int, error_along, generator) -> int:
         largest = int(np.argmax(np.sum(error**2, axis=1)))
         start, stop = int(edges[largest]), int(edges[largest + 1])
     return start
+
+
+def _usual_mistake(gradient: np.ndarray, project: Callable, numeric: np.ndarray, slack) -> str:
+    """Return the usual mistake that explains every numeric derivative, in words, or "".
+
+    The `gradient` by autodiff has the axes of the leaf. `project` maps a gradient to derivatives,
+    which may differ from the `numeric` ones by the `slack`, all `[P]`.
+    """
+    known = np.isfinite(numeric) & np.isfinite(slack)
+    if known.sum() < 2:
+        return ""
+
+    def explains(predicted):
+        return bool(np.all(np.abs(predicted - numeric)[known] <= slack[known]))
+
+    if not np.any(gradient):
+        return _scaled_by(0.0)
+    projected = project(gradient)
+    product = float(np.sum((projected * numeric)[known]))
+    square = float(np.sum(np.square(numeric[known])))
+    if square > 0 and product != 0:
+        # The factor by least squares; one near 1 would explain anything that is nearly right.
+        factor = product / square
+        if abs(factor - 1) > 1e-4 and explains(projected / factor):
+            return _scaled_by(factor)
+    for words, other in _rearrangements(gradient):
+        for sign, with_sign in ((1, ""), (-1, " and of the opposite sign")):
+            if not np.array_equal(other, gradient) and explains(sign * project(other)):
+                return f"autodiff is {words}{with_sign}"
+    return ""
+
+
+def _scaled_by(factor: float) -> str:
+    """Describe a gradient that is `factor` times the right one."""
+    if factor == 0:
+        return "autodiff is zero"
+    if abs(factor + 1) < 1e-3:
+        return "autodiff is of the opposite sign"
+    return f"autodiff is {factor:.4g} times the numeric one"
+
+
+def _rearrangements(gradient: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a mistake in words and the right gradient if that mistake made it `gradient`."""
+    shape = gradient.shape
+    if gradient.ndim == 2 and shape[0] == shape[1] and shape[0] > 1:
+        yield "transposed", gradient.T
+    if gradient.ndim == 2 and min(shape) > 1 and shape[0] != shape[1]:
+        yield "transposed, then reshaped", gradient.reshape(shape[::-1]).T
+    for axis, size in enumerate(shape):
+        if size > 1:
+            along = f" along axis {axis}" if len(shape) > 1 else ""
+            yield f"reversed{along}", np.flip(gradient, axis)
+            for shift in (1, -1) if size > 2 else (1,):
+                yield f"shifted by one{along}", np.roll(gradient, shift, axis)
+
+
+def _locate(wrong: np.ndarray, error: np.ndarray) -> Location:
+    """Return the place of the errors of `wrong` elements; both have the axes of the leaf."""
+    worst = np.unravel_index(int(np.argmax(np.where(wrong, np.abs(error), -1.0))), wrong.shape)
+    axes = []
+    for axis, size in enumerate(wrong.shape):
+        others = tuple(i for i in range(wrong.ndim) if i != axis)
+        indices = np.flatnonzero(wrong.any(axis=others))
+        axes.append(int(indices[0]) if len(indices) == 1 and size > 1 else None)
+    return Location(tuple(int(i) for i in worst), tuple(axes), int(wrong.sum()) == 1)
+
+
+def _wrong_in(location: Location, shape: tuple[int, ...], count: int | None) -> str:
+    """Describe a location: an element, a row, a column, or `count` elements of the leaf."""
+    if location.alone:
+        return "wrong at one element"
+    single = [(axis, index) for axis, index in enumerate(location.axes) if index is not None]
+    if single and len(single) < len(shape):
+        if len(shape) == 2:
+            axis, index = single[0]
+            return f"wrong at {'row' if axis == 0 else 'column'} {index}"
+        indices = ", ".join(":" if index is None else str(index) for index in location.axes)
+        return f"wrong at slice [{indices}]"
+    if count is None:
+        return "wrong at many elements"
+    size = int(np.prod(shape))
+    return "wrong at every element" if count == size else f"wrong at {count} of {size} elements"

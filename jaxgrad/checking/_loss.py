@@ -31,12 +31,8 @@ class _Term:
 def check_terms(f: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Report]:
     """Check the gradient of each term of a loss by itself.
 
-    Args:
-      f: returns a pytree of terms, for example `{"data": ..., "regularizer": ...}`.
-      *args, **options: of `check_grads`, except for `has_aux`.
-
-    Returns:
-      A report for each leaf of the output; keys are its `jax.tree_util.keystr`.
+    `f` returns a pytree of terms. All options are those of `check_grads`, except for `has_aux`. The
+    result has a report for each leaf of the output, by its `jax.tree_util.keystr`.
 
     Source: CS231n, "Gradient checks: don't let the regularization overwhelm the data".
 
@@ -49,11 +45,10 @@ def check_terms(f: Callable[..., Any], *args: Any, **options: Any) -> dict[str, 
     if "has_aux" in options:
         raise TypeError("has_aux must not be given, got has_aux; let f return its terms alone")
     # Paths of the terms, without computing them.
-    shape = jax.eval_shape(lambda: f(*args))
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
+    shapes, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(lambda: f(*args)))
     return {
         jax.tree_util.keystr(path): check_grads(_Term(f, i), *args, **options)
-        for i, path in enumerate(paths)
+        for i, (path, _) in enumerate(shapes)
     }
 
 
@@ -70,13 +65,12 @@ def check_along_training(
     """Check a gradient before training and again after some steps of an optimizer.
 
     Args:
-      loss: `loss(params, *batch)` returns a scalar.
+      loss: `loss(params, *batch)` returns a scalar, or a pair with `has_aux`.
       params: starting point of the training; a pytree of floating-point arrays.
       batches: yields one tuple of further arguments for each step, at least one more than the
         largest of `steps`.
       optimizer: any optimizer of optax.
       steps: numbers of steps after which to check, on the batch that comes next.
-      has_aux: whether `loss` returns a pair.
       **options: of `check_grads`.
 
     Returns:
@@ -96,7 +90,7 @@ def check_along_training(
     >>> {step: report.ok for step, report in reports.items()}
     {0: True, 10: True}
     """
-    checked = sorted({_validate.integer("steps", step, 0) for step in steps})
+    checked = {_validate.integer("steps", step, 0) for step in steps}
     if not checked:
         raise ValueError("steps must not be empty, got no steps; give at least one")
 
@@ -108,27 +102,22 @@ def check_along_training(
         return optax.apply_updates(params, updates), state
 
     # The optimizer works on whatever `jax.grad` gives: a wrong gradient leads elsewhere.
-    state = optimizer.init(params)
+    state, last, count = optimizer.init(params), max(checked), -1
     reports = {}
-    count = -1
     for count, batch in enumerate(batches):
         if count in checked:
-            _check_params(params, count)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+                if not np.all(np.isfinite(np.asarray(leaf))):
+                    raise ValueError(
+                        f"params must stay finite, got NaN or infinity at "
+                        f"{jax.tree_util.keystr(path)} after {count} steps; lower the learning rate"
+                    )
             reports[count] = check_grads(loss, params, *batch, has_aux=has_aux, **options)
         # The last batch is only checked, not trained on.
-        if count == checked[-1]:
+        if count == last:
             return reports
         params, state = update(params, state, *batch)
     raise ValueError(
-        f"batches must have at least {checked[-1] + 1} entries to check after {checked[-1]} steps, "
+        f"batches must have at least {last + 1} entries to check after {last} steps, "
         f"got {count + 1}; repeat them, for example with itertools.cycle"
     )
-
-
-def _check_params(params: Any, count: int) -> None:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not np.all(np.isfinite(np.asarray(leaf))):
-            raise ValueError(
-                f"params must stay finite, got NaN or infinity at {jax.tree_util.keystr(path)} "
-                f"after {count} steps; lower the learning rate"
-            )

@@ -5,24 +5,41 @@ size of the leaf down to rounding. It shows the best step and the errors of the 
 directions take a few steps around that one. Where these leave a doubt, many steps follow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._numerics import rms
 from jaxgrad.checking._autodiff import Autodiff, slopes
-from jaxgrad.checking._directions import SIGNS, Direction, changes, leaf_indices, unit_directions
+from jaxgrad.checking._directions import SIGNS, Direction, evaluate, leaf_indices, unit_directions
 from jaxgrad.checking._prepare import Problem
-from jaxgrad.checking._step_sizes import RATIO, Derivative, estimate
-from jaxgrad.checking._tolerance import Tolerance
+from jaxgrad.checking._step_sizes import LARGEST_STEP, RATIO, Derivative, estimate
 
-LARGEST_STEP = 0.125
-"""The largest step, relative to the size of the leaf."""
+SOLVER_RTOL = 1e-3  # relative error that may pass where loops stop at a tolerance
+FEW_COORDINATES = 16  # A leaf of at most this many is always checked at each of them.
 FEW_STEPS = 4
 MANY_STEPS = 14
-REMEASURED = 256
-"""At most this many directions of a leaf are measured again with many steps."""
+REMEASURED = 256  # At most this many directions of a leaf are measured again with many steps.
+
+
+class Tolerance(NamedTuple):
+    """Differences that are not taken for errors."""
+
+    rtol: float  # relative error of an element, or of a whole leaf
+    element: float  # rounding of an element, relative to the root mean square of its leaf
+    direction: float  # the same for the derivative along a direction
+    complete: np.ndarray  # whether each leaf is checked at every element, [L]
+    raised: bool = False  # whether `rtol` is larger than the user asked for
+
+    def of(self, leaf: int, numeric: Derivative) -> np.ndarray:
+        """Return the tolerance for each derivative of a leaf, `[P]`."""
+        size = rms(numeric.value)
+        if self.complete[leaf]:
+            return self.rtol * np.abs(numeric.value) + self.element * size
+        # Along a direction one element counts little, so nothing passes but rounding.
+        return np.full(numeric.value.shape, self.direction * size)
 
 
 class StepPlan(NamedTuple):
@@ -37,45 +54,45 @@ class StepPlan(NamedTuple):
 class Numeric(NamedTuple):
     """Both derivatives along `P` directions, every coordinate of a leaf or random vectors."""
 
+    tolerance: Tolerance
     plan: StepPlan
     directions: list[Direction]
     derivative: Derivative
     slopes: dict[str, np.ndarray]  # by autodiff, for each mode, [P]
 
 
+def choose_tolerance(problem: Problem, eps: float, rtol: float, exhaustive: int) -> Tolerance:
+    """Return the tolerance of a check, where `eps` is the coarsest in the backward pass."""
+    # The tolerance of a solver is an error of the function and of its derivative, not a mistake.
+    raised = max(rtol, SOLVER_RTOL) if problem.facts.iterates else rtol
+    # A backward pass in a narrow type adds many roundings, hence the larger multiple.
+    rounding = 300 * eps if eps < 1e-4 else 30 * eps
+    element = max(raised / 10, 1e-5, rounding)
+    sizes = np.array([leaf.size for leaf in problem.leaves])
+    complete = (sizes <= FEW_COORDINATES) | (len(problem.point) <= exhaustive)
+    return Tolerance(raised, element, 30 * eps if eps > 1e-12 else 1e-11, complete, raised > rtol)
+
+
 def differentiate_numerically(
-    problem: Problem,
-    autodiff: Autodiff,
-    tolerance: Tolerance,
-    modes: Sequence[str],
-    count: int,
-    generator: np.random.Generator,
+    problem: Problem, autodiff: Autodiff, tolerance: Tolerance, modes, count: int, generator
 ) -> Numeric:
     """Take numeric derivatives, for large leaves along the pilot and `count - 1` random vectors."""
     plan = plan_steps(problem, generator)
     directions = []
-    for j, info in enumerate(problem.leaves):
+    for j, (info, pilot) in enumerate(zip(problem.leaves, plan.pilots, strict=True)):
         if tolerance.complete[j]:
             directions += unit_directions(j, range(info.start, info.stop))
-        else:
-            pilot = plan.pilots[j]
-            vectors = _random_vectors(info.size, count - 1, generator)
-            vectors = [vector * np.abs(pilot.values) for vector in vectors]
-            directions += [pilot, *(Direction(j, info.start, vector) for vector in vectors)]
+            continue
+        directions.append(pilot)
+        for i in range(count - 1):
+            # Signs show any error of a single element, but errors of equal size may cancel. Normal
+            # numbers do not cancel, but may hide an error of a single element.
+            signs = generator.choice(SIGNS, info.size)
+            vector = signs if i % 2 else generator.standard_normal(info.size, np.float32)
+            directions.append(Direction(j, info.start, vector * np.abs(pilot.values)))
     by_mode = {mode: slopes(problem, autodiff, directions, mode) for mode in modes}
     derivative = numeric_derivatives(problem, plan, directions, tolerance, by_mode[modes[0]])
-    return Numeric(plan, directions, derivative, by_mode)
-
-
-def _random_vectors(size: int, count: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield random vectors, normal ones and signs in turn.
-
-    Signs show any error of a single element, but errors of equal size may cancel. Normal numbers
-    do not cancel, but may hide an error of a single element.
-    """
-    for i in range(count):
-        signs = generator.choice(SIGNS, size)
-        yield signs if i % 2 else generator.standard_normal(size, np.float32)
+    return Numeric(tolerance, plan, directions, derivative, by_mode)
 
 
 def plan_steps(problem: Problem, generator: np.random.Generator) -> StepPlan:
@@ -91,10 +108,10 @@ def plan_steps(problem: Problem, generator: np.random.Generator) -> StepPlan:
         # Beside an edge of the domain, a step of the size of the leaf would carry small elements
         # outside, so each element moves by a share of its own size.
         for j in stuck:
-            info, values = problem.leaves[j], pilots[j].values
-            size = np.abs(problem.point[info.start : info.stop])
+            size = np.abs(problem.point[problem.leaves[j].part])
             share = np.where(size > 0, size / problem.scales[j], 1.0)
-            pilots[j] = pilots[j]._replace(values=values * share.astype(np.float32))
+            values = pilots[j].values * share.astype(np.float32)
+            pilots[j] = pilots[j]._replace(values=values)
         again = measure(problem, [pilots[j] for j in stuck], largest[stuck])
         pilot = pilot.replace(stuck, again)
     known = np.isfinite(pilot.error)
@@ -104,38 +121,29 @@ def plan_steps(problem: Problem, generator: np.random.Generator) -> StepPlan:
 
 
 def numeric_derivatives(
-    problem: Problem,
-    plan: StepPlan,
-    directions: list[Direction],
-    tolerance: Tolerance,
-    expected: np.ndarray | None = None,
+    problem: Problem, plan: StepPlan, directions: list[Direction], tolerance, expected=None
 ) -> Derivative:
     """Return the numeric derivative along each direction, to a tenth of the tolerance if possible.
 
     Where derivatives that are `expected`, `[P]`, are far off, the numeric ones are measured again,
     with steps that again do not depend on the expected ones.
     """
-    measured = np.array([direction is plan.pilots[direction.leaf] for direction in directions])
-    rows = np.flatnonzero(~measured)
-    rest = [directions[i] for i in rows]
     leaves = leaf_indices(directions)
-    owners = leaves[rows]
+    # Pilots are measured already.
+    rows = np.flatnonzero([d is not plan.pilots[d.leaf] for d in directions])
+    rest, owners = [directions[i] for i in rows], leaves[rows]
     numeric = measure(problem, rest, plan.largest[owners], FEW_STEPS, plan.noise[owners])
     expected = None if expected is None else expected[rows]
     doubtful = _doubtful(owners, numeric, tolerance, expected)
     if len(doubtful):
         before = numeric.select(doubtful)
         again = measure_closely(problem, plan, [rest[i] for i in doubtful])
-        better = ~_confirms(again, before) | before.kink | again.kink | (before.sides < 2)
-        numeric = numeric.replace(doubtful[better], again.select(better))
-    order = np.argsort(np.concatenate([np.flatnonzero(measured), rows]))
-    pilots = plan.derivative.select(leaves[measured])
-    return Derivative(*(np.concatenate(pair)[order] for pair in zip(pilots, numeric, strict=True)))
+        unclear = before.kink | again.kink | (before.sides < 2)
+        numeric = _improved(numeric, doubtful, again, unclear)
+    return plan.derivative.select(leaves).replace(rows, numeric)
 
 
-def _doubtful(
-    leaves: np.ndarray, numeric: Derivative, tolerance: Tolerance, expected: np.ndarray | None
-) -> np.ndarray:
+def _doubtful(leaves, numeric: Derivative, tolerance: Tolerance, expected) -> np.ndarray:
     """Return the directions, leaf by leaf and worst first, where a few steps leave a doubt."""
     selected: list[int] = []
     for leaf in np.unique(leaves):
@@ -154,22 +162,18 @@ def _doubtful(
 
 
 def measure(
-    problem: Problem,
-    directions: Sequence[Direction],
-    largest: np.ndarray,
-    count: int | None = None,
-    noise: Any = 0.0,
+    problem: Problem, directions: Sequence[Direction], largest, count=0, noise: Any = 0.0
 ) -> Derivative:
     """Return the derivative along each direction from one sequence of steps.
 
     There are `count` steps, by default as many as the precision allows, from the `largest` on,
-    `[P]`. `noise`, a number or `[P]`, is the least error of the function.
+    `[P]`. `noise` is the least error of the function.
     """
     eps, wide = problem.numeric.eps, problem.numeric.wide
     # Where values pass through a narrower type, tiny steps move nothing or only a part of f.
     count = count or (MANY_STEPS if wide and eps < 1e-12 else MANY_STEPS // 2)
     steps = largest[:, None] * RATIO ** -np.arange(count)[None]
-    change = changes(problem, directions, np.concatenate([steps, -steps], axis=1))
+    change = evaluate(problem, "changes", directions, np.concatenate([steps, -steps], axis=1))
     steps = _realized(problem, directions, steps)
     rounding = problem.total * np.finfo(np.float64 if wide else np.float32).eps
     return estimate(
@@ -184,10 +188,7 @@ def measure(
 
 
 def measure_closely(problem: Problem, plan: StepPlan, directions: list[Direction]) -> Derivative:
-    """Return the derivative along each direction from many steps.
-
-    They start from the size of the leaf, and from that of the coordinate if it is smaller.
-    """
+    """Return the derivative from many steps, from the size of the leaf or of the coordinate on."""
     leaves = leaf_indices(directions)
     largest = problem.scales[leaves] * LARGEST_STEP
     # A few sequences can underestimate the noise, so it is bounded by that of the leaf's pilot.
@@ -200,8 +201,7 @@ def measure_closely(problem: Problem, plan: StepPlan, directions: list[Direction
         nearest = [directions[i] for i in small]
         nearer = measure(problem, nearest, size[small] * LARGEST_STEP, noise=noise[small])
         # Steps far larger than the coordinate may agree on a derivative that holds elsewhere.
-        better = ~_confirms(nearer, numeric.select(small))
-        numeric = numeric.replace(small[better], nearer.select(better))
+        numeric = _improved(numeric, small, nearer)
     return numeric
 
 
@@ -220,8 +220,11 @@ def _realized(problem: Problem, directions: Sequence[Direction], steps: np.ndarr
     return steps
 
 
-def _confirms(again: Derivative, before: Derivative) -> np.ndarray:
-    """Whether a second measurement leaves a first, more precise one standing."""
+def _improved(numeric: Derivative, rows: np.ndarray, again: Derivative, unclear: Any = False):
+    """Replace `rows` by a second measurement, unless it confirms a more precise first one."""
+    before = numeric.select(rows)
     with np.errstate(invalid="ignore"):
         agree = np.abs(again.value - before.value) <= again.error + before.error
-    return (agree & (before.error < again.error)) | ~np.isfinite(again.error)
+    confirmed = (agree & (before.error < again.error)) | ~np.isfinite(again.error)
+    better = ~confirmed | unclear
+    return numeric.replace(rows[better], again.select(better))

@@ -7,16 +7,15 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
-from jaxgrad.checking._cache import reuse
-from jaxgrad.checking._programs import Programs, build_programs, precision, to_float64
-from jaxgrad.checking._trace import Facts, trace
+from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
+from jaxgrad.checking._trace import UNTRACED, Facts, trace
 
+# Whether the moved leaves, and whether the fixed arrays, are converted to float64.
 PRECISIONS = ((True, True), (True, False), (False, False))
-"""Whether the moved leaves, and whether the fixed arrays, are converted to float64."""
 
 
 class Computation(NamedTuple):
@@ -30,12 +29,11 @@ class Computation(NamedTuple):
     key: Any
 
 
-def choose_precision(arguments: Arguments) -> tuple[Computation, Facts | None, bool, str]:
+def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, str]:
     """Choose the first of: traced or not, in float64 or as given, that the function allows.
 
-    Returns:
-      The function in that precision; facts about its trace, `None` if it cannot be traced; whether
-      two traces, or two calls, agree; and the error that it raised in float64, or "".
+    Returns it, facts about its trace, whether two traces, or two calls, agree, and the error that
+    it raised in float64, or "".
     """
     errors: list[Exception] = []
     for traced in (True, False):
@@ -48,39 +46,33 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts | None, b
             obstacle = "" if wide else f"{type(errors[-2]).__name__}: {first_line(errors[-2])}"
             return *attempt, obstacle
     # A traced call as the user would make it; if it cannot be traced, a plain call.
-    error = errors[2]
-    if isinstance(error, jax.errors.ConcretizationTypeError):
-        error = errors[-1]
+    error = errors[-1 if isinstance(errors[2], jax.errors.ConcretizationTypeError) else 2]
     raise ValueError(
         f"f raised {type(error).__name__} at the given arguments: {first_line(error)}"
     ) from error
 
 
-def _attempt(
-    arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool
-) -> tuple[Computation, Facts | None, bool]:
-    function, facts, key = arguments.function, None, None
+def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
+    function, facts, key = arguments.function, UNTRACED, None
     with precision(wide):
         moved = [to_float64(v) if wide else v for v in arguments.moved]
         fixed = [to_float64(v) if wide_fixed else v for v in arguments.fixed]
         try:
             if traced:
-                facts, again = trace(function, moved, fixed), trace(function, moved, fixed)
+                facts, again = (trace(function, moved, fixed) for _ in range(2))
                 deterministic = facts.fingerprint == again.fingerprint
             else:
                 pairs = zip(function(moved, fixed), function(moved, fixed), strict=False)
                 deterministic = all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
         except jax.errors.UnexpectedTracerError:
             # The function stored an intermediate value of its first call for its second.
-            facts, deterministic = None, False
+            facts, deterministic = UNTRACED, False
         build = functools.partial(build_programs, function, moved, fixed, wide=wide)
-        if facts is None or not deterministic:
-            # Nothing is known of a function that cannot be traced, so nothing is stored.
-            programs = build(compiled=False)
-        else:
+        if facts.fingerprint and deterministic:
             key = (function, facts.fingerprint, wide)
-            programs = reuse(key, build)
-    eps = max([facts.eps if facts else 0.0, *(float(jnp.finfo(v.dtype).eps) for v in moved)])
+        # Nothing is known of a function that cannot be traced, so nothing is stored.
+        programs = reuse(key, build) if key else build(compiled=False)
+    eps = max(facts.eps, *(float_eps(value.dtype) for value in moved))
     return Computation(programs, moved, fixed, wide, eps, key), facts, deterministic
 
 

@@ -1,17 +1,19 @@
-"""The first stage of a check: from a function and its arguments to a `Problem`."""
+"""The first stage of a check: from a function and its arguments to a `Problem` of each order."""
 
-import functools
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._numerics import rms
 from jaxgrad.checking._arguments import Arguments, sort_arguments
-from jaxgrad.checking._cotangents import choose_cotangents
 from jaxgrad.checking._precision import Computation, choose_precision
+from jaxgrad.checking._programs import Function, equal_within, gradient_of
+from jaxgrad.checking._report import Verdict
 from jaxgrad.checking._trace import Facts
-from jaxgrad.checking._verdict import Verdict
 from jaxgrad.checking._widen import without_rounding
 
 CHANGING = (
@@ -25,15 +27,13 @@ CHANGING = (
 class Problem(Arguments):
     """A function at a point, ready to be differentiated.
 
-    Autodiff differentiates `checked`, in float64 if the function allows it. Numeric derivatives are
-    taken of `numeric`, without rounding to narrower types inside if that is possible. In higher
-    orders `swap` holds other weights of the derivative, one for each leaf, and the index of the
-    first weight among the fixed arrays.
+    In higher orders `swap` holds other weights of the derivative, one for each leaf, and the index
+    of the first weight among the fixed arrays.
     """
 
-    checked: Computation
-    numeric: Computation
-    facts: Facts | None
+    checked: Computation  # for autodiff, in float64 if the function allows it
+    numeric: Computation  # for differences, if possible without rounding to narrower types inside
+    facts: Facts
     cotangents: list[np.ndarray]
     total: float  # sum of the sizes of the weighted outputs; rounding is relative to it
     batched: bool  # whether the function is evaluated under `jax.vmap`
@@ -45,6 +45,30 @@ class Problem(Arguments):
     swap: tuple[list[np.ndarray], int] | None = None
 
 
+def problems(
+    f: Callable[..., Any], args: tuple[Any, ...], order: int, seed: int, **options: Any
+) -> Iterator[Problem]:
+    """Yield the problems of a check, each prepared when it is asked for.
+
+    The derivative of order `k` along random weights is a function, and its gradient is the problem
+    of order `k + 1`.
+    """
+    problem = prepare(f, args, seed=seed, **options)
+    yield problem
+    if order > 1:
+        # A backward pass that holds numbers instead of its arguments is right at one point alone.
+        # Autodiff and differences of that gradient then both say that its derivative is zero.
+        generator, moved = np.random.default_rng([seed, 3]), []
+        for value in problem.moved:
+            factor = 1 + 0.03 * generator.standard_normal(value.shape)
+            moved.append(value * jnp.asarray(factor, jnp.finfo(value.dtype).dtype))
+        nearby = problem.function.arguments(moved, problem.fixed)
+        yield dataclasses.replace(prepare(f, nearby, seed=seed, **options), nearby=True)
+    for level in range(2, order + 1):
+        problem = _derivative(problem, level, seed)
+        yield problem
+
+
 def prepare(
     f: Callable[..., Any],
     args: tuple[Any, ...],
@@ -54,27 +78,23 @@ def prepare(
     holomorphic: bool = False,
     seed: int = 0,
 ) -> Problem:
-    """Prepare the check of `f` at `args`; see `check_grads` for the arguments.
-
-    Raises `TypeError` or `ValueError` if nothing can be differentiated or if `f` raises.
-    """
+    """Prepare the check of `f` at `args`; see `check_grads` for the arguments."""
     arguments = sort_arguments(f, args, argnums, has_aux, holomorphic)
     checked, facts, deterministic, obstacle = choose_precision(arguments)
     cotangents, total, numeric, rejection, notes = [], 0.0, checked, CHANGING, []
     if deterministic:
-        outputs, again = (
-            [np.asarray(v) for v in checked.programs.outputs(checked.moved, checked.fixed)]
-            for _ in range(2)
-        )
-        if all(map(functools.partial(_agree, eps=checked.eps), outputs, again)):
+        evaluate, inputs = checked.programs.outputs, (checked.moved, checked.fixed)
+        outputs, again = (list(map(np.asarray, evaluate(*inputs))) for _ in range(2))
+        # Parallel sums may be added in another order each time.
+        if all(equal_within(1e3 * checked.eps, *pair) for pair in zip(again, outputs, strict=True)):
             rejection = None
             if any(v.size and not np.any(np.isfinite(v)) for v in outputs):
                 rejection = (Verdict.NONFINITE, "f itself is not finite at these arguments")
-        cotangents, total = choose_cotangents(outputs, holomorphic, seed)
+        cotangents, total = _choose_cotangents(outputs, holomorphic, seed)
         numeric = without_rounding(arguments.function, checked, outputs)
         if not numeric.wide:
             notes.append(f"float64 was not possible, so error bars are wide: {obstacle}")
-        if facts is None:
+        if not facts.fingerprint:
             notes.append("f cannot be traced: it was called point by point")
     return Problem(
         **vars(arguments),
@@ -90,10 +110,75 @@ def prepare(
     )
 
 
-def _agree(a: np.ndarray, b: np.ndarray, eps: float) -> bool:
-    """Whether two evaluations of an output agree; NaN equals NaN, and infinity equals itself."""
-    size = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
-    with np.errstate(invalid="ignore"):
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        # Parallel sums may be added in another order each time.
-        return bool(np.all(same | (np.abs(a - b) <= 1e3 * eps * size)))
+def _normal(shape: tuple[int, ...], is_complex: bool, generator: np.random.Generator) -> np.ndarray:
+    """Return normal numbers, or complex ones if `is_complex`."""
+    draw = generator.standard_normal(shape)
+    return draw + 1j * generator.standard_normal(shape) if is_complex else draw
+
+
+def _choose_cotangents(
+    outputs: Sequence[np.ndarray], holomorphic: bool, seed: int
+) -> tuple[list[np.ndarray], float]:
+    """Return 1 for a scalar function, else normal weights such that all outputs count equally.
+
+    The second result is the sum of the sizes of the weighted outputs: rounding is relative to it.
+    """
+    generator = np.random.default_rng(seed)
+    if len(outputs) == 1 and outputs[0].shape == ():
+        if np.iscomplexobj(outputs[0]) and not holomorphic:
+            raise TypeError(
+                "f must return a real number, got a complex one; pass holomorphic=True, or take "
+                "its real part or size"
+            )
+        # With an angle, the real and the imaginary part of a derivative both count.
+        angle = np.exp(1j * generator.uniform(0.3, 1.2)) if holomorphic else 1.0
+        cotangents = [(np.ones(()) * angle).astype(outputs[0].dtype)]
+    else:
+        cotangents = []
+        for output in outputs:
+            draw = _normal(output.shape, np.iscomplexobj(output), generator)
+            size = rms(np.asarray(output, np.complex128).ravel()) or 1.0
+            draw = draw / (size * np.sqrt(max(output.size, 1)))
+            # An infinite entry has no weight.
+            cotangents.append(np.where(np.isfinite(output), draw, 0).astype(output.dtype))
+    total = 0.0
+    for output, cotangent in zip(outputs, cotangents, strict=True):
+        counted = np.where(cotangent == 0, 0, output)
+        total += float(np.sum(np.abs(counted * np.asarray(cotangent, complex))))
+    return cotangents, total
+
+
+@dataclass(frozen=True)
+class _Derivative:
+    """The derivative of a function along weights; equal to that of an equal function."""
+
+    function: Function
+
+    def __call__(self, moved, fixed, weights, cotangents):
+        gradient = gradient_of(self.function, moved, fixed, cotangents)
+        pairs = zip(weights, gradient, strict=True)
+        return sum(jnp.sum(jnp.real(jnp.asarray(w, g.dtype) * g)) for w, g in pairs)
+
+
+def _derivative(problem: Problem, level: int, seed: int) -> Problem:
+    """Return the problem whose function is the derivative along random weights."""
+    weights, others = (_weights(problem, [2, seed, level, i]) for i in range(2))
+    args = (problem.moved, problem.fixed, weights, problem.cotangents)
+    derivative = prepare(_Derivative(problem.function), args, seed=seed)
+    pairs = zip(derivative.leaves, problem.leaves, strict=True)
+    return dataclasses.replace(
+        derivative,
+        # A user knows the leaves by their names in the arguments of `f`.
+        leaves=tuple(info._replace(path=original.path) for info, original in pairs),
+        order=level,
+        swap=(others, len(problem.fixed)),
+    )
+
+
+def _weights(problem: Problem, seed: list[int]) -> list[np.ndarray]:
+    """Return normal weights of the size of each leaf: no leaf's curvature hides another's."""
+    generator = np.random.default_rng(seed)
+    return [
+        np.asarray(scale * _normal(info.shape, info.complex, generator)).astype(info.dtype)
+        for info, scale in zip(problem.leaves, problem.scales, strict=True)
+    ]

@@ -7,33 +7,31 @@ cotangents, so that each of these programs differentiates one real number.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._numerics import float_eps
+
+T = TypeVar("T")
 Function = Callable[[Sequence[Any], Sequence[Any]], list[jax.Array]]
 
-STACKED = 4
-"""How many cotangents `Programs.gradients` takes at once."""
+STACKED = 4  # `Programs.gradients` takes this many cotangents at once.
 LEAST_ROWS = 1024
+FUNCTIONS = 64  # Programs of so many functions, the most recently used ones, are stored.
 
 
 class Programs(NamedTuple):
-    """Functions of (moved, fixed, ...), each compiled when it is first called.
-
-    `changes` and `tangents` are those of the weighted outputs for a list of directions and steps,
-    see `_rows_compiled`; for `gradients` see `_gradients`.
-    """
+    """Functions of (moved, fixed, ...), each compiled when it is first called."""
 
     outputs: Callable[..., Any]
-    changes: Callable[..., np.ndarray]
-    tangents: Callable[..., np.ndarray]
-    gradients: Callable[..., Any]
-    backward: Callable[..., Any]  # the gradient of the weighted outputs, as leaves
-    backward_original: Callable[..., Any]  # the same in the caller's precision
+    changes: Callable[..., np.ndarray]  # of the weighted outputs, see `_rows_compiled`
+    tangents: Callable[..., np.ndarray]  # likewise
+    gradients: Callable[..., Any]  # see `_gradients`
+    backward: Callable[..., Any]  # see `gradient_of`; in the precision at the call
     mapped: bool  # whether the function can be mapped by `jax.vmap`
 
 
@@ -44,29 +42,43 @@ def build_programs(
 
     `wide` enables float64; programs of a function that cannot be traced are not `compiled`.
     """
-    backward = functools.partial(gradient_of, function)
-    gradients = functools.partial(_gradients, function)
+    inside = precision(wide)
     along = _rows_compiled if compiled else _rows_one_by_one
 
     def compile(program, **options):
         return jax.jit(program, **options) if compiled else program
 
-    def inside(program):
-        def call(*args, **options):
-            with precision(wide):
-                return program(*args, **options)
-
-        return call
-
+    gradients = functools.partial(_gradients, function)
     return Programs(
+        # JAX remembers what it traced by function, so each program is a new one.
         outputs=inside(compile(lambda moved, fixed: function(moved, fixed))),
         changes=inside(along(_change, function)),
         tangents=inside(along(_tangent, function)),
         gradients=inside(compile(gradients, static_argnames=("batched", "forward"))),
-        backward=inside(compile(backward)),
-        backward_original=compile(backward),
+        backward=compile(functools.partial(gradient_of, function)),
         mapped=compiled and inside(_can_be_mapped)(function, moved, fixed),
     )
+
+
+def reuse(key: Hashable, build: Callable[[], T]) -> T:
+    """Return `build()`, or what an earlier call with an equal key has built.
+
+    The result must depend on nothing but `key`. It is not stored if the key cannot be hashed.
+    """
+    try:
+        stored = _stored(key)
+    except TypeError:  # the key cannot be hashed
+        return build()
+    if not stored:
+        stored.append(build())
+    return stored[0]
+
+
+@functools.lru_cache(maxsize=FUNCTIONS)
+def _stored(key: Hashable) -> list[Any]:
+    """Return the list that holds the result for `key`, empty at the first call."""
+    # The only state in this package: `lru_cache` remembers the lists, `reuse` fills them.
+    return []
 
 
 @contextlib.contextmanager
@@ -78,17 +90,22 @@ def precision(wide: bool) -> Iterator[None]:
         yield
 
 
+def epsilon(value: Any) -> float:
+    """Return the machine epsilon of the type of `value`, 0 if it is not floating point."""
+    return float_eps(getattr(value, "dtype", None))
+
+
 def to_float64(value: Any) -> Any:
     """Return a floating or complex value in float64 or complex128, any other value as it is."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+    if not epsilon(value):
         return value
-    return jnp.asarray(value).astype(wide_type(dtype))
+    return jnp.asarray(value).astype(np.promote_types(value.dtype, np.float64))
 
 
-def wide_type(dtype: Any) -> Any:
-    """Return float64, or complex128 for a complex type."""
-    return jnp.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.float64
+def equal_within(share: float, a: Any, b: np.ndarray) -> bool:
+    """Whether two arrays differ by at most that share of the largest number; NaN equals NaN."""
+    size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
+    return np.allclose(a, b, rtol=0, atol=share * size, equal_nan=True)
 
 
 def gradient_of(function: Function, moved: Any, fixed: Any, cotangents: Any) -> list[jax.Array]:
@@ -116,8 +133,7 @@ def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, f
 
     def push(leaf):
         part = [jnp.where(leaf == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
-        out = jax.jvp(lambda m: function(m, fixed), (list(moved),), (part,))[1]
-        return _weighted(cotangents, out)
+        return _push(function, moved, fixed, cotangents, part)
 
     return gradient, several, jax.lax.map(push, jnp.arange(len(moved))) if forward else None
 
@@ -129,17 +145,19 @@ def _change(function, moved, fixed, cotangents, base, direction, step):
     return _weighted(cotangents, [v - b for v, b in zip(out, base, strict=True)])
 
 
-def _tangent(function, moved, fixed, cotangents, base, direction, step):
-    del base
-    tangent = _shifts(moved, step, direction)
-    return _weighted(cotangents, jax.jvp(lambda m: function(m, fixed), (moved,), (tangent,))[1])
+def _tangent(function, moved, fixed, cotangents, _, direction, step):
+    return _push(function, moved, fixed, cotangents, _shifts(moved, step, direction))
+
+
+def _push(function, moved, fixed, cotangents, tangent):
+    """Return the weighted tangent of the outputs by forward mode."""
+    out = jax.jvp(lambda m: function(m, fixed), (list(moved),), (tangent,))[1]
+    return _weighted(cotangents, out)
 
 
 def _rows_one_by_one(program, function):
-    def evaluate(moved, fixed, cotangents, directions, indices, steps, rows):
-        del rows
-        base = function(moved, fixed)
-        row = functools.partial(program, function, moved, fixed, cotangents, base)
+    def evaluate(moved, fixed, cotangents, directions, indices, steps, _):
+        row = functools.partial(program, function, moved, fixed, cotangents, function(moved, fixed))
         pairs = zip(indices, steps, strict=True)
         return np.array([float(row(directions[i], step)) for i, step in pairs])
 
@@ -150,32 +168,31 @@ def _rows_compiled(program, function):
     """Return a function that evaluates `program` at many (direction, step), `rows` at a time."""
 
     # `program` and `function` are fixed here, so that each pair is compiled on its own.
-    @functools.partial(jax.jit, static_argnames="rows")
-    def loop(moved, fixed, cotangents, directions, indices, steps, count, rows):
+    @jax.jit
+    def loop(moved, fixed, cotangents, directions, indices, steps, count):
         base = function(moved, fixed)
 
         def one(index, step):
             return program(function, moved, fixed, cotangents, base, directions[index], step)
 
         def body(i, out):
-            part = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * rows)
-            index, step = (part(a, slice_size=rows) for a in (indices, steps))
+            index, step = indices[i], steps[i]
             # A single row is not mapped: the function may not allow it.
-            result = jax.vmap(one)(index, step) if rows > 1 else one(index[0], step[0])[None]
-            return jax.lax.dynamic_update_slice_in_dim(out, result.astype(out.dtype), i * rows, 0)
+            result = jax.vmap(one)(index, step) if len(step) > 1 else one(index[0], step[0])[None]
+            return jax.lax.dynamic_update_index_in_dim(out, result.astype(out.dtype), i, 0)
 
         return jax.lax.fori_loop(0, count, body, jnp.zeros_like(steps))
 
     def evaluate(moved, fixed, cotangents, directions, indices, steps, rows):
-        count = -(-len(steps) // rows)
+        total, count = len(steps), -(-len(steps) // rows)
         # Few sizes, so that few programs are compiled; rows beyond `count` are not computed.
-        size = max(LEAST_ROWS, 1 << (count * rows - 1).bit_length())
-        padding = (0, size - len(steps))
-        indices = np.pad(indices, padding).astype(np.int32)
-        padded = jnp.asarray(np.pad(steps, padding), jnp.finfo(jnp.result_type(*moved)).dtype)
+        size = max(-(-LEAST_ROWS // rows), 1 << (count - 1).bit_length())
+        padding = (0, size * rows - total)
+        indices, steps = (np.pad(a, padding).reshape(size, rows) for a in (indices, steps))
+        steps = jnp.asarray(steps, jnp.finfo(jnp.result_type(*moved)).dtype)
         weights = [jnp.asarray(c) for c in cotangents]
-        out = loop(moved, fixed, weights, directions, indices, padded, np.int32(count), rows)
-        return np.asarray(out, np.float64)[: len(steps)]
+        inputs = (moved, fixed, weights, directions, indices.astype(np.int32), steps)
+        return np.asarray(loop(*inputs, np.int32(count)), np.float64).ravel()[:total]
 
     return evaluate
 

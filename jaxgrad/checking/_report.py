@@ -1,16 +1,55 @@
-"""The report of a check: one row for each leaf, and its printed form."""
+"""The results of a check and their printed form: verdicts, identities, one row for each leaf."""
 
+import enum
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._identities import NAMES, Identity
-from jaxgrad.checking._verdict import FAILURES, ORDER, Verdict, worst
 
 # The visible error is the smallest error of one element that the check would have seen.
 HEADINGS = "leaf,verdict,relative error,worst index,autodiff,numeric,error bar,visible error"
+NAMES = {
+    "linear": "the backward pass is linear in its cotangent",
+    "zero": "a zero cotangent gives a zero gradient",
+    "holomorphic": "the derivative is linear over the complex numbers",
+    "transpose": "forward and reverse mode are transposes of each other",
+    "vmap": "the gradient under vmap is the one without",
+    "jit": "the gradient under jit is the one without",
+    "symmetry": "second derivatives are symmetric",
+}
+
+
+class Verdict(enum.StrEnum):
+    """Outcome of a gradient check, worst first."""
+
+    NONDETERMINISTIC = "NONDETERMINISTIC"
+    """The function returns different values for the same arguments."""
+    NONFINITE = "NONFINITE"
+    """Autodiff gives NaN or infinity where the function is finite around the point."""
+    WRONG = "WRONG"
+    """Autodiff lies outside of the numeric derivative's error bar and the tolerance."""
+    UNRESOLVED = "UNRESOLVED"
+    """The numeric derivative's error bar is too wide to decide."""
+    KINK = "KINK"
+    """The one-sided derivatives differ, and autodiff lies between them."""
+    AGREE = "AGREE"
+    """Autodiff equals the numeric derivative."""
+
+
+ORDER = tuple(Verdict)
+FAILURES = (Verdict.NONDETERMINISTIC, Verdict.NONFINITE, Verdict.WRONG)
+
+
+class Identity(NamedTuple):
+    """The outcome of one identity that every derivative satisfies."""
+
+    name: str  # a key of `NAMES`
+    holds: bool | None  # `None` if it was not tried
+    error: float = 0.0  # the largest one, relative to the size of that leaf's gradient
+    leaf: int = 0  # index of the leaf with that error
+    reason: str = ""  # why it was not tried
 
 
 @dataclass(frozen=True)
@@ -80,7 +119,7 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of a leaf."""
-        return worst(leaf.verdict for leaf in self.leaves)
+        return min((leaf.verdict for leaf in self.leaves), key=ORDER.index, default=Verdict.AGREE)
 
     @property
     def ok(self) -> bool:
@@ -89,21 +128,23 @@ class Report:
         return self.verdict not in FAILURES and not unresolved
 
     def __str__(self) -> str:
-        titles = [_title(leaf, self.leaves) for leaf in self.leaves]
-        named = list(zip(titles, self.leaves, strict=True))
+        verdicts = [leaf.verdict for leaf in self.leaves]
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ORDER if v in verdicts)
+        headline = f"{self.verdict}: {counts}; numeric derivative in {self.precision}"
+        named = [(_title(leaf, self.leaves), leaf) for leaf in self.leaves]
         reasons = [f"{title}: {leaf.reason}" for title, leaf in named if leaf.reason]
-        for identity in self.identities:
-            if identity.holds is False:
-                words = f"{NAMES[identity.name]} (relative error {identity.error:.1e})"
-                reasons.append(f"does not hold: {words}")
+        reasons += [
+            f"does not hold: {NAMES[identity.name]} (relative error {identity.error:.1e})"
+            for identity in self.identities
+            if identity.holds is False
+        ]
         # A float32 gradient that has lost more than three digits deserves a word.
         digits = [
             f"{title}: {_lost_digits(leaf)}"
             for title, leaf in named
             if (leaf.working_error or 0.0) > 1e3 * float_eps(leaf.dtype)
         ]
-        rows = [HEADINGS.split(","), *(_cells(title, leaf) for title, leaf in named)]
-        blocks = ([_headline(self)], _table(rows), reasons, digits, _notes(self, named))
+        blocks = ([headline], _table(named), reasons, digits, _notes(self, named))
         return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -117,12 +158,6 @@ def sort_leaves(leaves: Iterable[Leaf]) -> tuple[Leaf, ...]:
     return tuple(sorted(leaves, key=rank))
 
 
-def _headline(report: Report) -> str:
-    verdicts = [leaf.verdict for leaf in report.leaves]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ORDER if v in verdicts)
-    return f"{report.verdict}: {counts}; numeric derivative in {report.precision}"
-
-
 def _title(leaf: Leaf, leaves: Iterable[Leaf]) -> str:
     """Return the path, with mode and order where the report has several of them."""
     mode = f" {leaf.mode}" if any(other.mode != leaf.mode for other in leaves) else ""
@@ -130,25 +165,24 @@ def _title(leaf: Leaf, leaves: Iterable[Leaf]) -> str:
     return (leaf.path or "argument") + mode + order
 
 
-def _cells(title: str, leaf: Leaf) -> list[str]:
-    # The index of a scalar is empty.
-    index = str(list(leaf.worst_index)) if leaf.worst_index else ""
-    if leaf.worst_index is None and leaf.coverage == "directions":
-        index = "a direction"
-    # Six digits show an error of 1e-5; error bars need no more than their magnitude.
-    numbers = (f"{leaf.autodiff:.6g}", f"{leaf.numeric:.6g}")
-    bars = (f"{leaf.error_bar:.0e}", f"{leaf.minimum_detectable:.0e}")
-    return [title, str(leaf.verdict), f"{leaf.relative_error:.1e}", index, *numbers, *bars]
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    """Align names to the left and numbers to the right."""
+def _table(named: list[tuple[str, Leaf]]) -> list[str]:
+    """Return the lines of a table with a row for each leaf."""
+    rows: list[Any] = [HEADINGS.split(",")]
+    for title, leaf in named:
+        # The index of a scalar is empty.
+        index = str(list(leaf.worst_index)) if leaf.worst_index else ""
+        if leaf.worst_index is None and leaf.coverage == "directions":
+            index = "a direction"
+        # Six digits show an error of 1e-5; error bars need no more than their magnitude.
+        numbers = (f"{leaf.autodiff:.6g}", f"{leaf.numeric:.6g}")
+        bars = (f"{leaf.error_bar:.0e}", f"{leaf.minimum_detectable:.0e}")
+        rows.append(
+            [title, str(leaf.verdict), f"{leaf.relative_error:.1e}", index, *numbers, *bars]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    align = [str.ljust, str.ljust, str.rjust, str.ljust, *[str.rjust] * 4]
-    return [
-        "  ".join(put(c, width) for put, c, width in zip(align, row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    # Names are aligned to the left, numbers to the right.
+    columns = [f"{{:{side}{width}}}" for side, width in zip("<<><>>>>", widths, strict=True)]
+    return ["  ".join(columns).format(*row).rstrip() for row in rows]
 
 
 def _lost_digits(leaf: Leaf) -> str:
@@ -175,9 +209,8 @@ def _notes(report: Report, named: list[tuple[str, Leaf]]) -> list[str]:
     # Identities that hold are named, so that a reader knows what was tried.
     held = ", ".join(identity.name for identity in report.identities if identity.holds)
     notes += [f"identities that hold: {held}"] if held else []
-    for identity in report.identities:
-        if identity.holds is None:
-            notes.append(f"identity {identity.name} not tried: {identity.reason}")
+    untried = [identity for identity in report.identities if identity.holds is None]
+    notes += [f"identity {identity.name} not tried: {identity.reason}" for identity in untried]
     if report.left_out:
         names = ", ".join(f"{path or 'args'} ({kind})" for path, kind in report.left_out)
         notes.append(f"not differentiated: {names}")

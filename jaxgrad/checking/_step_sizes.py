@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 RATIO = 8.0
+LARGEST_STEP = 0.125  # relative to the size of the leaf
 
 
 class Derivative(NamedTuple):
@@ -47,21 +48,7 @@ class Derivative(NamedTuple):
         return Derivative(*copies)
 
 
-class _Choice(NamedTuple):
-    value: np.ndarray
-    error: np.ndarray
-    noise: np.ndarray
-    step: np.ndarray
-
-
-def estimate(
-    steps: np.ndarray,
-    plus: np.ndarray,
-    minus: np.ndarray,
-    floor: np.ndarray | float = 0.0,
-    coarsest: float = np.inf,
-    group: np.ndarray | None = None,
-) -> Derivative:
+def estimate(steps, plus, minus, floor=0.0, coarsest=np.inf, group=None) -> Derivative:
     """Estimate derivatives from sequences of steps.
 
     The estimate of each step is corrected by that of the next larger step (Richardson, 1911). Its
@@ -89,7 +76,6 @@ def estimate(
 
 
 def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
-    steps, plus, minus = (np.asarray(a, np.float64) for a in (steps, plus, minus))
     floor = np.broadcast_to(np.asarray(floor, np.float64), steps.shape[:1])
     with np.errstate(all="ignore"):
         # Errors are not larger than the changes that the smallest steps make, if they make any.
@@ -100,7 +86,7 @@ def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
         central = _best((plus - minus) / (2 * steps), steps, 2, floor)
         right = _best(plus / steps, steps, 1, floor)
         left = _best(-minus / steps, steps, 1, floor)
-        kink, low, high, spread = _kink(steps, plus, minus, central.noise)
+        kink, low, high, spread = _kink(steps, plus, minus, central[2])
     inside_left, inside_right = (np.isfinite(side[:, -2:]).all(axis=1) for side in (minus, plus))
     sides = inside_left.astype(int) + inside_right
     kink &= sides == 2
@@ -112,25 +98,18 @@ def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
     )
     value = np.where(sides > 0, value, np.nan)
     error = np.where(sides > 0, error, np.inf)
-    return Derivative(
-        value,
-        np.where(kink, np.maximum(error, spread), error),
-        np.where(kink, low, value),
-        np.where(kink, high, value),
-        kink,
-        sides,
-        noise,
-        step,
-    )
+    error = np.where(kink, np.maximum(error, spread), error)
+    left, right = (np.where(kink, side, value) for side in (low, high))
+    return Derivative(value, error, left, right, kink, sides, noise, step)
 
 
-def _best(raw, steps, order, floor) -> _Choice:
-    """Choose among the estimates `raw`, `[P, K]`, whose error shrinks as `steps ** order`."""
+def _best(raw, steps, order, floor) -> tuple[np.ndarray, ...]:
+    """Return the best of the estimates `raw`, `[P, K]`, its error bar, the noise and the step."""
     none = np.full_like(raw[:, :1], np.nan)
     raw = np.where(np.isfinite(raw), raw, np.nan)
     larger = np.concatenate([none, raw[:, :-1]], axis=1)
     smaller = np.concatenate([raw[:, 1:], none], axis=1)
-    # raw(h) = f' + c h^p, so f' = raw(h) + (raw(h) - raw(r h)) / (r^p - 1).
+    # raw(h) = f' + c h^p with p the order, so f' = raw(h) + (raw(h) - raw(r h)) / (r^p - 1).
     correction = (raw - larger) / (RATIO**order - 1)
     value = np.where(np.isfinite(correction), raw + correction, raw)
     before = np.concatenate([none, value[:, :-1]], axis=1)
@@ -149,20 +128,13 @@ def _best(raw, steps, order, floor) -> _Choice:
     error = np.where(np.isfinite(error) & np.isfinite(smaller), error, np.inf)
     best = np.argmin(error, axis=1)
     rows = np.arange(len(raw))
-    usable = np.isfinite(error[rows, best])
-    return _Choice(
-        np.where(usable, value[rows, best], np.nan),
-        error[rows, best],
-        np.maximum(noise[rows, best], floor),
-        steps[rows, best],
-    )
+    value, error, noise, step = (a[rows, best] for a in (value, error, noise, steps))
+    return np.where(np.isfinite(error), value, np.nan), error, np.maximum(noise, floor), step
 
 
 def _rounding_unit(plus, minus, coarsest):
-    """Return the smallest change of `f`, `[P]`, where smaller steps change nothing; 0 for a jump.
-
-    A plateau of exact zeros shows that `f` is rounded to multiples of that change.
-    """
+    """Return the smallest change of `f`, `[P]`, where smaller steps change nothing, else 0."""
+    # A plateau of exact zeros shows that `f` is rounded to multiples of that change.
     size = np.abs(np.concatenate([plus, minus], axis=1))
     still = (plus == 0) & (minus == 0)
     smallest = np.min(np.where(np.isfinite(size) & (size > 0), size, np.inf), axis=1)

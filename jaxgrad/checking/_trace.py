@@ -9,34 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._numerics import float_eps
+from jaxgrad.checking._programs import epsilon
 
 LOOPS = {"scan", "while", "cond"}
 HOST_EPS = float(np.finfo(np.float32).eps)
 
 
 class Facts(NamedTuple):
-    """Facts about one trace.
+    """Facts about one trace."""
 
-    Attributes:
-      fingerprint: equal for two traces of the same computation with the same constants.
-      eps: machine epsilon of the narrowest floating-point type that values pass through.
-      equations: number of operations; those inside a loop count once.
-      loops: whether there are loops or branches.
-      iterates: whether a loop runs until a condition holds, as in an iterative solver.
-      stops: whether `stop_gradient` is called.
-      rules: names of the functions with a custom derivative rule.
-      forward: whether forward mode is defined; a `custom_vjp` does not define it.
-    """
+    fingerprint: str  # equal for traces of the same computation with the same constants
+    eps: float  # machine epsilon of the narrowest floating-point type that values pass through
+    equations: int  # number of operations; those inside a loop count once
+    loops: bool  # whether there are loops or branches
+    iterates: bool  # whether a loop runs until a condition holds, as in an iterative solver
+    stops: bool  # whether `stop_gradient` is called
+    rules: tuple[str, ...]  # names of the functions with a custom derivative rule
+    forward: bool  # whether forward mode is defined; a `custom_vjp` does not define it
 
-    fingerprint: str
-    eps: float
-    equations: int
-    loops: bool
-    iterates: bool
-    stops: bool
-    rules: tuple[str, ...]
-    forward: bool
+
+# Of a function that cannot be traced nothing is known: it may have loops and no forward mode.
+UNTRACED = Facts("", 0.0, 0, True, False, False, (), False)
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Facts:
@@ -46,7 +39,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
     equations = list(_equations(closed.jaxpr))
     names = [equation.primitive.name for equation in equations]
     rules = [_rule_name(e) for e in equations if e.primitive.name.startswith("custom_")]
-    inputs = (_eps(variable) for variable in closed.jaxpr.invars)
+    inputs = (epsilon(variable.aval) for variable in closed.jaxpr.invars)
     return Facts(
         fingerprint=_fingerprint(closed, equations),
         eps=max([0.0, *inputs, *map(_narrowed_to, equations)]),
@@ -76,8 +69,8 @@ def _narrowed_to(equation: Any) -> float:
     """Return the epsilon of the type that an operation rounds to, 0 if it does not narrow."""
     # A callback runs on the host, which may compute in any precision.
     host = HOST_EPS if "callback" in equation.primitive.name else 0.0
-    inputs = [_eps(variable) for variable in equation.invars]
-    outputs = [_eps(variable) for variable in equation.outvars]
+    inputs = [epsilon(variable.aval) for variable in equation.invars]
+    outputs = [epsilon(variable.aval) for variable in equation.outvars]
     # What is made of integers alone is exact: a constant of a narrow type loses no more.
     finest = min((eps for eps in inputs if eps), default=np.inf)
     return max([host, *(eps for eps in outputs if eps > finest)])
@@ -87,12 +80,13 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
     """All operations, those of inner programs (loops, branches, calls) included."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=is_program):
+            if is_program(value):
                 yield from _equations(getattr(value, "jaxpr", value))
 
 
-def _is_jaxpr(value: Any) -> bool:
+def is_program(value: Any) -> bool:
+    """Whether a parameter of an operation is a program, closed or open."""
     return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
@@ -100,10 +94,6 @@ def _rule_name(equation: Any) -> str:
     inner = equation.params.get("call_jaxpr") or equation.params.get("jaxpr")
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     return str(getattr(info, "func_name", None) or equation.params.get("name", "")) or "a function"
-
-
-def _eps(variable: Any) -> float:
-    return float_eps(getattr(variable.aval, "dtype", None))
 
 
 def _bytes(value: Any) -> bytes:

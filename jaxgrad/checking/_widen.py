@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import FlatFunction
-from jaxgrad.checking._cache import reuse
 from jaxgrad.checking._precision import Computation
-from jaxgrad.checking._programs import Function, build_programs, precision, to_float64, wide_type
+from jaxgrad.checking._programs import build_programs, equal_within, precision, reuse, to_float64
+from jaxgrad.checking._trace import is_program
 
 EPS64 = float(np.finfo(np.float64).eps)
 INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
@@ -26,17 +27,10 @@ ACCUMULATED = ("add", "mul", "min", "max")
 OPAQUE = ("callback", "ffi", "custom_call", "pallas", "shard_map")
 
 
-class _UnknownOperationError(Exception):
-    """An operation that cannot be carried out in float64."""
-
-
 def without_rounding(
     function: FlatFunction, checked: Computation, outputs: list[np.ndarray]
 ) -> Computation:
-    """Return the function without rounding to narrower types inside, if it is still the same.
-
-    `outputs` are those of the computation `checked`, which is returned otherwise.
-    """
+    """Return the function without rounding inside, or `checked` if its `outputs` would change."""
     if checked.eps <= EPS64 or checked.key is None:
         return checked
 
@@ -45,19 +39,18 @@ def without_rounding(
         return wide and build_programs(wide, moved, fixed, wide=True)
 
     with precision(True):
-        moved, fixed = ([to_float64(v) for v in part] for part in (checked.moved, checked.fixed))
+        moved, fixed = jax.tree.map(to_float64, (checked.moved, checked.fixed))
     programs = reuse(("without rounding", *checked.key), build)
     if programs is None or programs.mapped != checked.programs.mapped:
         return checked
     for wide, narrow in zip(programs.outputs(moved, fixed), outputs, strict=True):
         # Rounding may be meant, as by a large constant that swallows the rest.
-        size = np.max(np.abs(narrow), initial=0.0, where=np.isfinite(narrow))
-        if not np.allclose(wide, narrow, rtol=0, atol=checked.eps**0.5 * size, equal_nan=True):
+        if not equal_within(checked.eps**0.5, wide, narrow):
             return checked
     return Computation(programs, moved, fixed, True, EPS64, None)
 
 
-def widen(function: Function, moved: Any, fixed: Any, *, wide: bool = False) -> Function | None:
+def widen(function: Callable, moved: Any, fixed: Any, *, wide: bool = False) -> Callable | None:
     """Return `function` in float64 throughout, or `None` if that is not possible.
 
     It is traced at `moved` and `fixed`, in float64 if `wide`. Call the result, a function of the
@@ -72,15 +65,10 @@ def widen(function: Function, moved: Any, fixed: Any, *, wide: bool = False) -> 
 
     with jax.enable_x64(True):
         try:
-            jax.eval_shape(widened, *([to_float64(v) for v in part] for part in (moved, fixed)))
+            jax.eval_shape(widened, *jax.tree.map(to_float64, (moved, fixed)))
         except Exception:  # an unknown operation, or one that JAX does not allow in float64
             return None
     return widened
-
-
-def _is_inexact(value: Any) -> bool:
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
@@ -102,32 +90,29 @@ def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
 def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if equation.effects:
-        raise _UnknownOperationError(name)
+        raise NotImplementedError(name)
     if name in _CONTROL:
         return _CONTROL[name](params, args)
     # A call of an inner program (jit, checkpoint, a custom rule) becomes its operations.
     inner = [params[key] for key in INLINED if key in params]
     if len(inner) == 1 and not isinstance(inner[0], tuple):
         return _evaluate(inner[0], args)
-    if any(hasattr(getattr(value, "jaxpr", value), "eqns") for value in params.values()):
-        raise _UnknownOperationError(name)
-    if any(word in name for word in OPAQUE):
-        raise _UnknownOperationError(name)
+    if any(map(is_program, params.values())) or any(word in name for word in OPAQUE):
+        raise NotImplementedError(name)
 
     def bind(params):
         results = equation.primitive.bind(*args, **params)
         return results if equation.primitive.multiple_results else [results]
 
-    if not any(map(_is_inexact, args)):
+    if not any(float_eps(arg.dtype) for arg in args):
         return bind(params)
     # The bits of a float64 are others, and twice as many.
     if name == "bitcast_convert_type":
-        raise _UnknownOperationError(name)
+        raise NotImplementedError(name)
     # The roundings themselves: nothing is left of them but a change to complex numbers.
-    if name == "reduce_precision" or (
-        name == "convert_element_type" and _is_inexact(equation.outvars[0].aval)
-    ):
-        to_complex = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.complexfloating)
+    out = equation.outvars[0].aval
+    if name == "reduce_precision" or (name == "convert_element_type" and float_eps(out.dtype)):
+        to_complex = jnp.issubdtype(out.dtype, jnp.complexfloating)
         return [args[0].astype(jnp.complex128) if to_complex else args[0]]
     return bind({key: _wide_parameter(key, value) for key, value in params.items()})
 
@@ -137,12 +122,10 @@ def _wide_parameter(key: str, value: Any) -> Any:
     if key == "precision":
         return jax.lax.Precision.HIGHEST
     try:
-        dtype = jnp.dtype(value) if isinstance(value, (type, jnp.dtype)) else None
+        dtype: Any = jnp.dtype(value) if isinstance(value, (type, jnp.dtype)) else None
     except TypeError:  # a class that is no type of arrays
         return value
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        return value
-    return jnp.dtype(wide_type(dtype))
+    return np.promote_types(dtype, np.float64) if float_eps(dtype) else value
 
 
 # Operations with inner programs whose arguments have to be sorted, and those whose parameters hold

@@ -5,7 +5,8 @@
 every coordinate and are pure functions that you can jit. `taylor_remainder` tests a gradient along
 one direction. `relative_error` and `tier` give the verdict of the course notes.
 
-All raise `ValueError` or `TypeError` if an argument is not as described or the function raises.
+In all of them `f` maps `x`, a pytree of real floating-point arrays, to a real scalar. All raise
+`ValueError` or `TypeError` if an argument is not as described or the function raises.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +22,11 @@ from jaxtyping import Array, Float
 from jaxgrad import _validate
 from jaxgrad._numerics import norm
 from jaxgrad.checking._directions import Direction, unit_directions
-from jaxgrad.checking._numeric import LARGEST_STEP, measure, numeric_derivatives, plan_steps
+from jaxgrad.checking._numeric import Tolerance, measure, numeric_derivatives, plan_steps
 from jaxgrad.checking._prepare import Problem, prepare
-from jaxgrad.checking._step_sizes import Derivative
-from jaxgrad.checking._tolerance import Tolerance
-from jaxgrad.checking._verdict import Verdict
+from jaxgrad.checking._programs import coordinates
+from jaxgrad.checking._report import Verdict
+from jaxgrad.checking._step_sizes import LARGEST_STEP, Derivative
 
 TIERS = {
     "course": ((1e-7, "right"), (1e-5, "look again"), (1e-3, "suspicious"), (jnp.inf, "wrong")),
@@ -33,8 +34,7 @@ TIERS = {
 }
 """The verdict of each text on a relative error below the number."""
 
-BATCH_BYTES = 2**22
-"""Size of the perturbed copies of a leaf that are evaluated at once; it fits a core's cache."""
+BATCH_BYTES = 2**22  # of perturbed copies that are evaluated at once; they fit a core's cache
 
 
 class Gradient(NamedTuple):
@@ -57,24 +57,18 @@ def derivative(f: Callable[[Any], Any], x: Any, direction: Any = None) -> Deriva
 
     Steps shrink from an eighth of the size of `x` to rounding. The step is chosen from values of
     the function: Richardson's extrapolation shows the error of large steps, and the differences
-    between small steps show the noise. `f` is evaluated in float64 if it allows that.
-
-    Args:
-      f: maps a pytree of real floating-point arrays to a real scalar.
-      x: the point.
-      direction: a pytree like `x`; by default all ones, which is the derivative if `x` is a scalar.
+    between small steps show the noise. `f` is evaluated in float64 if it allows that. The direction
+    is a pytree like `x`, by default all ones.
 
     >>> result = derivative(jnp.sin, 0.5)
     >>> bool(abs(result.value - np.cos(0.5)) < result.error < 1e-9)
     True
     """
     problem = _prepare(f, x)
-    if direction is None:
-        vector = np.ones(len(problem.point))
-    else:
+    vector = np.ones(len(problem.point))
+    if direction is not None:
         _check_like("direction", direction, x)
-        leaves = jax.tree.leaves(direction)
-        vector = np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves])
+        vector = np.concatenate(list(map(coordinates, jax.tree.leaves(direction))))
     size = np.max(np.abs(vector))
     if not size > 0 or not np.isfinite(size):
         raise ValueError(f"direction must be finite and not zero, got a largest entry of {size}")
@@ -87,8 +81,6 @@ def derivative(f: Callable[[Any], Any], x: Any, direction: Any = None) -> Deriva
 def gradient(f: Callable[[Any], Any], x: Any) -> Gradient:
     """Return the gradient of `f` at `x`, coordinate by coordinate, each with an error bar.
 
-    The arguments are those of `derivative`.
-
     >>> result = gradient(lambda p: p["a"] ** 2 + jnp.sum(p["b"]), {"a": 3.0, "b": jnp.ones(2)})
     >>> print(result.value["a"].round(6), result.value["b"].round(6))
     6.0 [1. 1.]
@@ -100,14 +92,15 @@ def gradient(f: Callable[[Any], Any], x: Any) -> Gradient:
         directions += unit_directions(j, range(info.start, info.stop))
     tolerance = Tolerance(1e-7, 0.0, 0.0, np.ones(len(problem.leaves), bool))
     numeric = numeric_derivatives(problem, plan, directions, tolerance)
-    return Gradient(*(_like(problem, x, values) for values in (numeric.value, numeric.error)))
+    return Gradient(*(_like(x, values) for values in (numeric.value, numeric.error)))
 
 
-def _like(problem: Problem, x: Any, values: np.ndarray) -> Any:
-    """Return the values of all coordinates as a pytree like `x`; empty leaves stay empty."""
-    parts = iter([values[leaf.start : leaf.stop] for leaf in problem.leaves])
-    return jax.tree.map(
-        lambda leaf: (next(parts) if np.size(leaf) else np.zeros(0)).reshape(np.shape(leaf)), x
+def _like(x: Any, values: np.ndarray) -> Any:
+    """Return the values of all coordinates as a pytree like `x`."""
+    leaves, tree = jax.tree.flatten(x)
+    parts = np.split(values, np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
+    return tree.unflatten(
+        [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
     )
 
 
@@ -124,11 +117,6 @@ def central_difference(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array =
 
     One fixed step serves every coordinate, as in the course. The error is of order `eps^2`, plus
     rounding of order `|f| 2^-24 / eps` in float32, so use it under `jax.enable_x64(True)`.
-
-    Args:
-      f: maps a pytree to a scalar.
-      x: a pytree of floating-point arrays.
-      eps: the step, positive.
 
     Source: CS230/Deep Learning Specialization, "Gradient checking".
 
@@ -191,12 +179,8 @@ def taylor_remainder(
 
     With the right gradient the remainder falls as `h^2`, with a wrong one as `h`: the slope of its
     logarithm is 2 or 1. The steps must be much larger than rounding, so use float64. The slope is
-    NaN if fewer than two remainders are larger than rounding, as for a linear function.
-
-    Args:
-      f: maps a pytree to a scalar.
-      x, gradient, direction: pytrees of floating-point arrays of the same shapes.
-      steps: positive.
+    NaN if fewer than two remainders are larger than rounding, as for a linear function. The
+    gradient and the direction are pytrees like `x`.
 
     Source: the remainder test of dolfin-adjoint and Manopt; Farrell et al. (2013).
 
@@ -216,55 +200,50 @@ def taylor_remainder(
     remainder = jnp.abs(values - start - steps * predicted)
     above = remainder > 100 * jnp.finfo(theta.dtype).eps * (jnp.abs(start) + jnp.abs(values))
     # A least-squares line through the logs of the remainders that are above rounding.
-    logs = jnp.log(jnp.stack([jnp.where(above, remainder, 1.0), steps]))
-    count = jnp.sum(above)
-    logs = (logs - jnp.sum(logs * above[None], axis=1, keepdims=True) / count) * above[None]
-    slope = jnp.sum(logs[0] * logs[1]) / jnp.sum(logs[1] ** 2)
-    return TaylorRemainder(steps, remainder, jnp.where(count > 1, slope, jnp.nan))
+    logs = jnp.log(steps), jnp.log(jnp.where(above, remainder, 1.0))
+    slope = jnp.polyfit(*logs, 1, w=above.astype(theta.dtype))[0]
+    return TaylorRemainder(steps, remainder, jnp.where(jnp.sum(above) > 1, slope, jnp.nan))
 
 
 def _by_coordinate(f, x, eps, moves, combine):
-    """Return `combine` of `f` at `x + move eps e_i` and of `eps`, leaf by leaf.
-
-    The other leaves are not copied, so what is computed from them alone is computed once.
-    """
+    """Return `combine` of `f` at `x + move eps e_i` and of `eps`, leaf by leaf."""
     leaves, tree = jax.tree.flatten(x)
     out = []
     for j, leaf in enumerate(map(jnp.asarray, leaves)):
-        if leaf.size == 0:
-            out.append(leaf)
-            continue
-
+        # The other leaves are not copied, so what is computed from them alone is computed once.
         def value(moved, j=j, leaf=leaf):
             return f(tree.unflatten([*leaves[:j], moved.reshape(leaf.shape), *leaves[j + 1 :]]))
 
-        columns = leaf.shape[-1] if leaf.ndim else 1
-        rows = leaf.reshape(-1, columns)
-        size = leaf.size * leaf.dtype.itemsize * len(moves)
-        batch = int(np.clip(BATCH_BYTES // size, 1, min(leaf.size, 64)))
-        steps = jnp.tile(jnp.asarray([m * eps for m in moves], leaf.dtype), batch)
-        copies = batch * len(moves)
-
-        def along(start, rows=rows, columns=columns, steps=steps, copies=copies, value=value):
-            # The last batch repeats the last coordinate.
-            index = jnp.minimum(start + jnp.arange(copies) // len(moves), rows.size - 1)
-            # Copies are an axis before the last one: a matrix product then runs over all of them.
-            moved = jnp.broadcast_to(rows[:, None], (len(rows), copies, columns))
-            moved = moved.at[index // columns, jnp.arange(copies), index % columns].add(steps)
-            values = jax.vmap(value, in_axes=1)(moved)
-            return combine(values.reshape(-1, len(moves)).T, eps)
-
-        slopes = jax.lax.map(along, jnp.arange(0, leaf.size, batch))
-        out.append(slopes.ravel()[: leaf.size].reshape(leaf.shape))
+        out.append(_along_leaf(value, leaf, eps, moves, combine) if leaf.size else leaf)
     return tree.unflatten(out)
 
 
+def _along_leaf(value, leaf, eps, moves, combine):
+    columns = leaf.shape[-1] if leaf.ndim else 1
+    rows = leaf.reshape(-1, columns)
+    size = leaf.size * leaf.dtype.itemsize * len(moves)
+    batch = int(np.clip(BATCH_BYTES // size, 1, min(leaf.size, 64)))
+    steps = jnp.tile(jnp.asarray([move * eps for move in moves], leaf.dtype), batch)
+    copies = jnp.arange(len(steps))
+
+    def along(start):
+        # The last batch repeats the last coordinate.
+        index = jnp.minimum(start + copies // len(moves), leaf.size - 1)
+        # Copies are an axis before the last one: a matrix product then runs over all of them.
+        moved = jnp.broadcast_to(rows[:, None], (len(rows), len(copies), columns))
+        moved = moved.at[index // columns, copies, index % columns].add(steps)
+        values = jax.vmap(value, in_axes=1)(moved)
+        return combine(values.reshape(-1, len(moves)).T, eps)
+
+    slopes = jax.lax.map(along, jnp.arange(0, leaf.size, batch))
+    return slopes.ravel()[: leaf.size].reshape(leaf.shape)
+
+
 def _check(f, x):
-    for leaf in jax.tree.leaves(x):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    for dtype in map(jnp.result_type, jax.tree.leaves(x)):
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"x must have floating-point leaves, got {jnp.result_type(leaf)}; close over the "
-                "others"
+                f"x must have floating-point leaves, got {dtype}; close over the others"
             )
     out = jax.eval_shape(f, x)
     if getattr(out, "shape", None) != ():
@@ -272,12 +251,12 @@ def _check(f, x):
 
 
 def _check_like(name, tree, x):
-    structures, shapes = zip(*map(_structure_and_shapes, (tree, x)), strict=True)
-    if structures[0] != structures[1] or shapes[0] != shapes[1]:
-        raise ValueError(f"{name} must have the structure and shapes of x, got {structures[0]}")
+    if _form(tree) != _form(x):
+        structure = jax.tree.structure(tree)
+        raise ValueError(f"{name} must have the structure and shapes of x, got {structure}")
 
 
-def _structure_and_shapes(tree):
+def _form(tree):
     return jax.tree.structure(tree), list(map(jnp.shape, jax.tree.leaves(tree)))
 
 
@@ -289,8 +268,8 @@ def relative_error(numeric: Any, autodiff: Any) -> Float[Array, ""]:
 
     Source: CS230/Deep Learning Specialization, "Gradient checking".
     """
-    structures, shapes = zip(*map(_structure_and_shapes, (numeric, autodiff)), strict=True)
-    for name, (expected, other) in (("structure", structures), ("shapes", shapes)):
+    forms = zip(("structure", "shapes"), _form(numeric), _form(autodiff), strict=True)
+    for name, expected, other in forms:
         if expected != other:
             raise ValueError(f"autodiff must have the {name} of numeric, {expected}, got {other}")
     a, b = ravel_pytree(numeric)[0], ravel_pytree(autodiff)[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgrad.checking import Verdict, check_grads
-from jaxgrad.checking._cache import reuse
+from jaxgrad.checking._programs import reuse
 from tests.checking.cases import network, with_backward
 
 

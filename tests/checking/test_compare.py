@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxgrad.checking import Verdict, check_grads
+from jaxgrad.checking._compare import judge
+from jaxgrad.checking._report import ORDER
 from jaxgrad.checking._step_sizes import Derivative
-from jaxgrad.checking._verdict import ORDER, judge
 from tests.checking.cases import by_path, with_backward
 
 

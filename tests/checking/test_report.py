@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgrad.checking import Leaf, Report, Verdict
-from jaxgrad.checking._identities import Identity
+from jaxgrad.checking._report import Identity
 
 WRONG = Leaf(
     path="['b']",
