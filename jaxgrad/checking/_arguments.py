@@ -87,9 +87,7 @@ class Arguments:
     scales: np.ndarray  # root mean square of each leaf, or 1 if it is zero, [L]
 
 
-def sort_arguments(
-    f: Callable[..., Any], args: tuple[Any, ...], argnums: Any, has_aux: bool, holomorphic: bool
-) -> Arguments:
+def sort_arguments(f: Callable, args: tuple, argnums: Any, has_aux, holomorphic) -> Arguments:
     """Sort the leaves of `args`; see `check_grads` for the arguments."""
     indices = _indices(argnums, len(args))
     kinds, moved, fixed, leaves, left_out = [], [], [], [], []

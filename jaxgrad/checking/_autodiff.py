@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,9 +82,7 @@ def leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
     return np.array([norm(vector[info.part]) for info in problem.leaves])
 
 
-def slopes(
-    problem: Problem, autodiff: Autodiff, directions: Sequence[Direction], mode: str
-) -> np.ndarray:
+def slopes(problem: Problem, autodiff: Autodiff, directions: list[Direction], mode: str):
     """Return autodiff's derivative along each direction, `[P]`, by mode "rev" or "fwd"."""
     if mode == "rev" and autodiff.gradient is not None:
         with np.errstate(invalid="ignore"):

@@ -32,7 +32,7 @@ def check_grads(
     strict: bool = False,
     key: jax.Array | None = None,
 ) -> Report:
-    """Check the gradient of `f` at `args` against numeric derivatives, leaf by leaf.
+    """Check the gradient of `f` at `args` against numeric derivatives; `print` the report.
 
     Numeric derivatives are taken in float64 if `f` allows it, whatever the type of the arguments.
     Their steps and error bars depend only on values of `f`, never on the gradient. An element of
@@ -45,10 +45,8 @@ def check_grads(
       f: returns a real number, or an array or pytree of them, which is then weighted by a random
         cotangent. It is called with tracers and compiled once for each function, as by `jax.jit`;
         a function that cannot be traced is called point by point.
-      *args: as for `jax.grad`. Leaves that are not floating point are held fixed.
-      argnums: which of `args` are differentiated.
-      has_aux: whether `f` returns a pair whose second part is not differentiated.
-      holomorphic: whether `f` is a holomorphic function of complex arguments.
+      *args, argnums, has_aux, holomorphic: as for `jax.grad`. Leaves that are not floating point
+        are held fixed.
       modes: "rev" checks reverse mode, "fwd" forward mode.
       order: 2 checks the derivative of the gradient along a random direction, too, and so on.
       exhaustive: if the leaves have at most this many coordinates in all, each is checked.
@@ -59,9 +57,6 @@ def check_grads(
       rtol: relative error of an element, or of a whole leaf, that may pass.
       strict: whether `report.ok` is false for `UNRESOLVED`.
       key: PRNG key of directions and cotangents; `None` takes the same ones each time.
-
-    Returns:
-      `Report`; `print` it.
 
     Raises:
       TypeError, ValueError: if an argument is not as described, if nothing can be differentiated,

@@ -52,9 +52,7 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
     return comparisons
 
 
-def judge(
-    autodiff: np.ndarray, numeric: Derivative, allowed: np.ndarray, wide: np.ndarray
-) -> np.ndarray:
+def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide) -> np.ndarray:
     """Return the verdict on each number, as its position in `ORDER`, `[P]`.
 
     Besides the error bar a difference is `allowed`; an error bar from `wide` on decides nothing.
@@ -140,9 +138,7 @@ def differences(autodiff: np.ndarray, numeric: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(difference), difference, np.inf)
 
 
-def element(
-    info: LeafInfo, position: int, autodiff: np.ndarray, numeric: np.ndarray
-) -> tuple[tuple[int, ...], float | complex, float | complex]:
+def element(info: LeafInfo, position: int, autodiff: np.ndarray, numeric: np.ndarray):
     """Return the index of a coordinate and both derivatives of its element, as `jax.grad` does."""
     index = tuple(int(i) for i in np.unravel_index(position, info.axes))
     if not info.complex:

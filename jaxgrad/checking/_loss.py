@@ -66,10 +66,9 @@ def check_along_training(
 
     Args:
       loss: `loss(params, *batch)` returns a scalar, or a pair with `has_aux`.
-      params: starting point of the training; a pytree of floating-point arrays.
+      params: starting point of the training.
       batches: yields one tuple of further arguments for each step, at least one more than the
         largest of `steps`.
-      optimizer: any optimizer of optax.
       steps: numbers of steps after which to check, on the batch that comes next.
       **options: of `check_grads`.
 

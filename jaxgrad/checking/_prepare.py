@@ -1,7 +1,7 @@
 """The first stage of a check: from a function and its arguments to a `Problem` of each order."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,7 @@ class Problem(Arguments):
     swap: tuple[list[np.ndarray], int] | None = None
 
 
-def problems(
-    f: Callable[..., Any], args: tuple[Any, ...], order: int, seed: int, **options: Any
-) -> Iterator[Problem]:
+def problems(f: Callable, args: tuple, order: int, seed: int, **options) -> Iterator[Problem]:
     """Yield the problems of a check, each prepared when it is asked for.
 
     The derivative of order `k` along random weights is a function, and its gradient is the problem
@@ -70,13 +68,7 @@ def problems(
 
 
 def prepare(
-    f: Callable[..., Any],
-    args: tuple[Any, ...],
-    *,
-    argnums: Any = 0,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-    seed: int = 0,
+    f: Callable, args: tuple, *, argnums: Any = 0, has_aux=False, holomorphic=False, seed=0
 ) -> Problem:
     """Prepare the check of `f` at `args`; see `check_grads` for the arguments."""
     arguments = sort_arguments(f, args, argnums, has_aux, holomorphic)
@@ -116,12 +108,10 @@ def _normal(shape: tuple[int, ...], is_complex: bool, generator: np.random.Gener
     return draw + 1j * generator.standard_normal(shape) if is_complex else draw
 
 
-def _choose_cotangents(
-    outputs: Sequence[np.ndarray], holomorphic: bool, seed: int
-) -> tuple[list[np.ndarray], float]:
+def _choose_cotangents(outputs: list[np.ndarray], holomorphic: bool, seed: int):
     """Return 1 for a scalar function, else normal weights such that all outputs count equally.
 
-    The second result is the sum of the sizes of the weighted outputs: rounding is relative to it.
+    Returns `Problem.total`, too.
     """
     generator = np.random.default_rng(seed)
     if len(outputs) == 1 and outputs[0].shape == ():

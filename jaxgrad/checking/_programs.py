@@ -35,9 +35,7 @@ class Programs(NamedTuple):
     mapped: bool  # whether the function can be mapped by `jax.vmap`
 
 
-def build_programs(
-    function: Function, moved: list[Any], fixed: list[Any], *, wide: bool, compiled: bool = True
-) -> Programs:
+def build_programs(function: Function, moved, fixed, *, wide: bool, compiled=True) -> Programs:
     """Build the programs of `function`; `moved` and `fixed` are arguments of the right shapes.
 
     `wide` enables float64; programs of a function that cannot be traced are not `compiled`.

@@ -58,8 +58,6 @@ class Leaf:
 
     Attributes:
       path: `jax.tree_util.keystr` in the pytree that `jax.grad` returns; "" for a bare array.
-      verdict: see `Verdict`.
-      shape, dtype: of the leaf.
       relative_error: `|numeric - autodiff| / |numeric|` over the leaf, Euclidean norms; estimated
         from random directions for a large leaf.
       error_bar: of `numeric`.
@@ -75,7 +73,6 @@ class Leaf:
         `None` if they are the same computation.
       reason: what is wrong, or why it could not be resolved.
       mode: "rev" or "fwd".
-      order: of the derivative.
     """
 
     path: str

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._arguments import FlatFunction
 from jaxgrad.checking._precision import Computation
 from jaxgrad.checking._programs import build_programs, equal_within, precision, reuse, to_float64
 from jaxgrad.checking._trace import is_program
@@ -27,9 +26,7 @@ ACCUMULATED = ("add", "mul", "min", "max")
 OPAQUE = ("callback", "ffi", "custom_call", "pallas", "shard_map")
 
 
-def without_rounding(
-    function: FlatFunction, checked: Computation, outputs: list[np.ndarray]
-) -> Computation:
+def without_rounding(function: Callable, checked: Computation, outputs) -> Computation:
     """Return the function without rounding inside, or `checked` if its `outputs` would change."""
     if checked.eps <= EPS64 or checked.key is None:
         return checked

@@ -133,7 +133,7 @@ def central_difference(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array =
 def one_sided_difference(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array = 1e-7) -> Any:
     """Return the one-sided difference `(f(x + eps e_i) - f(x)) / eps`; its error is of order `eps`.
 
-    A negative `eps` takes the other side; at a kink the two differ. See `central_difference`.
+    A negative `eps` takes the other side; at a kink the two differ.
 
     >>> slopes = [one_sided_difference(jnp.abs, jnp.float32(0.0), eps) for eps in (0.5, -0.5)]
     >>> [float(slope) for slope in slopes]
@@ -151,9 +151,8 @@ def complex_step(f: Callable[[Any], Any], x: Any, eps: ArrayLike | Array = 1e-20
 
     It is exact up to rounding for analytic functions made of operations that JAX defines for
     complex numbers. It is wrong without notice for `abs`, `max`, comparisons and conjugates, and
-    impossible for most functions with a custom derivative rule.
-
-    The square of the step must be negligible beside 1; see `central_difference` for the rest.
+    impossible for most functions with a custom derivative rule. The square of the step must be
+    negligible beside 1.
 
     Source: Squire, Trapp (1998), "Using complex variables to estimate derivatives of real
     functions".

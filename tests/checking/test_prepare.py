@@ -1,4 +1,4 @@
-"""The precision in which a function is checked, and functions that cannot be checked."""
+"""Precision, functions that cannot be checked, and derivatives of second order."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgrad.checking import Verdict, check_grads
-from tests.checking.cases import with_backward
+from tests.checking.cases import network, with_backward
 
 
 def test_an_infinite_output_entry_counts_nothing():
@@ -151,3 +151,32 @@ def test_a_function_that_is_another_without_its_rounding_is_left_as_it_is():
         return jnp.sum(swallowed) + 1e-3 * jnp.sum(x)
 
     assert check_grads(f, jnp.array([0.3, -0.7])).verdict is Verdict.WRONG
+
+
+def test_second_order(params, x):
+    report = check_grads(network, params, x, order=2)
+    assert report.ok
+    assert {leaf.order for leaf in report.leaves} == {1, 2}
+    assert "symmetry" in {i.name for i in report.identities if i.holds}
+
+    def frozen(args, ct):
+        # Right to first order; its own derivative is not.
+        return (ct * jax.lax.stop_gradient(jnp.cos(args[0])),)
+
+    rule = with_backward(jnp.sin, frozen)
+    assert check_grads(rule, 0.5).ok
+    second = check_grads(rule, 0.5, order=2)
+    assert not second.ok
+    assert second.leaves[0].order == 2
+    # Of order two everywhere, also where the first derivative vanishes.
+    at_rest = check_grads(rule, np.pi / 2, order=2)
+    assert at_rest.leaves[0].order == 2
+    assert not at_rest.ok
+    assert check_grads(jnp.sin, np.pi / 2, order=2).ok
+
+
+def test_second_order_of_a_rule_that_holds_numbers():
+    point = np.float32(0.7)
+    rule = with_backward(jnp.sin, lambda args, ct: (ct * np.cos(point),))
+    assert check_grads(rule, point).ok
+    assert not check_grads(rule, point, order=2).ok
