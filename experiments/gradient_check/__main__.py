@@ -6,20 +6,17 @@ from experiments.gradient_check.network import Options
 
 PARTS = {"steps": steps, "kinks": kinks, "regularizer": regularizer}
 PARTS |= {"dropout": dropout, "training": training}
-"""Each part has `measure(options)`, `report(result)` and `figure(result)`."""
 
 
 def run(options: Options) -> None:
     """Show what goes right and wrong when the gradient of a small network is checked."""
-    sections, claims, estimates, figures = [], [], {}, {}
-    for name in options.parts:
-        result = PARTS[name].measure(options)
-        part = PARTS[name].report(result)
-        sections += part.sections
-        claims += part.claims
-        estimates[name] = part.estimates
-        figures[f"_{name}.png"] = PARTS[name].figure(result)
+    results = {name: PARTS[name].measure(options) for name in options.parts}
+    reports = {name: PARTS[name].report(result) for name, result in results.items()}
+    figures = {f"_{name}.png": PARTS[name].figure(result) for name, result in results.items()}
+    sections = [section for part in reports.values() for section in part.sections]
     # One report, so that the claims of all parts are decided together.
+    claims = [claim for part in reports.values() for claim in part.claims]
+    estimates = {name: part.estimates for name, part in reports.items()}
     publish(Report(sections, claims, estimates), options, figures)
 
 

@@ -1,8 +1,7 @@
 """What do checkers report for correct gradients of networks with kinks?"""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -11,84 +10,40 @@ import numpy as np
 
 from experiments._kit import Claim, Estimate, Report, figures, table
 from experiments.gradient_check import network
-from experiments.gradient_check.network import TIER_COLOURS, TIERS, Options
 from jaxgrad import check_grads, initializers
-from jaxgrad.checking import Verdict, finite_differences
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from jaxgrad.checking import Verdict
 
 FALSE_ALARM = 1e-5
 """The course calls a gradient with a larger relative error suspicious or wrong."""
 STEPS = 10.0 ** -np.arange(2, 9)
 DTYPES = ("float32", "float64")
+CHECKERS = [f"the course's rule, step {step:.0e}" for step in STEPS]
+CHECKERS += [f"jax.test_util.check_grads, {dtype}" for dtype in DTYPES] + ["jaxgrad.check_grads"]
+relu_loss = functools.partial(network.cross_entropy, phi=jax.nn.relu)
+Kinks = namedtuple("Kinks", "examples error crossed verdicts jax_alarms")
+"""Outcomes for correct gradients, `[examples, networks]`, with `STEPS` as middle axis of the
+course's error and of whether moving one weight by the step takes a unit across its kink."""
 
 
-class Kinks(NamedTuple):
-    """Outcomes for networks whose gradients are all correct.
-
-    Attributes:
-      examples: `[E]`, numbers of digits in the loss.
-      error: the course's relative error with each of `STEPS`, `[E, steps, networks]`.
-      crossed: whether moving one weight by the step takes a unit across its kink, same shape.
-      verdicts: the verdicts of `check_grads`, `E` tuples with one for each network.
-      jax_alarms: whether `jax.test_util.check_grads` rejects a network, `[E, networks]` for each of
-        `DTYPES`.
-    """
-
-    examples: tuple[int, ...]
-    error: np.ndarray
-    crossed: np.ndarray
-    verdicts: tuple[tuple[Verdict, ...], ...]
-    jax_alarms: dict[str, np.ndarray]
-
-    def tiers(self) -> dict[str, np.ndarray]:
-        """The share of networks in each tier of the course, `[E, steps]` each."""
-        words = np.vectorize(finite_differences.tier)(self.error)
-        return {name: np.mean(words == name, axis=2) for _, name in TIERS}
-
-    def alarms(self) -> np.ndarray:
-        """Whether the course's rule rejects a network, `[E, steps, networks]`."""
-        # Negated, so that an error that is NaN counts as an alarm.
-        return ~(self.error <= FALSE_ALARM)
-
-    def rejected(self) -> np.ndarray:
-        """Whether `jaxgrad.check_grads` rejects a network, `[E, networks]`."""
-        # KINK and UNRESOLVED withhold a judgement, so they reject nothing.
-        bad = (Verdict.WRONG, Verdict.NONFINITE, Verdict.NONDETERMINISTIC)
-        return np.array([[verdict in bad for verdict in row] for row in self.verdicts])
-
-
-def relu_loss(params, x, y):
-    """The loss of a ReLU network."""
-    return network.cross_entropy(params, x, y, jax.nn.relu)
-
-
-def measure(options: Options) -> Kinks:
+@network.precise()
+def measure(options: network.Options) -> Kinks:
     """Check the correct gradients of ReLU networks with three checkers."""
-    errors, crossed, verdicts, rejections = [], [], [], []
-    with network.precise():
-        jitted, steps = jax.jit(relu_loss), jnp.asarray(STEPS)
-        for examples in options.kink_examples:
-            rows = []
-            for seed in network.progress(range(options.networks), f"kinks, {examples} examples"):
-                x, y = network.digits(examples, options.seed + seed)
-                # Every network has other digits and weights, so the networks are independent.
-                key = jax.random.fold_in(jax.random.key(options.seed), seed)
-                params = network.draw(key, options.width, initializers.he())
-                error = np.asarray(network.course_error(relu_loss, params, steps, x, y))
-                verdict = check_grads(relu_loss, params, x, y).verdict
-                rejection = [_jax_rejects(jitted, params, x, y, dtype) for dtype in DTYPES]
-                rows.append((error, _distance_to_kink(params, x) <= STEPS, verdict, rejection))
-            error, cross, verdict, rejection = zip(*rows, strict=True)
-            errors.append(np.stack(error, axis=1))
-            crossed.append(np.stack(cross, axis=1))
-            verdicts.append(verdict)
-            rejections.append(np.array(rejection))
-    alarms = {dtype: np.stack(rejections)[..., i] for i, dtype in enumerate(DTYPES)}
-    return Kinks(
-        options.kink_examples, np.stack(errors), np.stack(crossed), tuple(verdicts), alarms
-    )
+    jitted, rows = jax.jit(relu_loss), []
+    for examples in options.kink_examples:
+        for seed in range(options.networks):
+            x, y = network.digits(examples, options.seed + seed)
+            # Every network has other digits and weights, so the networks are independent.
+            key = jax.random.fold_in(jax.random.key(options.seed), seed)
+            params = network.draw(key, options.width, initializers.he())
+            error = network.course_error(relu_loss, params, jnp.asarray(STEPS), x, y)
+            verdict = check_grads(relu_loss, params, x, y).verdict
+            rejected = [_jax_rejects(jitted, params, x, y, dtype) for dtype in DTYPES]
+            rows.append((error, _distance_to_kink(params, x) <= STEPS, verdict, rejected))
+    shape = (len(options.kink_examples), options.networks)
+    columns = (np.array(c).reshape(*shape, *np.shape(c)[1:]) for c in zip(*rows, strict=True))
+    error, crossed, verdicts, rejected = (np.moveaxis(column, 1, -1) for column in columns)
+    jax_alarms = dict(zip(DTYPES, rejected.swapaxes(0, 1), strict=True))
+    return Kinks(options.kink_examples, error, crossed, verdicts, jax_alarms)
 
 
 def _distance_to_kink(params, x) -> float:
@@ -109,92 +64,65 @@ def _jax_rejects(f, params, x, y, dtype: str) -> bool:
     return False
 
 
+def false_alarms(result: Kinks) -> np.ndarray:
+    """Whether each of `CHECKERS` rejects a network, `[checkers, examples, networks]`."""
+    # Negated, so that an error that is NaN counts as an alarm.
+    course = ~(result.error <= FALSE_ALARM).swapaxes(0, 1)
+    # KINK and UNRESOLVED withhold a judgement, so they reject nothing.
+    bad = (Verdict.WRONG, Verdict.NONFINITE, Verdict.NONDETERMINISTIC)
+    return np.stack([*course, *result.jax_alarms.values(), np.isin(result.verdicts, bad)])
+
+
 def report(result: Kinks) -> Report:
     """Tabulate the share of false alarms of each checker."""
-    tiers, alarms, rejected = result.tiers(), result.alarms(), result.rejected()
-    sections, claims = [], []
+    alarms, rows, lines, claims = false_alarms(result), [], [], []
+    shares, count = alarms.mean(axis=2), len(STEPS)
     for e, examples in enumerate(result.examples):
-        rows: list[tuple[str, ...]] = [
-            (
-                f"two-sided, step {step:.0e}",
-                *(f"{tiers[name][e, k]:.0%}" for name in tiers),
-                f"{result.crossed[e, k].mean():.0%}",
-                f"{alarms[e, k].mean():.0%}",
-            )
-            for k, step in enumerate(STEPS)
-        ]
-        blank = [""] * (len(tiers) + 1)
-        for dtype, alarm in result.jax_alarms.items():
-            name = f"jax.test_util.check_grads, {dtype}"
-            rows.append((name, *blank, f"{alarm[e].mean():.0%}"))
-        rows.append(("jaxgrad.check_grads", *blank, f"{rejected[e].mean():.0%}"))
-        counts = ", ".join(
-            f"{result.verdicts[e].count(verdict)} {verdict}"
-            for verdict in Verdict
-            if verdict in result.verdicts[e]
+        course, crossed, verdicts = alarms[:count, e], result.crossed[e], result.verdicts[e]
+        crosses = [*crossed.mean(axis=1), "", "", ""]
+        rows += zip([examples] * len(CHECKERS), CHECKERS, crosses, shares[:, e], strict=True)
+        counts = ", ".join(f"{np.sum(verdicts == v)} {v}" for v in Verdict if v in verdicts)
+        lines.append(
+            f"With {examples} examples the step crosses a kink in {np.sum(course & crossed)} of "
+            f"{np.sum(course)} false alarms of the course;\njaxgrad's verdicts are {counts}."
         )
-        count = f"{rejected.shape[1]} ReLU networks with correct gradients, {examples} examples:"
-        crossing = f"{np.sum(alarms[e] & result.crossed[e])} of {np.sum(alarms[e])}"
-        sections += [
-            table(("checker", *tiers, "step crosses a kink", "false alarms"), rows, count),
-            f"A false alarm of the course's rule is a relative error above {FALSE_ALARM:.0e}.\n"
-            f"In {crossing} false alarms the step crosses a kink.\n"
-            f"Verdicts of jaxgrad.check_grads: {counts}.",
-        ]
         # The claim is about the step at which the course's rule raises most alarms.
-        worst = int(np.argmax(alarms[e].mean(axis=1)))
+        worst = np.argmax(shares[:count, e])
         text = (
             f"with {examples} examples jaxgrad.check_grads raises fewer false alarms than the "
             f"course's rule with a step of {STEPS[worst]:.0e}"
         )
-        fewer = Estimate.paired(alarms[e, worst], rejected[e])
+        fewer = Estimate.paired(course[worst], alarms[-1, e])
         claims.append(Claim(text, fewer, "greater", form=".0%"))
-    shares = {f"jax, {dtype}": alarm.mean(axis=1) for dtype, alarm in result.jax_alarms.items()}
-    shares |= {"course": alarms.mean(axis=2), "jaxgrad": rejected.mean(axis=1)}
-    return Report(sections, claims, {"false alarms": shares, "examples": result.examples})
-
-
-def figure(result: Kinks) -> Figure:
-    """Plot the share of networks in each tier, by step and by checker."""
-    figure, axes = figures.panels(1, len(result.examples), (13, 6.2), sharey=True)
-    tiers, alarms, count = result.tiers(), result.alarms().mean(axis=2), len(result.error[0])
-    checkers = [*(a.mean(axis=1) for a in result.jax_alarms.values())]
-    checkers.append(result.rejected().mean(axis=1))
-    # Checkers that have no step stand to the right of the steps, after a gap.
-    positions = np.append(np.arange(count), count + 0.6 + 1.35 * np.arange(len(checkers)))
-    names = [f"$10^{{{np.log10(step):.0f}}}$" for step in STEPS[:count]]
-    names += [f"JAX,\n{dtype}" for dtype in result.jax_alarms] + ["jaxgrad"]
-    for e, (ax, examples) in enumerate(zip(axes[0], result.examples, strict=True)):
-        bottom = np.zeros(count)
-        for (tier, share), colour in zip(tiers.items(), TIER_COLOURS, strict=True):
-            ax.bar(positions[:count], share[e], 0.85, bottom, color=colour, label=f"“{tier}”")
-            bottom = bottom + share[e]
-        rejected = np.array([share[e] for share in checkers])
-        ax.bar(positions[count:], 1 - rejected, 0.85, color=TIER_COLOURS[0])
-        ax.bar(positions[count:], rejected, 0.85, 1 - rejected, color=TIER_COLOURS[-1])
-        # Bars begin with the smallest errors, so kinks are counted from the top.
-        uncrossed = 1 - result.crossed[e].mean(axis=1)
-        label = "below this line no step crosses a kink"
-        ax.plot(positions[:count], uncrossed, c="black", marker="D", lw=1.5, label=label)
-        for position, share in zip(positions, [*alarms[e], *rejected], strict=True):
-            ax.text(position, 1.015, f"{share:.0%}", ha="center", va="bottom", fontweight="bold")
-        ax.axvline(count - 0.2, color="0.6", linewidth=0.8)
-        groups, below = np.split(positions, [count]), ax.get_xaxis_transform()
-        for group, words in zip(
-            groups, ("step of the course's rule", "check_grads of"), strict=True
-        ):
-            ax.text(group.mean(), -0.13, words, transform=below, ha="center", va="top", fontsize=11)
-        ax.set_xticks(positions, names)
-        ax.set_ylim(0, 1.08)
-        ax.set_title(f"loss of {examples} example{'s' * (examples > 1)} (bold: false alarms)")
-    axes[0, 0].set_ylabel("share of the networks, all of them correct")
-    figures.percent(axes[0, 0].yaxis)
-    figures.legend_below(figure, axes[0, 0], len(tiers) + 1)
-    largest = max(share.max() for share in checkers[:-1])
-    figure.suptitle(
-        f"{result.error.shape[2]} ReLU networks with correct gradients: false alarms for up to\n"
-        f"{alarms.max():.0%} with a fixed step, {largest:.0%} with JAX's check_grads, "
-        f"{checkers[-1].max():.0%} with jaxgrad's",
-        fontsize=14,
+    headings = {"examples": "d", "checker": "", "step crosses a kink": ".0%", "false alarms": ".0%"}
+    title = (
+        f"{alarms.shape[2]} ReLU networks with correct gradients; a false alarm of the course's "
+        f"rule is a relative error above {FALSE_ALARM:.0e}:"
     )
+    sections = [table(headings, rows, title, left=2), "\n".join(lines)]
+    by_name = {f"jax, {dtype}": shares[count + i] for i, dtype in enumerate(DTYPES)}
+    by_name |= {"course": shares[:count].T, "jaxgrad": shares[-1]}
+    return Report(sections, claims, {"false alarms": by_name, "examples": result.examples})
+
+
+def figure(result: Kinks):
+    """Plot the share of false alarms of each checker."""
+    shares = false_alarms(result).mean(axis=2)
+    figure, ((ax,),) = figures.panels(1, 1, (9, 5.5))
+    height = 0.8 / len(result.examples)
+    for e, examples in enumerate(result.examples):
+        rows, color = np.arange(len(CHECKERS)) + e * height, figures.LOOKS[-1 - e % 5]["color"]
+        bars = ax.barh(rows, shares[:, e], height, color=color, label=f"{examples} examples")
+        ax.bar_label(bars, fmt="{:.0%}", padding=3)
+    ax.set_yticks(np.arange(len(CHECKERS)) + 0.4 - height / 2, CHECKERS)
+    ax.invert_yaxis()
+    figures.percent(ax.xaxis)
+    ax.set_xlabel("share of networks whose correct gradient is rejected")
+    *checkers, jaxgrad = shares.max(axis=1)
+    ax.set_title(
+        "ReLU networks with correct gradients: false alarms for up to\n"
+        f"{max(checkers[: len(STEPS)]):.0%} with a fixed step, {max(checkers[len(STEPS) :]):.0%} "
+        f"with JAX's check_grads, {jaxgrad:.0%} with jaxgrad's"
+    )
+    figures.legend_below(figure, ax, len(result.examples))
     return figure

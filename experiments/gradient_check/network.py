@@ -1,100 +1,58 @@
-"""The options of the parts, and the network, data and relative error that they share.
-
-Weights and digits are drawn in float32 and widened, so that both precisions are at the same point.
-"""
-
-from __future__ import annotations
+"""The options of the parts, and the network, data, relative error and figure that they share."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from tqdm import tqdm
 
 from experiments import _kit
-from experiments._kit import option
+from experiments._kit import Estimate, figures, option
 from jaxgrad import initializers
 from jaxgrad.checking import finite_differences
 from jaxgrad.training import normalization
 
 Part = Literal["steps", "kinks", "regularizer", "dropout", "training"]
-
 ROWS = 1797
 """Number of digits in the data set."""
-CLASSES = 10
-TIERS = tuple((float(limit), word) for limit, word in finite_differences.TIERS["course"])
-"""The word of the course for a relative error below each limit."""
-TIER_COLOURS = ("#2f5fa8", "#9dbfe0", "#f7c27a", "#b35a12")
+TIERS = finite_differences.TIERS["course"]
+LECUN = initializers.lecun()
 
 
 @dataclass(frozen=True)
 class Options(_kit.Options):
     """Options of the gradient check."""
 
-    parts: tuple[Part, ...] = option(
-        ("steps", "kinks", "regularizer", "dropout", "training"),
-        "Which parts to run, in this order.",
-    )
-    width: int = option(
-        16, "Hidden units of the network, 64 inputs to WIDTH to 10 classes of digits.", minimum=1
-    )
-    examples: int = option(
-        8,
-        "Number of digits in the loss, drawn at random and standardized.",
-        minimum=1,
-        maximum=ROWS,
-    )
+    parts: tuple[Part, ...] = option(get_args(Part), "Which parts to run, in this order.")
+    width: int = option(16, "Hidden units between 64 inputs and 10 classes.", minimum=1)
+    examples: int = option(8, "Standardized digits in the loss.", minimum=1, maximum=ROWS)
     seed: int = option(0, "Seed of the weights and of the digits that are drawn.", minimum=0)
-    smallest_step: float = option(
-        1e-12, "steps: the smallest step; the largest is 1.", minimum=1e-30, maximum=1e-6
-    )
+    smallest_step: float = option(1e-12, "steps: from 1 down to this.", minimum=1e-30, maximum=1e-6)
     steps_per_decade: int = option(
-        3, "steps: number of steps from one power of ten to the next.", minimum=1
+        3, "steps: how many from one power of ten to the next.", minimum=1
     )
-    networks: int = option(
-        20, "kinks: number of ReLU networks, each with a correct gradient.", minimum=2
-    )
+    networks: int = option(20, "kinks: number of ReLU networks, all of them correct.", minimum=2)
     kink_examples: tuple[int, ...] = option(
-        (2, 32),
-        "kinks: numbers of digits in the loss, a panel each; more of them have more kinks.",
-        minimum=1,
-        maximum=ROWS,
-        ascending=True,
+        (2, 32), "kinks: numbers of digits in the loss.", minimum=1, maximum=ROWS, ascending=True
     )
-    planted_error: float = option(
-        0.01, "regularizer: the backward pass is too large by this share.", minimum=0
-    )
-    largest_strength: float = option(
-        1e6, "regularizer: the L2 strengths are 0, 0.01, 0.1, ... up to this.", minimum=0.01
-    )
-    dropout_rate: float = option(
-        0.2, "dropout: the share of hidden units that is dropped.", minimum=0, below=1
-    )
+    planted_error: float = option(0.01, "regularizer: share by which slopes are off.", minimum=0)
+    largest_strength: float = option(1e6, "regularizer: largest L2 strength.", minimum=0.01)
+    dropout_rate: float = option(0.2, "dropout: share of dropped hidden units.", minimum=0, below=1)
     training_steps: tuple[int, ...] = option(
-        (0, 1, 3, 10, 30, 100, 300),
-        "training: numbers of optimizer steps after which to check.",
-        minimum=0,
-        ascending=True,
+        (0, 1, 3, 10, 30, 100, 300), "training: steps before checks.", minimum=0, ascending=True
     )
     batch_size: int = option(32, "training: digits in a batch.", minimum=1, maximum=ROWS)
-    learning_rate: float = option(
-        0.003, "training: learning rate of gradient descent with momentum 0.9.", above=0
-    )
-    output: Path = option(
-        Path("results/gradient_check"), "Where to write: a figure for each part, OUTPUT_PART.png."
-    )
+    learning_rate: float = option(0.003, "training: learning rate; momentum is 0.9.", above=0)
+    output: Path = option(Path("results/gradient_check"), "Where to write OUTPUT_PART.png.")
 
 
 @contextlib.contextmanager
-def precise() -> Iterator[None]:
-    """Allow float64, and compute matrix products without shortcuts."""
+def precise():
+    """Allow float64, and compute matrix products without shortcuts; also a decorator."""
     # Accelerators may round the factors of a product to fewer bits by default.
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         yield
@@ -103,71 +61,65 @@ def precise() -> Iterator[None]:
 def digits(examples: int, seed: int) -> tuple[jax.Array, jax.Array]:
     """Standardized images `[examples, 64]` and one-hot classes `[examples, 10]`, float64."""
     data = _kit.load("digits")
-    with precise():
-        # Standardized over the whole data set, so the scale does not depend on the draw.
-        table = normalization.apply(normalization.fit(data.x), data.x)
-        rows = np.random.default_rng(seed).choice(len(table), examples, replace=False)
-        return _float64(table[rows]), _float64(np.eye(CLASSES)[data.labels[rows]])
+    # Standardized over the whole data set, so the scale does not depend on the draw.
+    table = normalization.apply(normalization.fit(data.x), data.x)
+    rows = np.random.default_rng(seed).choice(len(table), examples, replace=False)
+    # Rounded to float32, so that both precisions are at the same point; weights are, too.
+    return jnp.float64(jnp.float32(table[rows])), jnp.eye(10)[data.labels[rows]]
 
 
-def draw(key: jax.Array, width: int, first: initializers.Initializer) -> dict[str, Any]:
+def draw(key: jax.Array, width: int, first: initializers.Initializer = LECUN) -> dict:
     """Draw the float64 parameters of a 64-`width`-10 network; biases start at 0."""
+
+    def layer(key, init, *shape):
+        return {"kernel": jnp.float64(init(key, shape, jnp.float32)), "bias": jnp.zeros(shape[1])}
+
     keys = jax.random.split(key)
-    return {
-        "first": {
-            "kernel": _float64(first(keys[0], (64, width), jnp.float32)),
-            "bias": _float64(np.zeros(width)),
-        },
-        "readout": {
-            "kernel": _float64(initializers.lecun()(keys[1], (width, CLASSES), jnp.float32)),
-            "bias": _float64(np.zeros(CLASSES)),
-        },
-    }
+    return {"first": layer(keys[0], first, 64, width), "readout": layer(keys[1], LECUN, width, 10)}
 
 
-def _float64(value: Any) -> jax.Array:
-    # float32 values are exact in float64, so both precisions use the same point.
-    return jnp.asarray(jnp.asarray(value, jnp.float32), jnp.float64)
-
-
-def cross_entropy(params, x, y, phi: Callable[[jax.Array], jax.Array], mask=None) -> jax.Array:
+def cross_entropy(params, x, y, phi, mask=1.0) -> jax.Array:
     """Mean loss, written with analytic functions so that a complex step is possible."""
-    z = x @ params["first"]["kernel"]
-    hidden = phi(z + params["first"]["bias"][None])
-    hidden = hidden if mask is None else hidden * mask
-    logits = hidden @ params["readout"]["kernel"] + params["readout"]["bias"][None]
+    first, readout = params["first"], params["readout"]
+    hidden = phi(x @ first["kernel"] + first["bias"][None]) * mask
+    logits = hidden @ readout["kernel"] + readout["bias"][None]
     # logsumexp would subtract a maximum, which is not analytic.
     normalizer = jnp.log(jnp.sum(jnp.exp(logits), axis=1))
     return jnp.mean(normalizer - jnp.sum(logits * y, axis=1))
 
 
-def unravel(theta: jax.Array, like: Any) -> Any:
-    """Turn the course's single vector into a pytree shaped like `like`, in the vector's dtype."""
-    # The inverse that ravel_pytree returns would cast to the leaves' dtypes.
-    leaves, tree = jax.tree.flatten(like)
-    parts = jnp.split(theta, np.cumsum([leaf.size for leaf in leaves])[:-1])
-    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-    return tree.unflatten(shaped)
+def tanh_with_slope(z: jax.Array, slope) -> jax.Array:
+    """`tanh(z)` whose derivative by autodiff is `slope(z)`, right or wrong."""
+    fixed = jax.lax.stop_gradient(z)
+    # The last factor is 0, and its derivative is 1.
+    return jnp.tanh(fixed) + slope(fixed) * (z - fixed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def course_error(loss: Callable[..., jax.Array], params: Any, steps: jax.Array, *args: Any):
-    """The course's relative error of `jax.grad(loss)(params, *args)` at each of the steps."""
-
-    def of_vector(theta):
-        return loss(unravel(theta, params), *args)
-
-    theta = ravel_pytree(params)[0]
-    autodiff = jax.grad(of_vector)(theta)
+def course_error(loss, params, steps: jax.Array, *args) -> jax.Array:
+    """The course's relative error of the gradient of `loss(params, *args)` at each of the steps."""
+    autodiff = jax.grad(loss)(params, *args)
 
     def error(eps):
-        numeric = finite_differences.central_difference(of_vector, theta, eps)
+        numeric = finite_differences.central_difference(lambda p: loss(p, *args), params, eps)
         return finite_differences.relative_error(numeric, autodiff)
 
     # One step at a time bounds the memory: each step moves every parameter.
     return jax.lax.map(error, steps)
 
 
-def progress(values: Iterable[Any], description: str) -> Iterable[Any]:
-    """The values, with a progress bar."""
-    return tqdm(list(values), desc=description, unit="check", disable=None, leave=False)
+def error_figure(x, errors, title: str, xlabel: str, names=None):
+    """Curves of relative errors on log axes, or over `names` of `x` where one of them is 0."""
+    figure, ((ax,),) = figures.panels(1, 1, (10, 6))
+    positions = x if names is None else np.arange(len(x))
+    figures.curves(ax, positions, {name: Estimate.exact(error) for name, error in errors.items()})
+    ax.set(yscale="log", xlabel=xlabel, ylabel="relative error of the gradient", title=title)
+    for limit, word in TIERS[:-1]:
+        ax.axhline(limit, color="0.7", linewidth=1, zorder=0)
+        ax.annotate(f"“{word}”\nbelow", (1.01, limit), xycoords=("axes fraction", "data"), va="top")
+    if names is None:
+        ax.set_xscale("log")
+    else:
+        figures.ticks(ax.xaxis, positions, names)
+    figures.legend_below(figure, ax, 2)
+    return figure
