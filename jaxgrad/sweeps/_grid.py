@@ -50,12 +50,11 @@ def fold_ids(ids: Mapping[str, Any], *, key: Any) -> Any:
 
 
 def _label_id(value: Any) -> int:
-    if isinstance(value, (str, bool, np.bool_)):
-        return zlib.crc32(str(value).encode())
-    if value == int(value):
-        number = int(value)
-        return number if 0 <= number < 2**32 else zlib.crc32(str(number).encode())
-    return zlib.crc32(repr(float(value)).encode())
+    if not isinstance(value, (str, bool, np.bool_)):
+        value = int(value) if value == int(value) else float(value)
+        if isinstance(value, int) and 0 <= value < 2**32:
+            return value
+    return zlib.crc32(str(value).encode())
 
 
 def make_grid(axes: Mapping[str, Any], static: Sequence[str]) -> Grid:

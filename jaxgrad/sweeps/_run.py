@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 
 from jaxgrad import _validate
 from jaxgrad.sweeps import _grid, _store
-from jaxgrad.sweeps._grid import Block, Grid
+from jaxgrad.sweeps._grid import Block
 from jaxgrad.sweeps._store import MARKER, Variable
 
 if TYPE_CHECKING:
@@ -178,11 +178,9 @@ def _check_names(grid, variables, coords, units) -> None:
             rule = f"axes, variables, dims and {MARKER!r} must not share a name"
             raise ValueError(f"{rule}, got {name!r}; rename one of them")
     for name in coords:
-        if name not in inner:
-            raise ValueError(f"coords must name an inner dimension, got {name!r}; remove it")
+        _validate.choice("coords", name, inner)
     for name in units:
-        if name not in {**grid, **coords}:
-            raise ValueError(f"units must name an axis or one of coords, got {name!r}; remove it")
+        _validate.choice("units", name, {**grid, **coords})
 
 
 def _checked_config(config: Any) -> dict[str, Any]:
@@ -209,7 +207,7 @@ def _evaluate_cell(function, names, outputs, static, shared, ids, traced):
     return {name: jnp.asarray(out[name]) for name in outputs}
 
 
-def _output_shapes(cell, grid: Grid, variables, coords, shared) -> dict[str, Any]:
+def _output_shapes(cell, grid, variables, coords, shared) -> dict[str, Any]:
     """Return shape and dtype of each variable in one cell; they are the same for all programs."""
     dim_sizes = {name: len(labels) for name, labels in coords.items()}
     outputs: dict[str, Any] = {}
@@ -234,10 +232,7 @@ def _output_shapes(cell, grid: Grid, variables, coords, shared) -> dict[str, Any
 
 
 def _compile_cells(cell, grid, mesh: Mesh, shared, memory_limit, cells, vectorized, static):
-    """Return the program for some static values, and how many cells it computes at once.
-
-    These are `cells`, or at most half of them if they take more memory than `memory_limit`.
-    """
+    """Return the program for some static values, and how many of `cells` it computes at once."""
     one = functools.partial(cell, static)
 
     def mapped(shared, *inputs):
@@ -260,12 +255,11 @@ def _compile_cells(cell, grid, mesh: Mesh, shared, memory_limit, cells, vectoriz
             rule = f"be at least the {used} bytes that one cell takes"
             remedy = "raise it or make the cell smaller"
             raise ValueError(f"memory_limit must {rule}, got {memory_limit}; {remedy}")
+        # Memory is nearly proportional to the number of cells; halve it at least.
         share = max(1, min(share // 2, share * memory_limit // used))
 
 
-def _compute_blocks(
-    grid: Grid, pending: Sequence[Block], compiler: Callable[[Any], Any]
-) -> Iterator[tuple[Block, dict[str, np.ndarray]]]:
+def _compute_blocks(grid, pending, compiler):
     """Yield each block with its results by name, arrays `[cells, ...]`."""
     # All blocks of one program follow one another, so that only one program is held in memory.
     groups: dict[Any, list[Block]] = {}

@@ -52,11 +52,8 @@ def open_store(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """Open the `store` of a `run`, finished or not. Values are read from disk when they are used.
 
     The dataset has an additional variable `computed` over the axes. Where it is false the other
-    variables are NaN, or 0 if they are not floating point.
-
-    Raises:
-      ValueError: If `path` is not the store of a sweep.
-      ImportError: Without xarray or zarr.
+    variables are NaN, or 0 if they are not floating point. ValueError is raised if `path` is not
+    the store of a sweep, ImportError without xarray or zarr.
     """
     xr = import_xarray()
     _open_group("path", Path(path), "r")
@@ -67,9 +64,7 @@ def open_store(path: str | os.PathLike[str]) -> "xarray.Dataset":
     return table.assign_coords(fixed)
 
 
-def identity(
-    grid: Grid, variables: Mapping[str, Variable], outputs, labels, units, config, shared
-) -> dict[str, Any]:
+def identity(grid, variables, outputs, labels, units, config, shared) -> dict[str, Any]:
     """Return all that must be equal for a store to be resumed, as JSON values."""
     key, args = shared
     return {

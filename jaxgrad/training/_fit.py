@@ -102,14 +102,17 @@ def fit(
     examples, steps, batch_size, every = _checked_sizes(data, steps, batch_size, every)
     data = jax.tree.map(jnp.asarray, data)
     _validate.key("key", key)
-    _check_functions(optimizer, loss=loss, evaluate=evaluate, monitor=monitor)
-    _check_params(params)
+    _check_types(params, optimizer, loss=loss, evaluate=evaluate, monitor=monitor)
     _check_loss(loss, params, state, data, batch_size, key)
     _check_evaluate(evaluate, patience, params, state)
 
     optimizer = optax.with_extra_args_support(optimizer)
     key_order, key_loss = jax.random.split(key)
-    rows = _batches(key_order, examples, batch_size, steps)
+    # One permutation for each epoch, without the rows that fill no batch.
+    per_epoch = examples // batch_size
+    keys = jax.random.split(key_order, -(-steps // per_epoch))
+    order = jax.lax.map(lambda k: jax.random.permutation(k, examples), keys)
+    rows = order[:, : per_epoch * batch_size].reshape(-1, batch_size)[:steps]
     inputs = (rows, jax.random.split(key_loss, steps))
 
     def step(carry, inputs):
@@ -174,15 +177,6 @@ def _fit_and_evaluate(step, carry, inputs, evaluate, every, patience):
     return Fit(params, state, best, losses, errors, records, trace)
 
 
-def _batches(key, examples, batch_size, steps):
-    """Rows of each step's batch, `[steps, batch_size]`."""
-    # One permutation for each epoch, without the rows that fill no batch.
-    per_epoch = examples // batch_size
-    keys = jax.random.split(key, -(-steps // per_epoch))
-    order = jax.lax.map(lambda k: jax.random.permutation(k, examples), keys)
-    return order[:, : per_epoch * batch_size].reshape(-1, batch_size)[:steps]
-
-
 def _checked_sizes(data, steps, batch_size, every):
     """Return the number of examples, and the other three as integers."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
@@ -202,16 +196,13 @@ def _checked_sizes(data, steps, batch_size, every):
     return examples, steps, batch_size, every
 
 
-def _check_functions(optimizer, **functions):
+def _check_types(params, optimizer, **functions):
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         remedy = "pass for example optax.sgd(0.1)"
         raise TypeError(f"optimizer must be one of optax, got {optimizer!r}; {remedy}")
     for name, function in functions.items():
         if not callable(function) and (function is not None or name == "loss"):
             raise TypeError(f"{name} must be a function, got {function!r}; see training.fit")
-
-
-def _check_params(params):
     # Functions and whole numbers have no gradient.
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))

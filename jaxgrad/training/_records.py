@@ -23,11 +23,10 @@ class Run(NamedTuple):
     Attributes:
       loss: Loss of each step's batch.
       log_ratio: Log of |update| / |weights|, `[steps, layers]`; NaN for weights of 0.
-      log_sensitivity: Log of |gradient| |weights| / loss, `[steps, layers]`, about the relative
-        change of the loss if the layer doubles; NaN for weights of 0.
+      log_sensitivity: Log of |gradient| |weights| / loss, `[steps, layers]`; NaN for weights of 0.
       zero_start: Whether the weights of a layer are 0 at the start, `[layers]`.
-      straightness: |weights at the end| / (steps * largest |update|), in the median layer. For
-        weights that start at 0 it is 1 if all updates are equal.
+      straightness: |weights at the end| / (steps * largest |update|), in the median layer; 1 if
+        weights start at 0 and all updates are equal.
       log_input_rms: Log root mean square of the network inputs.
       feature_mean, feature_std: Of each input feature that is not constant, `[features]`.
       units, unit_steps: Statistics of the units, and the step of each of their rows.

@@ -32,8 +32,6 @@ from jaxgrad import _validate
 Images = Float[ArrayLike, "batch height width channels"]
 Changed = Float[Array, "batch height width channels"]
 
-_AXES = {"height": 1, "width": 2}
-
 
 def flip(
     images: Images,
@@ -50,9 +48,10 @@ def flip(
     """
     images = _checked(images)
     _validate.scalar("probability", probability, minimum=0.0, maximum=1.0)
-    _validate.choice("axis", axis, tuple(_AXES))
+    _validate.choice("axis", axis, ("height", "width"))
     flipped = jax.random.uniform(key, images.shape[:1], jnp.float32) < probability
-    return jnp.where(flipped[:, None, None, None], jnp.flip(images, _AXES[axis]), images)
+    mirrored = jnp.flip(images, 1 if axis == "height" else 2)
+    return jnp.where(flipped[:, None, None, None], mirrored, images)
 
 
 def shift(images: Images, pixels: Any, *, key: PRNGKeyArray, fill: Any = 0.0) -> Changed:

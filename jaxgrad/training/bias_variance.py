@@ -5,20 +5,12 @@ from typing import Any, NamedTuple
 
 from jaxgrad import _validate
 
-LARGER_NETWORK = "a larger network, another architecture, or longer training"
-MORE_DATA = "more data, regularization, or another architecture"
-
 
 class Diagnosis(NamedTuple):
-    """Bias and variance of a trained network.
+    """Bias and variance of a trained network, and advice what to do.
 
-    Attributes:
-      label: `high bias`, `high variance`, `high bias and high variance`, or `neither`.
-      avoidable_bias: Train error minus attainable error.
-      variance: Dev error minus train error.
-      bias_high, variance_high: Whether they are above their thresholds.
-      bias_threshold, variance_threshold: The tolerance, or two standard errors if that is more.
-      advice: What to do, in words.
+    Each is high above its threshold: the tolerance, or two standard errors if that is more. The
+    label is "high bias", "high variance", "high bias and high variance" or "neither".
     """
 
     label: str
@@ -77,8 +69,8 @@ def diagnose(
     bias_high, variance_high = bias > bias_limit + 1e-7, variance > variance_limit + 1e-7
     labels = ["high bias"] * bias_high + ["high variance"] * variance_high
     words = {
-        f"High bias: {LARGER_NETWORK}.": bias_high,
-        f"High variance: {MORE_DATA}.": variance_high,
+        "High bias: a larger network, another architecture, or longer training.": bias_high,
+        "High variance: more data, regularization, or another architecture.": variance_high,
         "These errors show no problem.": not labels,
         "The training error lies below the attainable error: that was set too high, or the "
         "training examples are memorized.": bias < 0,
@@ -87,8 +79,8 @@ def diagnose(
     }
     advice = " ".join(sentence for sentence, applies in words.items() if applies)
     label = " and ".join(labels) or "neither"
-    gaps, high = (bias, variance), (bias_high, variance_high)
-    return Diagnosis(label, *gaps, *high, bias_limit, variance_limit, advice)
+    high = (bias_high, variance_high)
+    return Diagnosis(label, bias, variance, *high, bias_limit, variance_limit, advice)
 
 
 def _checked_share(name: str, value: Any) -> float:

@@ -11,13 +11,9 @@ __all__ = ["Diagnosis", "Fault", "Finding", "diagnose"]
 
 
 class Finding(NamedTuple):
-    """One fault of a run.
+    """One fault of a run: the most affected layer, if any, the step at which it began, and advice.
 
-    Attributes:
-      fault: The fault, equal to a string such as `"dead units"`.
-      layer: Name of the most affected layer; `None` if it is not a fault of one layer.
-      step: The step at which it began, from 0.
-      words: The numbers that show it, and what to do.
+    The fault equals a string such as `"dead units"`.
     """
 
     fault: Fault
@@ -27,12 +23,9 @@ class Finding(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """The faults of a run.
+    """The faults of a run, ordered by the step at which they began; causes come first.
 
-    Attributes:
-      findings: Ordered by the step at which they began; causes come first.
-      healthy: Whether there are no findings.
-      words: The words of all findings. Without findings, how far the loss fell.
+    `words` are those of all findings. Without findings they say how far the loss fell.
     """
 
     findings: tuple[Finding, ...]

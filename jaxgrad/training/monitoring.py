@@ -147,7 +147,7 @@ class Units(NamedTuple):
     """Statistics of the units of each layer on a batch.
 
     Attributes:
-      log_preactivation: Log mean square of the pre-activations `z`.
+      log_preactivation: Log mean square of the pre-activations `z`, infinite if one of them is.
       dead: Share of the units that are saturated on every example.
       saturated: Share of (unit, example) pairs with a slope `|phi'(z)|` below `saturation`.
       saturated_above: The same with `z > 0`. It is 0 for ReLU and other activations that are flat
@@ -195,7 +195,14 @@ def units(
     if not np.all(np.diff(bounds) > 0):
         raise ValueError(f"edges must be increasing numbers, got {edges!r}; sort them")
     listed = isinstance(z, (list, tuple))
-    _check_preactivations(z if listed else [z], 2 if listed else 3)
+    arrays, ndim = (z, 2) if listed else ([z], 3)
+    shapes = [np.shape(a) for a in arrays]
+    if not shapes or any(len(shape) != ndim or 0 in shape for shape in shapes):
+        rule = "be an array [layers, batch, units] or a sequence of arrays [batch, units]"
+        raise ValueError(f"z must {rule}, none empty, got shapes {shapes}; stack all layers")
+    for dtype in map(jnp.result_type, arrays):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"z must be floating point, got {dtype}; use z.astype('float32')")
 
     def one(z):
         # phi'(z): phi acts on each element, so its Jacobian is diagonal.
@@ -205,27 +212,11 @@ def units(
         # A histogram by differences of cumulative counts.
         below = [jnp.sum(finite & (z < bound)) for bound in bounds]
         counts = jnp.diff(jnp.stack([jnp.zeros_like(total), *below, total]))
-        return Units(
-            # Infinities stay in the mean square, which then shows them.
-            log_mean_square(z.astype(jnp.promote_types(z.dtype, jnp.float32)), (0, 1)),
-            jnp.mean(jnp.all(flat, axis=0)),
-            jnp.mean(flat),
-            jnp.mean(flat & (z > 0)),
-            counts,
-            z.size - total,
-        )
+        size = log_mean_square(z.astype(jnp.promote_types(z.dtype, jnp.float32)), (0, 1))
+        dead, saturated = jnp.mean(jnp.all(flat, axis=0)), jnp.mean(flat)
+        return Units(size, dead, saturated, jnp.mean(flat & (z > 0)), counts, z.size - total)
 
     if not listed:
         return jax.vmap(one)(jnp.asarray(z))
     # Layers of different widths cannot be mapped.
     return jax.tree.map(lambda *parts: jnp.stack(parts), *[one(jnp.asarray(a)) for a in z])
-
-
-def _check_preactivations(arrays, ndim):
-    shapes = [np.shape(a) for a in arrays]
-    if not shapes or any(len(shape) != ndim or 0 in shape for shape in shapes):
-        rule = "be an array [layers, batch, units] or a sequence of arrays [batch, units]"
-        raise ValueError(f"z must {rule}, none empty, got shapes {shapes}; stack all layers")
-    for dtype in map(jnp.result_type, arrays):
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"z must be floating point, got {dtype}; use z.astype('float32')")

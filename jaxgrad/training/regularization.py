@@ -98,15 +98,10 @@ def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
 
 
 class EarlyStopping(NamedTuple):
-    """The best parameters so far, and whether training should stop.
+    """The parameters with the smallest error so far, and whether training should stop.
 
-    Attributes:
-      params: The parameters with the smallest error.
-      error: The smallest error; infinity before the first evaluation.
-      best: Index of the evaluation with the smallest error; -1 before the first.
-      evaluations: Number of evaluations until training stopped.
-      waited: Number of evaluations since the best one.
-      stopped: Whether `patience` evaluations have passed without an improvement.
+    `error` is that error, and `best` the index of its evaluation: infinity and -1 before the first.
+    `evaluations` counts those until training stopped, `waited` those since the best one.
     """
 
     params: Any

@@ -124,10 +124,7 @@ def narrow(space: Space, points: Points, scores: Any, *, keep: float = 0.2) -> d
 
 
 class Search(NamedTuple):
-    """Points and scores of all rounds, the point with the lowest score, the space of each round.
-
-    `best` holds scalars by name, NaN if all scores are NaN.
-    """
+    """Points and scores of all rounds, the best point (NaN without a score), and all spaces."""
 
     points: Points
     scores: Float[Array, " points"]

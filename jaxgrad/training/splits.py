@@ -14,8 +14,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jaxgrad import _validate
 from jaxgrad.training import normalization
 
-_SMALL, _LARGE = 10_000, 1_000_000
-
 
 def fractions(examples: int, *, dev: bool = True) -> tuple[float, ...]:
     """Return the usual sizes of train, dev and test set, as fractions of the number of examples.
@@ -34,7 +32,7 @@ def fractions(examples: int, *, dev: bool = True) -> tuple[float, ...]:
     """
     examples = _validate.integer("examples", examples, 1)
     held_out, largest, smallest = (2, 0.2, 0.01) if dev else (1, 0.3, 0.01)
-    position = math.log(max(examples, _SMALL) / _SMALL) / math.log(_LARGE / _SMALL)
+    position = math.log(max(examples, 10_000) / 10_000, 1_000_000 / 10_000)
     # Rounding makes both ends the decimals of the table.
     fraction = round(largest * (smallest / largest) ** position, 12) if position <= 1 else 0.0025
     return (round(1 - held_out * fraction, 12), *[fraction] * held_out)
@@ -66,7 +64,13 @@ def split(
     >>> sorted(labels[train].tolist()), sorted(labels[test].tolist())
     ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
-    shares = _checked_fractions(fractions)
+    _validate.known("fractions", fractions, "split")
+    shares = _validate.vector("fractions", fractions, length=2, axes="[sets]")
+    _validate.numbers("fractions", shares, minimum=0.0, above=True)
+    if abs(shares.sum() - 1) > 1e-6:
+        got = f"got {shares.tolist()} with sum {shares.sum():g}"
+        raise ValueError(f"fractions must sum to 1, {got}; divide them by their sum")
+    shares = shares / shares.sum()
     if np.ndim(labels) == 0:
         if classes is not None:
             got = f"got {classes}; pass the class of each example"
@@ -80,16 +84,6 @@ def split(
     target = np.repeat(np.tile(np.arange(len(shares)), len(class_sizes)), counts.ravel())
     positions = tuple(np.flatnonzero(target == s) for s in range(len(shares)))
     return _draw(key, jnp.asarray(labels, jnp.int32), positions)
-
-
-def _checked_fractions(fractions: Any) -> np.ndarray:
-    _validate.known("fractions", fractions, "split")
-    shares = _validate.vector("fractions", fractions, length=2, axes="[sets]")
-    _validate.numbers("fractions", shares, minimum=0.0, above=True)
-    if abs(shares.sum() - 1) > 1e-6:
-        got = f"got {shares.tolist()} with sum {shares.sum():g}"
-        raise ValueError(f"fractions must sum to 1, {got}; divide them by their sum")
-    return shares / shares.sum()
 
 
 def _checked_labels(labels: Any, classes: int | None) -> tuple[np.ndarray, np.ndarray]:
