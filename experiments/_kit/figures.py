@@ -72,8 +72,9 @@ def dots(ax: Any, estimates: Mapping[str, Mapping[str, Estimate]], **options: An
       **options: of `Axes.errorbar`.
     """
     series = list(dict.fromkeys(name for row in estimates.values() for name in row))
-    # Dots of one row lie at slightly different heights, so that bars do not cover each other.
-    shifts = 0.3 * (np.linspace(1, -1, len(series)) if len(series) > 1 else np.zeros(1))
+    # Dots of one row lie at slightly different heights, so that bars do not cover each other, and
+    # nearer to each other than to the next row.
+    shifts = min(0.3, 0.1 * (len(series) - 1)) * np.linspace(1, -1, len(series))
     for name, look, shift in zip(series, LOOKS, shifts, strict=False):
         rows = [(y, row[name]) for y, row in enumerate(estimates.values()) if name in row]
         heights, values = zip(*rows, strict=True)

@@ -10,7 +10,6 @@ import xarray
 
 from experiments import _kit as kit
 from experiments.regularization import __main__ as command
-from experiments.regularization import figure
 from experiments.regularization import measurement as experiment
 
 SMALL = experiment.Options(
@@ -36,19 +35,14 @@ def dataset():
 
 def known(**changes):
     """Sixteen seeds of the settings of `SMALL`, the same noise in each number."""
-    kinds, strengths = zip(*experiment.settings(SMALL), strict=True)
+    coords = experiment.settings(SMALL)
     wobble = np.array([-0.01, 0.0, 0.0, 0.01] * 4)[:, None] * [[1, 2, 1, 3, 1]]
-    numbers = dict.fromkeys(experiment.VARIABLES, [0.2] * len(kinds)) | changes
+    numbers = dict.fromkeys(experiment.VARIABLES, [0.2] * 5) | changes
     values = {
         name: (("seed", "setting"), np.asarray(row)[None] + wobble) for name, row in numbers.items()
     }
     values["rises"] = (("seed", "descent_dropout"), np.tile([0.0, 0.4, 0.5], (16, 1)))
-    coords = {
-        "kind": ("setting", list(kinds)),
-        "strength": ("setting", list(strengths)),
-        "descent_dropout": list(experiment.DESCENT_DROPOUT),
-    }
-    return xarray.Dataset(values, coords)
+    return xarray.Dataset(values, coords | {"descent_dropout": list(experiment.DESCENT_DROPOUT)})
 
 
 HELPED = known(
@@ -89,17 +83,22 @@ def test_cost_rises_only_under_dropout(dataset):
 
 
 def test_splits_share_nothing_and_only_training_labels_are_wrong(key):
-    images = jnp.arange(100, dtype=jnp.float32).reshape(-1, 1, 1, 1)
-    labels = jnp.full(100, 11)
+    # Each image has one value, and another one than all others.
+    x = jnp.tile(jnp.arange(100, dtype=jnp.float32)[:, None], 64)
     options = dataclasses.replace(SMALL, mislabelled=0.5)
-    draw = jax.jit(lambda key: experiment.draw_data(key, images, labels, options))
-    parts, standardizer = draw(key)
+    draw = jax.jit(lambda *keys: experiment.draw_data(keys, x, jnp.full(100, 11), options))
+    sets, versions = draw(*jax.random.split(key))
+    parts = [sets[name] for name in experiment.PARTS]
     assert [len(part.labels) for part in parts] == [40, 50, 10]
-    assert len(np.unique(np.concatenate([part.x.ravel() for part in parts]))) == 100
-    assert 8 < int(jnp.sum(parts[0].labels != 11)) < 32
+    assert len(np.unique(np.concatenate([part.x[:, 0] for part in parts]))) == 100
+    assert 8 < int(jnp.sum(sets["train"].labels != 11)) < 32
     assert all((part.labels == 11).all() for part in parts[1:])
-    inputs = np.asarray(jax.jit(experiment.flat)(standardizer, parts[0].x))
+    inputs = np.asarray(sets["train"].x)
     np.testing.assert_allclose([inputs.mean(), inputs.std()], [0.0, 1.0], atol=1e-5)
+    # Version 0 is unchanged, the others are not.
+    assert versions.shape == (SMALL.copies + 1, 40, 64)
+    np.testing.assert_array_equal(versions[0], inputs)
+    assert (np.asarray(versions)[1:] != inputs).any(axis=(1, 2)).all()
 
 
 def test_weights_are_measured_as_named():
@@ -139,25 +138,24 @@ def test_claims_follow_the_numbers():
 def test_a_search_chooses_in_each_seed_by_its_dev_error():
     dataset = known(dev=[0.2, 0.2, 0.9, 0.9, 0.0], test=[0.5, 0.6, 0, 0, 0])
     # In the last seeds the setting's dev error is the larger one, and ties go to the first.
-    np.testing.assert_allclose(
-        experiment.select_by_dev(dataset, "l2", "test"), [0.58, 0.5, 0.5, 0.51] * 4
-    )
-    assert experiment.best(dataset, "l2") == 1
+    np.testing.assert_allclose(command.searched(dataset), [0.58, 0.5, 0.5, 0.51] * 4)
+    assert command.ways(dataset)["l2"] == "L2, lambda 8"
 
 
-def test_figure_marks_the_best_and_says_so():
-    drawn = figure.figure(HELPED, SMALL)
-    assert [ax.get_title() for ax in drawn.axes] == [
-        "L2: best at λ = 8",
-        "L1: best at λ = 3",
-        "Dropout: best at rate = 0.5",
-    ]
-    title = drawn.get_suptitle()
-    assert "dev error of 30% falls to 10% (dropout), 12% (augmentation), 14% (early" in title
-    assert "train error is 0%, though 20%" in title
-    assert all(ax.get_xlabel() for ax in drawn.axes)
-    assert "error" in drawn.axes[0].get_ylabel()
-    assert "Nothing lowers the dev error of 20%" in figure.headline(known(), SMALL)
+def test_figure_orders_the_ways_and_says_how_many_help():
+    def drawn(dataset):
+        return command.figure(dataset, command.report(dataset, SMALL), SMALL)
+
+    helped = drawn(HELPED.assign(stopped_test=HELPED["stopped_dev"]))
+    names = ["none", "L1, lambda 3", "L2, lambda 8", "early stopping", "augmentation"]
+    labels = [label.get_text() for label in helped.axes[0].get_yticklabels()]
+    assert labels == [*names, "dropout, rate 0.5"]
+    title = helped.get_suptitle()
+    assert "5 of 5 ways" in title
+    assert "the test error of 30%; the lowest is 10% (dropout, rate 0.5)" in title
+    assert "20% of the training labels are drawn at random" in title
+    assert "error" in helped.axes[0].get_xlabel()
+    assert "0 of 5 ways to regularize lower the test error of 20%" in drawn(known()).get_suptitle()
 
 
 @pytest.mark.parametrize(
