@@ -23,22 +23,19 @@ An experiment is one file that reads from top to bottom: options, measurement, c
             outputs = classifier.logits(layer, fit.params, fit.state, dev.x)
             return classifier.error_rate(outputs, dev.labels)
 
-        return np.asarray(jax.jit(jax.vmap(one))(jnp.array(options.seed_values)))
-
-    def figure(errors):
-        result, axes = figures.panels(1, 1, (5, 4))
-        figures.error_bars(axes[0, 0], list(errors), Estimate.of(list(errors.values()), axis=1))
-        axes[0, 0].set(xlabel="units of the hidden layer", ylabel="dev error")
-        return result
+        return kit.mapped(one, jnp.array(options.seed_values))
 
     def run(options: Options) -> None:
         """Compare the dev errors of a narrow and a wide network."""
         errors = {width: dev_errors(options, width) for width in (1, options.width)}
-        rows = [(str(width), f"{Estimate.of(values):.1%}") for width, values in errors.items()]
+        rows = [(f"{width} units", Estimate.of(values)) for width, values in errors.items()]
         change = Estimate.paired(errors[options.width], errors[1])
         claim = kit.Claim("a wider layer lowers the dev error", change, "less", form="+.1%")
-        table = kit.table(("units", "dev error"), rows)
-        kit.publish(kit.Report([table], [claim], {"change": change}), options, figure(errors))
+        table = kit.table({"hidden layer": "", "dev error": ".1%"}, rows)
+        figure, axes = figures.panels(1, 1, (5, 3))
+        figures.dots(axes[0, 0], {name: {"dev error": error} for name, error in rows})
+        axes[0, 0].set_xlabel("dev error")
+        kit.publish(kit.Report([table], [claim], {"change": change}), options, figure)
 
     if __name__ == "__main__":
         kit.use_all_cores()

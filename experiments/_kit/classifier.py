@@ -50,7 +50,7 @@ def train(
     inputs: Callable[[Any, jax.Array], jax.Array] | None = None,
     **options: Any,
 ) -> training.Fit:
-    """Minimize the mean cross entropy of a classifier.
+    """Minimize the mean cross entropy of a classifier, which starts at `params`.
 
     Args:
       layer: the network; a state, as batch norm has, starts at `layer.init_state(params)`.
@@ -58,12 +58,10 @@ def train(
       optimizer: an optax optimizer.
       examples: the training set. Its inputs may be anything that `inputs` turns into inputs.
       key: of the order of examples, and of dropout and `inputs` in each step.
-      steps: number of steps.
-      batch_size: examples in a batch.
+      steps, batch_size: as of `jaxgrad.training.fit`, as are `options`.
       penalty: of the parameters, to be added to the loss.
       inputs: `(batch.x, key) -> inputs` of the network, for example augmented images; then the key
         of a step is split, for `inputs` and for the network.
-      **options: of `jaxgrad.training.fit`, such as `evaluate`, `every` and `monitor`.
     """
 
     def loss(params, state, batch, key):
@@ -75,14 +73,5 @@ def train(
         value = cross_entropy(outputs, batch.labels)
         return value if penalty is None else value + penalty(params), state
 
-    return training.fit(
-        loss,
-        params,
-        optimizer,
-        examples,
-        key=key,
-        steps=steps,
-        batch_size=batch_size,
-        state=layer.init_state(params),
-        **options,
-    )
+    options |= {"steps": steps, "batch_size": batch_size, "state": layer.init_state(params)}
+    return training.fit(loss, params, optimizer, examples, key=key, **options)

@@ -20,20 +20,12 @@ INPUT_HELP = (
 
 
 class DataSet(NamedTuple):
-    """A classification problem as it is shipped, not standardized.
+    """A classification problem as it is shipped, not standardized."""
 
-    Attributes:
-      x: inputs, `[examples, features]`, float64.
-      labels: the class of each example, `[examples]`, int32.
-      classes: names of the classes.
-      features: names of the features.
-      name: of the data set.
-    """
-
-    x: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    features: tuple[str, ...]
+    x: np.ndarray  # inputs, `[examples, features]`, float64
+    labels: np.ndarray  # the class of each example, int32
+    classes: tuple[str, ...]  # names
+    features: tuple[str, ...]  # names
     name: str
 
 
@@ -46,14 +38,11 @@ class Examples(NamedTuple):
 
 @functools.cache
 def load(name: str) -> DataSet:
-    """A data set of `NAMES`.
-
-    `gaussian` has 1500 examples of 30 independent features of unit variance, and the classes are
-    the largest of three random linear functions of them.
-    """
+    """A data set of `NAMES`; `gaussian` has 1500 examples of 30 independent features."""
     if name == "gaussian":
         generator = np.random.default_rng(0)
         x = generator.standard_normal((1500, 30))
+        # The class is the largest of three random linear functions.
         labels = np.argmax(x @ generator.standard_normal((30, 3)), axis=1).astype(np.int32)
         features = tuple(f"feature {i}" for i in range(30))
         return DataSet(x, labels, ("0", "1", "2"), features, name)
@@ -94,34 +83,27 @@ def inputs(name: str, examples: int, seed: int) -> np.ndarray:
         )
     # In float64, so that a feature whose mean is large keeps the digits of its deviations.
     with jax.enable_x64(True):
-        standardized = normalization.apply(normalization.fit(table), table)
-        rows = np.asarray(standardized, np.float32)
+        rows = np.asarray(normalization.apply(normalization.fit(table), table), np.float32)
     return rows[generator.choice(len(rows), examples, replace=False)]
 
 
 def read_table(name: str) -> np.ndarray:
-    """A table of finite numbers from a `.npy` or `.csv` file, float64.
-
-    Raises:
-      ValueError: if the file does not exist or does not hold such a table.
-    """
-    path = Path(name)
-    if path.suffix not in (".npy", ".csv"):
-        raise ValueError(
-            f"data must be one of {', '.join(NAMES)}, or a .npy or .csv file, got {name!r}"
-        )
-    if not path.is_file():
-        raise ValueError(f"data must be a file that exists, got {name!r}")
+    """A table of finite numbers from a `.npy` or `.csv` file, float64."""
+    path, problem = Path(name), None
     try:
         # Pickled arrays could run code.
         if path.suffix == ".npy":
             table = np.load(path, allow_pickle=False)
-        else:
+        elif path.suffix == ".csv":
             table = np.loadtxt(path, delimiter=",", ndmin=2)
+        else:
+            problem = f"one of {', '.join(NAMES)}, or a .npy or .csv file, got {name!r}"
+    except (FileNotFoundError, IsADirectoryError):
+        problem = f"a file that exists, got {name!r}"
     except ValueError as error:
-        raise ValueError(
-            f"data must be a table of numbers, {name!r} cannot be read: {error}"
-        ) from None
+        problem = f"a table of numbers, {name!r} cannot be read: {error}"
+    if problem is not None:
+        raise ValueError(f"data must be {problem}")
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
         raise ValueError(
             f"data must have shape [examples, features] and hold numbers, {name!r} has shape "
@@ -138,36 +120,27 @@ def read_table(name: str) -> np.ndarray:
 def standardized(parts: Sequence[Examples], *, per_feature: bool = True) -> list[Examples]:
     """Standardize all parts with the statistics of the first one, the training set.
 
-    Args:
-      parts: of a data set, inputs `[examples, features]`; may be traced.
-      per_feature: whether each feature has its own mean and deviation. One of all features is
-        better where some hardly vary in a small training set, such as pixels at the border.
+    Without `per_feature` all features share one mean and deviation, which is better where some
+    hardly vary in a small training set, such as pixels at the border.
     """
     # One column means one mean and deviation of all values.
     columns = parts[0].x.shape[-1] if per_feature else 1
     fitted = normalization.fit(jnp.reshape(parts[0].x, (-1, columns)))
-    return [
-        Examples(
-            normalization.apply(fitted, part.x.reshape(-1, columns)).reshape(part.x.shape),
-            part.labels,
-        )
-        for part in parts
-    ]
+
+    def apply(x):
+        return normalization.apply(fitted, x.reshape(-1, columns)).reshape(x.shape)
+
+    return [Examples(apply(part.x), part.labels) for part in parts]
 
 
 def split(
     x: Any, labels: Any, fractions: Sequence[float], *, key: jax.Array, per_feature: bool = True
 ) -> list[Examples]:
-    """Parts of these fractions, drawn class by class and standardized like the first one.
+    """Parts of these fractions, drawn class by class and `standardized` like the first one.
 
-    Args:
-      x: inputs, `[examples, features]`, as `numpy` or JAX arrays.
-      labels: classes, `[examples]`.
-      fractions: of the parts, adding up to 1.
-      key: of the draw, may be traced.
-      per_feature: see `standardized`.
+    The fractions add up to 1, and the key may be traced.
     """
+    x, examples = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
     rows = splits.split(labels, fractions, key=key)
-    x, labels = jnp.asarray(x, jnp.float32), jnp.asarray(labels)
-    parts = [Examples(x[part], labels[part]) for part in rows]
+    parts = [Examples(x[part], examples[part]) for part in rows]
     return standardized(parts, per_feature=per_feature)

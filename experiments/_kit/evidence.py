@@ -25,29 +25,21 @@ class Estimate:
 
     `f"{estimate:.1%}"` formats both numbers: `70.0% ± 0.6%`. Multiplication by a number scales
     both, subtraction is of independent estimates; see `paired` for estimates from the same seeds.
-
-    Attributes:
-      mean: the estimate.
-      standard_error: of the mean; 0 with infinite degrees of freedom for an exact number.
-      degrees_of_freedom: of Student's t distribution; infinite for a normal distribution.
     """
 
     mean: Any
-    standard_error: Any
-    degrees_of_freedom: Any = np.inf
+    standard_error: Any  # 0 with infinite degrees of freedom for an exact number
+    degrees_of_freedom: Any = np.inf  # of Student's t distribution; infinite for a normal one
 
     @classmethod
     def of(cls, values: Any, axis: int = 0) -> Estimate:
-        """The mean over independent repetitions, such as seeds, along one axis.
-
-        An infinite or NaN value gives such a mean and a NaN standard error.
-        """
+        """The mean over independent repetitions, such as seeds, along one axis."""
         # In float64: the spread of float32 values can be of the size of their rounding.
         values = np.asarray(values, np.float64)
-        count = values.shape[axis]
+        # An infinite or NaN value gives such a mean and a NaN standard error.
         with np.errstate(invalid="ignore"):
-            error = values.std(axis=axis, ddof=1) / np.sqrt(count)
-            return cls(values.mean(axis=axis), error, count - 1)
+            error = values.std(axis=axis, ddof=1) / np.sqrt(values.shape[axis])
+            return cls(values.mean(axis=axis), error, values.shape[axis] - 1)
 
     @classmethod
     def paired(cls, values: Any, others: Any, axis: int = 0) -> Estimate:
@@ -67,12 +59,9 @@ class Estimate:
 
     @classmethod
     def share(cls, successes: Any, trials: int) -> Estimate:
-        """The share of successes among independent trials, approximately normal.
-
-        The standard error takes the share to be `(successes + 1) / (trials + 2)`, so that it is not
-        0 where all trials agree.
-        """
+        """The share of successes among independent trials, approximately normal."""
         successes = np.asarray(successes, np.float64)
+        # So that the standard error is not 0 where all trials agree.
         smoothed = (successes + 1) / (trials + 2)
         return cls(successes / trials, np.sqrt(smoothed * (1 - smoothed) / trials))
 
@@ -123,23 +112,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about the true value behind an estimate.
-
-    Attributes:
-      text: the statement, in words.
-      estimate: of one number.
-      relation: `greater` or `less` than `expected`, or `equal` to it within `tolerance`.
-      expected: the value to compare with.
-      tolerance: for `equal`, the difference that does not matter; above 0.
-      form: format specification of the estimate, such as `+.1%`.
-    """
+    """A statement about the true value behind an estimate of one number."""
 
     text: str
     estimate: Estimate
-    relation: Literal["greater", "less", "equal"]
+    relation: Literal["greater", "less", "equal"]  # to `expected`
     expected: float = 0.0
-    tolerance: float = 0.0
-    form: str = ".3g"
+    tolerance: float = 0.0  # for `equal`, the difference that does not matter; above 0
+    form: str = ".3g"  # format specification of the estimate, such as `+.1%`
 
     def __post_init__(self) -> None:
         if (self.relation == "equal") != (self.tolerance > 0):
@@ -171,17 +151,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision on a claim.
-
-    Attributes:
-      claim: the claim.
-      outcome: `HOLDS`, `DOES NOT HOLD` or `UNDECIDED`.
-      p_value: corrected for all claims of the report; None for an exact estimate.
-    """
+    """The decision on a claim."""
 
     claim: Claim
-    outcome: str
-    p_value: float | None
+    outcome: str  # `HOLDS`, `DOES NOT HOLD` or `UNDECIDED`
+    p_value: float | None  # corrected for all claims of the report; None for an exact estimate
 
     def row(self) -> tuple[str, str, str, str]:
         """Outcome, claim, estimate and p-value as text."""
@@ -210,11 +184,12 @@ def verdicts(claims: Sequence[Claim], level: float = 0.05) -> list[Verdict]:
     """
     tests = [claim.test() for claim in claims]
     sampled = [i for i, claim in enumerate(claims) if not claim.estimate.is_exact]
-    p_values = dict(zip(sampled, holm([tests[i][1] for i in sampled]), strict=True))
+    p_values = dict(zip(sampled, holm([tests[i][1] for i in sampled]).tolist(), strict=True))
     results = []
-    for i, (claim, (supports, _)) in enumerate(zip(claims, tests, strict=True)):
-        p_value = float(p_values[i]) if i in p_values else None
-        decided = p_value is None or p_value <= level
-        outcome = (HOLDS if supports else FAILS) if decided else UNDECIDED
-        results.append(Verdict(claim, outcome, p_value))
+    for i, claim in enumerate(claims):
+        # An exact claim needs no test.
+        outcome = HOLDS if tests[i][0] else FAILS
+        if p_values.get(i, 0.0) > level:
+            outcome = UNDECIDED
+        results.append(Verdict(claim, outcome, p_values.get(i)))
     return results

@@ -29,13 +29,7 @@ LOOKS = [
 def panels(
     rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure of `size` inches and its axes, `[rows, columns]`.
-
-    Args:
-      rows, columns: number of panels.
-      size: width and height.
-      **options: of `Figure.subplots`, such as `sharey`.
-    """
+    """A figure of `size` inches and its axes `[rows, columns]`, with options of `subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -64,24 +58,20 @@ def curves(ax: Any, x: Any, estimates: Mapping[str, Estimate], **options: Any) -
 
 
 def dots(ax: Any, estimates: Mapping[str, Mapping[str, Estimate]], **options: Any) -> None:
-    """One row for each name from top to bottom, and in it a dot with error bars for each series.
+    """Rows from top to bottom, with a dot with error bars for each series that the legend names.
 
-    Args:
-      ax: where to draw.
-      estimates: by the name of the row, then by the name of the series, which the legend shows.
-      **options: of `Axes.errorbar`.
+    `estimates` are by the name of the row, then by that of the series.
     """
     series = list(dict.fromkeys(name for row in estimates.values() for name in row))
     # Dots of one row lie at slightly different heights, so that bars do not cover each other, and
     # nearer to each other than to the next row.
     shifts = min(0.3, 0.1 * (len(series) - 1)) * np.linspace(1, -1, len(series))
     for name, look, shift in zip(series, LOOKS, shifts, strict=False):
-        rows = [(y, row[name]) for y, row in enumerate(estimates.values()) if name in row]
-        heights, values = zip(*rows, strict=True)
-        means = [estimate.mean for estimate in values]
-        bars = [2 * estimate.standard_error for estimate in values]
+        rows = {y: row[name] for y, row in enumerate(estimates.values()) if name in row}
+        means = [estimate.mean for estimate in rows.values()]
+        bars = [2 * estimate.standard_error for estimate in rows.values()]
         look = {**look, "linestyle": "none", "capsize": 3, "label": name, **options}
-        ax.errorbar(means, np.array(heights) - shift, xerr=bars, **look)
+        ax.errorbar(means, np.array(list(rows)) - shift, xerr=bars, **look)
     ax.set_yticks(range(len(estimates)), list(estimates))
     ax.invert_yaxis()
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import math
+import operator
 import os
 import sys
 import tempfile
@@ -22,73 +23,33 @@ import tyro
 OptionsType = TypeVar("OptionsType", bound="Options")
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 
-
-@dataclass(frozen=True)
-class Bounds:
-    """The values that an option accepts; every number must also be finite.
-
-    Attributes:
-      minimum, maximum: limits that are accepted themselves.
-      above, below: limits that are not.
-      choices: the only values that are accepted.
-      count: the smallest number of values of a tuple, which must all differ.
-      ascending: whether the values of a tuple must be in ascending order.
-    """
-
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: Collection[Any] | None = None
-    count: int = 1
-    ascending: bool = False
-
-    def __str__(self) -> str:
-        """The range in words, such as `above 0 and at most 1`."""
-        if self.choices is not None:
-            return f"one of {', '.join(map(str, self.choices))}"
-        limits = {
-            "above": self.above,
-            "at least": self.minimum,
-            "below": self.below,
-            "at most": self.maximum,
-        }
-        parts = [f"{words} {limit:g}" for words, limit in limits.items() if limit is not None]
-        return " and ".join(parts) or "finite"
-
-    def accept(self, value: Any) -> bool:
-        """Whether one value, not a tuple of values, is within the bounds."""
-        if self.choices is not None:
-            return value in self.choices
-        # Text, paths and switches have no limits.
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return True
-        return (
-            math.isfinite(value)
-            and (self.minimum is None or value >= self.minimum)
-            and (self.maximum is None or value <= self.maximum)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+# Limits of a number by keyword of `option`: in words, and the comparison that they stand for.
+LIMITS = {
+    "above": ("above", operator.gt),
+    "minimum": ("at least", operator.ge),
+    "below": ("below", operator.lt),
+    "maximum": ("at most", operator.le),
+}
 
 
 def option(default: Any, help: str, **bounds: Any) -> Any:
-    """A field of an options dataclass.
+    """A field of an options dataclass; numbers must be finite and within the bounds.
 
     Args:
       default: the default value; its type is that of the field's annotation.
       help: one or two sentences for `--help`.
-      **bounds: fields of `Bounds`. They hold for each value of a tuple.
+      **bounds: limits that are accepted themselves (`minimum`, `maximum`) or not (`above`,
+        `below`), or the only `choices`; they hold for each value of a tuple. A tuple has at least
+        `count` values, 1 by default, which all differ and may have to be `ascending`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": Bounds(**bounds)})
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class Options:
     """What every experiment can be told; subclasses add their own options.
 
-    `output` is the path of a figure if its default has a suffix, and otherwise the common beginning
-    of the paths that an experiment writes.
+    An `output` whose default has no suffix is the common beginning of several paths.
     """
 
     output: Path = option(Path("results/experiment.png"), "Where to write the figure.")
@@ -111,50 +72,59 @@ class SeededOptions(Options):
 
 
 def check(options: Options) -> None:
-    """Check every option by its bounds, then all together, then the output path.
-
-    Raises:
-      ValueError: naming the option, its value and the values that are accepted.
-    """
-    for field in dataclasses.fields(options):
-        bounds = field.metadata.get("bounds")
-        if bounds is not None:
-            _check_value(field.name, getattr(options, field.name), bounds)
+    """Raise ValueError unless each option, all together, and the output path are accepted."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    for name, field in fields.items():
+        _check_value(name, getattr(options, name), **field.metadata["bounds"])
     options.check()
     # The folder is made last, so that a wrong option leaves nothing behind.
-    default = next(f.default for f in dataclasses.fields(options) if f.name == "output")
-    if Path(str(default)).suffix and options.output.suffix not in FIGURE_FORMATS:
+    default: Any = fields["output"].default
+    if default.suffix and options.output.suffix not in FIGURE_FORMATS:
         raise ValueError(
             f"output must end in one of {', '.join(FIGURE_FORMATS)}, got {str(options.output)!r}"
         )
     check_writable("output", options.output)
 
 
-def _check_value(name: str, value: Any, bounds: Bounds) -> None:
-    if not isinstance(value, tuple):
-        if not bounds.accept(value):
-            raise ValueError(f"{name} must be {bounds}, got {value}")
-        return
+def _check_value(
+    name: str,
+    value: Any,
+    *,
+    choices: Collection[Any] = (),
+    count: int = 1,
+    ascending: bool = False,
+    **limits: float,
+) -> None:
+    """Raise ValueError unless a value, or each value of a tuple, is within the bounds."""
+    parts = [f"{words} {limits[k]:g}" for k, (words, _) in LIMITS.items() if k in limits]
+    words = f"one of {', '.join(map(str, choices))}" if choices else " and ".join(parts) or "finite"
+
+    def accept(value):
+        # Text, paths and switches have no limits.
+        if choices or isinstance(value, bool) or not isinstance(value, (int, float)):
+            return not choices or value in choices
+        return math.isfinite(value) and all(LIMITS[k][1](value, limits[k]) for k in limits)
+
+    values = value if isinstance(value, tuple) else (value,)
     problem = None
-    if len(value) < bounds.count:
-        problem = f"have at least {bounds.count} value{'s' * (bounds.count > 1)}"
-    elif len(set(value)) < len(value):
+    if len(values) < count:
+        problem = f"have at least {count} value{'s' * (count > 1)}"
+    elif len(set(values)) < len(values):
         problem = "have no value twice"
-    elif not all(map(bounds.accept, value)):
-        problem = f"have values {bounds}"
-    elif bounds.ascending and list(value) != sorted(value):
+    elif not all(map(accept, values)):
+        problem = f"{'have values' if isinstance(value, tuple) else 'be'} {words}"
+    elif ascending and list(values) != sorted(values):
         problem = "have its values in ascending order"
     if problem is not None:
-        raise ValueError(f"{name} must {problem}, got {' '.join(map(str, value)) or 'none'}")
+        raise ValueError(f"{name} must {problem}, got {' '.join(map(str, values)) or 'none'}")
 
 
 def check_range(options: Any, name: str) -> None:
     """Raise ValueError unless the option `<name>_min` is below `<name>_max`."""
     low, high = (getattr(options, f"{name}_{end}") for end in ("min", "max"))
     if low >= high:
-        raise ValueError(
-            f"{name}_min and {name}_max must be in this order, got {low:g} and {high:g}"
-        )
+        names = f"{name}_min and {name}_max"
+        raise ValueError(f"{names} must be in this order, got {low:g} and {high:g}")
 
 
 def check_writable(name: str, path: Path) -> None:
@@ -190,12 +160,8 @@ def command(
     """Parse the command line, check all options, run, and print the time that it took.
 
     Errors end in one line and an exit status that is not 0. Set `JAXGRAD_TRACEBACK` in the
-    environment to see where an error comes from.
-
-    Args:
-      options_type: a subclass of `Options`.
-      run: the experiment; its docstring is the description in `--help`.
-      resumable: whether the experiment stores finished parts and continues from them.
+    environment to see where an error comes from. The docstring of `run` is the description in
+    `--help`; `resumable` says that finished parts are stored and not computed again.
     """
     start, messages = time.perf_counter(), io.StringIO()
     spec = sys.modules["__main__"].__spec__
@@ -215,9 +181,9 @@ def command(
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         # Only a store makes the promise true that work is not lost.
-        if resumable:
-            sys.exit("interrupted; the same command continues after the last part that was stored")
-        sys.exit("interrupted; nothing was stored, the same command starts again")
+        stored = "the same command continues after the last part that was stored"
+        lost = "nothing was stored, the same command starts again"
+        sys.exit(f"interrupted; {stored if resumable else lost}")
     print(f"Time: {time.perf_counter() - start:.1f} s")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
+import platform
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,15 +69,34 @@ def table(
       headings: of the columns, or headings with the format of their numbers, such as
         `{"width": "d", "error": ".1%"}`.
       rows: text, numbers and `Estimate`s; text is printed as it is, and what is not finite as lost.
-      title: text above the table.
-      left: number of columns that are aligned to the left.
     """
     forms = headings.values() if isinstance(headings, Mapping) else [""] * len(headings)
     # All rows, the headings first.
     grid = [[_joined(heading) for heading in headings]]
     grid += [[_joined(_cell(v, form)) for v, form in zip(row, forms, strict=True)] for row in rows]
-    columns = list(zip(*grid, strict=True))
-    narrowest = [max((len(w) for cell in c for w in cell.split(" ")), default=0) for c in columns]
+    widths = _widths(list(zip(*grid, strict=True)))
+
+    def lines(row: Sequence[str]) -> Iterator[str]:
+        cells = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        # Broken cells make the row as high as the highest one.
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            aligned = [
+                part.ljust(width) if i < left else part.rjust(width)
+                for i, (part, width) in enumerate(zip(parts, widths, strict=True))
+            ]
+            yield "  ".join(aligned).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    first, *rest = map(lines, grid)
+    text = [*([paragraph(title)] if title else []), *first, rule, *itertools.chain(*rest)]
+    return "\n".join(text).replace("\xa0", " ")
+
+
+def _widths(columns: list[tuple[str, ...]]) -> list[int]:
+    """The widths of columns of cells, at least those of their longest words."""
+    narrowest = [
+        max(len(word) for cell in column for word in cell.split(" ")) for column in columns
+    ]
     widths = [max(map(len, column)) for column in columns]
     while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
         # Take a column where few cells have to be broken, and of these the widest one.
@@ -89,25 +108,7 @@ def table(
         if not costs:
             break
         widths[min(costs)[2]] -= 1
-
-    def line(row: Sequence[str]) -> list[str]:
-        cells = [
-            [cell] if len(cell) <= width else textwrap.wrap(cell, width)
-            for cell, width in zip(row, widths, strict=True)
-        ]
-        # Broken cells make the row as high as the highest one.
-        height = max(map(len, cells))
-        padded = [cell + [""] * (height - len(cell)) for cell in cells]
-        aligned = [
-            [part.ljust(width) if i < left else part.rjust(width) for part in cell]
-            for i, (cell, width) in enumerate(zip(padded, widths, strict=True))
-        ]
-        return ["  ".join(parts).rstrip() for parts in zip(*aligned, strict=True)]
-
-    first, *rest = map(line, grid)
-    lines = [*first, "  ".join("-" * width for width in widths), *itertools.chain(*rest)]
-    text = "\n".join([*([paragraph(title)] if title else []), *lines])
-    return text.replace("\xa0", " ")
+    return widths
 
 
 def _cell(value: Any, form: str) -> str:
@@ -119,17 +120,11 @@ def _cell(value: Any, form: str) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """What an experiment prints, and the numbers that are stored.
+    """What an experiment prints, and the numbers that are stored."""
 
-    Attributes:
-      sections: tables and paragraphs, in order; an empty line is printed between them.
-      claims: statements to be decided together.
-      estimates: numbers, arrays and `Estimate`s by name, nested mappings allowed, for the file of
-        results.
-    """
-
-    sections: Sequence[str]
-    claims: Sequence[evidence.Claim] = ()
+    sections: Sequence[str]  # tables and paragraphs, with an empty line between them
+    claims: Sequence[evidence.Claim] = ()  # decided together
+    # Numbers, arrays and `Estimate`s by name, nested mappings allowed, for the file of results.
     estimates: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -149,50 +144,33 @@ def publish(
 ) -> None:
     """Print the report, save figures, and store the results beside them as JSON.
 
-    Args:
-      report: what to print and to store.
-      options: options of the run; `output` is the path of a single figure, and the beginning of the
-        paths of several ones or of none.
-      figures: a figure, or figures by the end of their file names, such as `_steps.png`.
+    `options.output` is the path of a single figure. For several ones, by the end of their file
+    names, such as `_steps.png`, it is the beginning of their paths.
     """
     print(report)
     # results/name.png and results/name both give results/name.json.
-    stem = options.output.with_suffix("") if options.output.suffix else options.output
-    paths = {}
-    if isinstance(figures, Mapping):
-        paths = {stem.with_name(stem.name + end): figure for end, figure in figures.items()}
-    elif figures is not None:
-        path = options.output if options.output.suffix else stem.with_name(stem.name + ".png")
-        paths = {path: figures}
+    stem, suffix = options.output.with_suffix(""), options.output.suffix
+    if not isinstance(figures, Mapping):
+        figures = {} if figures is None else {suffix or ".png": figures}
+    paths = {stem.with_name(stem.name + end): figure for end, figure in figures.items()}
     for path, figure in paths.items():
         save(figure, path)
     results = stem.with_name(stem.name + ".json")
     write_json(results, as_json(report, options))
-    print()
-    for path in paths:
-        print(f"Figure: {path}")
-    print(f"Results: {results}", flush=True)
+    print("", *(f"Figure: {path}" for path in paths), f"Results: {results}", sep="\n", flush=True)
 
 
 def as_json(report: Report, options: Options) -> dict[str, Any]:
     """Options, estimates, verdicts and versions as plain values."""
-    # The verdicts are those that are printed, with the claims they belong to.
     decided = evidence.verdicts(report.claims)
-    return _plain(
-        {
-            "options": as_plain(options),
-            "estimates": report.estimates,
-            "claims": [
-                asdict(v.claim) | {"outcome": v.outcome, "p_value": v.p_value} for v in decided
-            ],
-            "versions": {
-                "jaxgrad": jaxgrad.__version__,
-                "jax": jax.__version__,
-                "numpy": np.__version__,
-                "python": sys.version.split()[0],
-            },
-        }
-    )
+    content = {
+        "options": as_plain(options),
+        "estimates": report.estimates,
+        "claims": [asdict(v.claim) | {"outcome": v.outcome, "p_value": v.p_value} for v in decided],
+        "versions": {m.__name__: m.__version__ for m in (jaxgrad, jax, np)}
+        | {"python": platform.python_version()},
+    }
+    return _plain(content)
 
 
 def _plain(value: Any) -> Any:

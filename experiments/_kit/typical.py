@@ -36,41 +36,20 @@ class Options(SeededOptions):
 
 
 def network(
-    width: int,
-    depth: int,
-    activation: str,
-    w_variance: Any,
-    b_variance: Any,
-    *,
-    bias: bool = True,
-    kernel_init: Any = None,
+    width: int, depth: int, activation: str, w_variance: Any, b_variance: Any, **options: Any
 ) -> Any:
     """An mlp whose parameters, once drawn, serve all variances; see `jaxgrad.layers.mlp`."""
-    return layers.mlp(
-        width,
-        depth,
-        activation,
-        w_variance=w_variance,
-        b_variance=b_variance,
-        bias=bias,
-        kernel_init=kernel_init,
-        # The variances multiply in the function and not in the draw.
-        parameterization="ntk",
-    )
+    options = {"bias": True, "w_variance": w_variance, "b_variance": b_variance, **options}
+    # The variances multiply in the function and not in the draw.
+    return layers.mlp(width, depth, activation, parameterization="ntk", **options)
 
 
 class Prediction(NamedTuple):
-    """Theory for several variances; natural logs, float64.
+    """Theory for several variances; natural logs of squared gradients, float64."""
 
-    Attributes:
-      log_gradient: of the squared gradient at infinite width, `[points, depth, examples]`.
-      log_last_gradient: the same with respect to the last layer's pre-activations.
-      typical: mean over examples and networks of the log at the width, `[points, depth]`.
-    """
-
-    log_gradient: np.ndarray
-    log_last_gradient: np.ndarray
-    typical: np.ndarray
+    log_gradient: np.ndarray  # at infinite width, `[points, depth, examples]`
+    log_last_gradient: np.ndarray  # with respect to the last layer's pre-activations
+    typical: np.ndarray  # mean over examples and networks of the width, `[points, depth]`
 
     @property
     def infinite(self) -> np.ndarray:
@@ -103,22 +82,17 @@ def predict(
     central = np.exp(np.mean(np.log(squares)))
     inputs = theory.Moments(log_q=np.log(np.append(squares, central)))
 
-    def infinite(w, b):
+    def point(w, b):
         layer = layers.mlp(1, depth, activation, w_variance=w, b_variance=b, bias=True)
-        return propagation.predict(layer, inputs)
-
-    def finite(w, b):
+        infinite = propagation.predict(layer, inputs)
         law = theory.finite_width.gradient_law(
             activation, depth, w, b, width=width, input_square=central
         )
-        return law.mean_log
+        return infinite.log_gradient, infinite.log_last_gradient, law.mean_log
 
     with jax.enable_x64(True):
         points = (jnp.asarray(w_variance, float), jnp.asarray(b_variance, float))
-        prediction = jax.vmap(infinite)(*points)
-        log_gradient = np.asarray(prediction.log_gradient)
-        log_last = np.asarray(prediction.log_last_gradient)
-        mean_log = np.asarray(jax.vmap(finite)(*points))
+        log_gradient, log_last, mean_log = jax.device_get(jax.vmap(point)(*points))
     # The last column is the central example, whose logs at both widths give the effect of a width.
     effect = mean_log - log_gradient[..., -1]
     log_gradient = log_gradient[..., :-1]

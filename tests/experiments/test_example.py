@@ -9,7 +9,7 @@ IMPORTS = """
 from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
-import jax, jax.numpy as jnp, numpy as np, optax
+import jax, jax.numpy as jnp, optax
 from experiments import _kit as kit
 from experiments._kit import Estimate, classifier, figures
 from jaxgrad import layers
