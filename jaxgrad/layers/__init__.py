@@ -12,15 +12,8 @@ of any layer and `apply` computes its outputs:
 >>> outputs.shape
 (32, 3)
 
-A layer is a pytree whose leaves are its hyper-parameters, so that they can be swept like arrays:
-
->>> def size(w_variance):
-...     layer = layers.dense(8, w_variance=w_variance, parameterization="ntk")
-...     params, _ = layers.init(layer, (4,), key=jax.random.key(0))
-...     return jnp.mean(layers.apply(layer, params, None, jnp.ones((1, 4)))[0] ** 2)
->>> sizes = jax.vmap(size)(jnp.asarray([1.0, 2.0]))
->>> round(float(sizes[1] / sizes[0]), 4)
-2.0
+A layer is a pytree whose leaves are its hyper-parameters, so that they can be arguments of a
+compiled program and swept by `jax.vmap`.
 
 All functions raise `ValueError` or `TypeError` if an argument is not as described, or if layers,
 shapes and moments do not fit each other. A layer of your own is a class with these methods:
@@ -55,6 +48,7 @@ shapes and moments do not fit each other. A layer of your own is a class with th
 """
 
 from jaxgrad.layers._activation import Elementwise, activation, beyond_window
+from jaxgrad.layers._composite import repeat, residual, sequential
 from jaxgrad.layers._convolution import convolution
 from jaxgrad.layers._dropout import drop_units, dropout
 from jaxgrad.layers._layer import (
@@ -72,9 +66,6 @@ from jaxgrad.layers._layer import (
 from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units
 from jaxgrad.layers._mlp import Mlp, mlp
 from jaxgrad.layers._normalization import batch_norm, layer_norm
-from jaxgrad.layers._repeat import repeat
-from jaxgrad.layers._residual import residual
-from jaxgrad.layers._sequential import sequential
 from jaxgrad.layers._weights import dense
 
 __all__ = [

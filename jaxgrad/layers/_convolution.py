@@ -1,6 +1,7 @@
 """Convolutions of stride 1, predicted position by position."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -39,11 +40,8 @@ class Convolution(Weights):
         dtype = jnp.result_type(h, kernel)
         # Padded here, since XLA's convolutions pad with zeros only.
         h = self._pad(h, range(1, rank + 1))
-        # Batch first and channels last; the kernel is [*window, in, out].
-        space = tuple(range(1, rank + 1))
-        axes = jax.lax.ConvDimensionNumbers(
-            (0, rank + 1, *space), (rank + 1, rank, *range(rank)), (0, rank + 1, *space)
-        )
+        space = "0123456789"[:rank]
+        axes = (f"N{space}C", f"{space}IO", f"N{space}C")
         h = jax.lax.conv_general_dilated(
             h.astype(dtype), kernel.astype(dtype), (1,) * rank, "VALID", dimension_numbers=axes
         )
@@ -52,19 +50,20 @@ class Convolution(Weights):
     @in_float64
     def predict(self, moments):
         rank = len(self.kernel_size)
-        arrays = [moments.log_q, moments.log_gradient, moments.mean, moments.gap]
-        shape = np.broadcast_shapes(*(np.shape(array) for array in arrays if array is not None))
+        shape = np.broadcast_shapes(*(np.shape(leaf) for leaf in jax.tree.leaves(moments)))
         # Without spatial axes the moments are those of every position.
         if len(shape) < rank:
             if self.padding == "CIRCULAR":
-                return self.weigh(moments)
+                return super().predict(moments)
             raise ValueError(
                 f"moments must have {rank} spatial axes for a convolution with padding 'SAME', "
                 f"whose signal depends on the position, got shape {shape}; give log_q the shape "
                 "[*spatial]"
             )
         axes = tuple(range(-rank, 0))
-        log_q, log_gradient = (jnp.broadcast_to(array, shape) for array in arrays[:2])
+        log_q, log_gradient = (
+            jnp.broadcast_to(array, shape) for array in (moments.log_q, moments.log_gradient)
+        )
         q, log_scale = exp_scaled(log_q, axes)
         square, log_square = exp_scaled(log_gradient, axes)
         # A unit adds up its window: q and q gap become their averages over it.
@@ -75,7 +74,7 @@ class Convolution(Weights):
             log_gradient=jnp.log(self._window_mean(square)) + log_square,
             gap=None if moments.gap is None else self._window_mean(q * moments.gap) / mean_q,
         )
-        return self.weigh(moments)
+        return super().predict(moments)
 
     def _pad(self, a, axes):
         margins = [(0, 0)] * a.ndim
@@ -85,14 +84,12 @@ class Convolution(Weights):
 
     def _window_mean(self, a):
         """Average over the window around each position, with zeros where it is padded."""
-        axes = range(-len(self.kernel_size), 0)
-        lengths = [a.shape[axis] for axis in axes]
-        a = self._pad(a, axes)
-        # The mean over a box is a mean over each axis in turn, which cuts the padding off again.
-        for axis, size, length in zip(axes, self.kernel_size, lengths, strict=True):
-            parts = [jax.lax.slice_in_dim(a, i, i + length, axis=axis) for i in range(size)]
-            a = sum(parts[1:], start=parts[0]) / size
-        return a
+        a = self._pad(a, range(-len(self.kernel_size), 0))
+        window = (1,) * (a.ndim - len(self.kernel_size)) + self.kernel_size
+        zero = np.zeros((), a.dtype)
+        return jax.lax.reduce_window(a, zero, jax.lax.add, window, (1,) * a.ndim, "VALID") / (
+            math.prod(self.kernel_size)
+        )
 
 
 def convolution(
@@ -115,10 +112,9 @@ def convolution(
     circular padding, arrays of fewer axes stand for a signal that is equal at all positions.
 
     Args:
-      features: number of output channels.
       kernel_size: odd size of the window for each spatial axis.
       padding: "CIRCULAR", or "SAME" for zeros.
-      w_variance, b_variance, bias, kernel_init, parameterization: as of `dense`, with
+      features, w_variance, b_variance, bias, kernel_init, parameterization: as of `dense`, with
         `fan_in = prod(kernel_size) in`.
 
     Source: Xiao et al. (2018), eq. 2.5, for circular padding; zeros by counting.

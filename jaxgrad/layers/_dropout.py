@@ -17,12 +17,8 @@ def drop_units(
 ) -> Float[Array, "*shape"]:
     """Set each element to zero with probability `rate`, and divide the others by `1 - rate`.
 
-    The expectation is `x`, so that nothing needs scaling when dropout is off.
-
-    Args:
-      x: any shape, floating point.
-      rate: at least 0, below 1, may be traced.
-      key: PRNG key; `None` for a network in use, which changes nothing.
+    The expectation is `x`, so that nothing needs scaling when dropout is off: without a key nothing
+    changes. The rate is at least 0, below 1, and may be traced.
 
     Source: Srivastava et al. (2014), in the inverted form.
 
@@ -43,9 +39,7 @@ class Dropout(Layer):
 
     rate: Any
 
-    @property
-    def homogeneous(self) -> bool:
-        return True
+    homogeneous = True
 
     def draw(self, shape, *, key, dtype):
         return {}, shape
@@ -68,13 +62,9 @@ class Dropout(Layer):
 
 
 def dropout(rate: Any) -> Dropout:
-    """Make a layer that sets units to zero at random, and divides the others by `1 - rate`.
+    """Make a layer of `drop_units`, in which each example draws its own mask.
 
-    Each example draws its own mask. Without a key `apply` changes nothing; the prediction is that
-    of dropout switched on.
-
-    Args:
-      rate: probability of being set to zero, at least 0, below 1, may be traced.
+    The prediction is that of dropout switched on.
 
     Source of the prediction: Schoenholz et al. (2017), sec. 4.
     """

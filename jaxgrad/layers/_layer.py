@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _validate
 from jaxgrad.layers import _log_space
-from jaxgrad.layers._log_space import Derivative, Scaled, Stack
+from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack
 from jaxgrad.theory import Moments
 
 Params = Any
@@ -53,16 +53,12 @@ def layer(cls: type[T]) -> type[T]:
 class Layer:
     """Base class of layers: define `draw`, `apply` and, where theory knows it, `predict`."""
 
-    @property
-    def homogeneous(self) -> bool:
-        """Whether an example times `c > 0` gives outputs times `c`."""
-        # The signal of such a layer may be rescaled on its way through a deep network.
-        return False
+    # The signal of a homogeneous layer may be rescaled on its way through a deep network.
+    homogeneous: Any = False
+    """Whether an example times `c > 0` gives outputs times `c`."""
 
-    @property
-    def mixes(self) -> bool:
-        """Whether an output depends on other examples of the batch, as in batch norm."""
-        return False
+    mixes: Any = False
+    """Whether an output depends on other examples of the batch, as in batch norm."""
 
     def draw(self, shape: Shape, *, key: PRNGKeyArray, dtype: Any) -> tuple[Params, Shape]:
         """Draw the parameters for inputs of a shape, without the batch; return the outputs' too."""
@@ -99,13 +95,11 @@ class Layer:
 
     def stacks(self, params: Params, *, key: PRNGKeyArray | None = None) -> tuple[Stack, ...]:
         """Return the entries of the layer's depth axis in order; by default it is one entry."""
-        return (_log_space.single(self, params, key=key),)
+        copy = Copy(params, jnp.zeros((), int), key)
+        return (Stack(self, jax.tree.map(lambda leaf: leaf[None], copy)),)
 
     def predict_each(self, moments: Moments) -> tuple[Moments, ...]:
-        """Return the moments after each entry of the depth axis, which is their leading axis.
-
-        There is one item for each of `stacks`.
-        """
+        """Return for each of `stacks` the moments after its entries, which are a leading axis."""
         return (jax.tree.map(lambda a: jnp.asarray(a)[None], self.predict(moments)),)
 
 
@@ -114,16 +108,8 @@ def init(
 ) -> tuple[Params, State]:
     """Draw the parameters of a layer, and return them with its state before the first batch.
 
-    Compiled once for each structure of the layer, shape and dtype.
-
-    Args:
-      layer: any layer.
-      shape: of one example, without the batch: `(features,)` or `(*spatial, channels)`.
-      key: PRNG key.
-      dtype: floating dtype of the parameters.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described, or does not fit the layer.
+    Compiled once for each structure of the layer, dtype and `shape`, which is that of one example
+    without the batch: `(features,)` or `(*spatial, channels)`.
 
     >>> from jaxgrad import layers
     >>> params, state = layers.init(layers.dense(8), (3,), key=jax.random.key(0))
@@ -153,17 +139,13 @@ def apply(
     Compiled once for each structure of the layer and shapes of the arrays.
 
     Args:
-      layer: any layer.
-      params: from `init`.
+      layer, params: any layer, and its parameters from `init`.
       state: `None` for the layer as it is drawn: nothing is carried, and batch norm takes the
         statistics of the batch. Otherwise from `init` or an earlier call.
-      x: inputs, `[batch, *shape]`, floating point, finite.
+      x: inputs, floating point, finite.
       key: PRNG key of dropout and randomized activations; `None` switches both off. With a state,
         a key means training: batch norm takes the statistics of the batch and updates the running
         ones. No key means use: batch norm takes the running statistics.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described, or does not fit the layer.
 
     >>> from jaxgrad import layers
     >>> network = layers.sequential(layers.dense(8), layers.batch_norm(1e-5), layers.dropout(0.1))
@@ -171,8 +153,6 @@ def apply(
     >>> x = jax.random.normal(jax.random.key(1), (32, 4))
     >>> h, state = layers.apply(network, params, state, x, key=jax.random.key(2))  # training
     >>> h, _ = layers.apply(network, params, state, x)  # use
-    >>> h.shape
-    (32, 8)
     """
     _check_fields(layer)
     x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
@@ -202,9 +182,9 @@ def check_fit(layer: Layer, params: Params, state: State, x: Array) -> None:
     drawn, initial = jax.eval_shape(
         lambda layer: _init(layer, shape, jax.random.key(0), jnp.dtype(jnp.float32)), layer
     )
-    expected = {"params": drawn, "state": None if state is None else initial}
-    for name, value in {"params": params, "state": state}.items():
-        wanted, actual = _shapes(expected[name]), _shapes(value)
+    initial = None if state is None else initial
+    for name, value, expected in (("params", params, drawn), ("state", state, initial)):
+        wanted, actual = _shapes(expected), _shapes(value)
         if wanted != actual:
             raise ValueError(
                 f"{name} must have the shapes {wanted} to fit x of shape [batch, *{shape}], got "
@@ -247,3 +227,8 @@ def number(value: Any) -> Any:
 def fold_key(key: PRNGKeyArray | None, index: Any) -> PRNGKeyArray | None:
     """Return the key of one part of a layer; `None` stays `None`."""
     return None if key is None else jax.random.fold_in(key, index)
+
+
+def fold_keys(key: PRNGKeyArray, indices: Array) -> Array:
+    """Return the keys of several equal parts of a layer."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)

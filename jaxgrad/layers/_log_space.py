@@ -22,12 +22,7 @@ _LARGE = 80.0
 
 
 class Scaled(NamedTuple):
-    """The array `value * exp(log_scale)`, with one log scale for each example.
-
-    Attributes:
-      value: `[batch, *shape]`.
-      log_scale: `[batch]`.
-    """
+    """The array `value * exp(log_scale)`, with one log scale for each example."""
 
     value: Float[Array, "batch *shape"]
     log_scale: Float[Array, " batch"]
@@ -67,9 +62,8 @@ def add(a: Scaled, b: Scaled, weight: Any = 1.0) -> Scaled:
     # Where the weight is zero, b must not set the scale, however large it is.
     top = jnp.maximum(a.log_scale, jnp.where(weight != 0, b.log_scale, -jnp.inf))
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
-    added = jnp.exp(jnp.minimum(b.log_scale - top, _LARGE))
-    added = b.value * _columns((weight * added).astype(b.value.dtype), b.value)
-    return Scaled(a.relative_to(top) + added, top)
+    factor = (weight * jnp.exp(jnp.minimum(b.log_scale - top, _LARGE))).astype(b.value.dtype)
+    return Scaled(a.relative_to(top) + b.value * _columns(factor, b.value), top)
 
 
 class Units(NamedTuple):
@@ -98,13 +92,22 @@ class Derivative(NamedTuple):
     pull: Callable[[Scaled], tuple[Scaled, Float[Array, ""] | float]]
     units: Units | None = None
 
+    def times(self, log_factor: Any) -> Derivative:
+        """Multiply by `exp(log_factor)`, in which no kernel takes part."""
+
+        def pull(cotangent):
+            cotangent, log_square = self.pull(cotangent)
+            return cotangent.times(log_factor), log_square
+
+        return Derivative(lambda tangent: self.push(tangent).times(log_factor), pull, self.units)
+
 
 class Stack(NamedTuple):
     """Copies of one layer, one after the other: a part of the depth axis.
 
     Attributes:
       layer: the layer.
-      copies: what differs from copy to copy, with a leading axis of their number.
+      copies: the parameters and draws of each copy, with a leading axis of their number.
     """
 
     layer: Any
@@ -140,27 +143,19 @@ class Copy(NamedTuple):
 
     def linearize(self, layer: Any, h: Scaled) -> tuple[Scaled, Derivative]:
         """Apply this copy of a layer to a signal and differentiate it there."""
-        # A copy that does not act is the identity, with the identity as its derivative.
         out, derivative = layer.linearize(self.params, h, key=self.key)
         if self.active is None:
             return out, derivative
 
+        # A copy that does not act is the identity, with the identity as its derivative.
         def select(result, unchanged):
             return jax.tree.map(lambda a, b: jnp.where(self.active, a, b), result, unchanged)
 
-        def pull(cotangent):
-            return select(derivative.pull(cotangent), (cotangent, -jnp.inf))
-
-        def push(tangent):
-            return select(derivative.push(tangent), tangent)
-
-        return select(out, h), Derivative(push, pull, derivative.units)
-
-
-def single(layer: Any, params: Any, *, key: Array | None) -> Stack:
-    """Return a stack of a single layer."""
-    copy = Copy(params, jnp.zeros((), int), key)
-    return Stack(layer, jax.tree.map(lambda leaf: leaf[None], copy))
+        return select(out, h), Derivative(
+            lambda tangent: select(derivative.push(tangent), IDENTITY.push(tangent)),
+            lambda cotangent: select(derivative.pull(cotangent), IDENTITY.pull(cotangent)),
+            derivative.units,
+        )
 
 
 def linearize(
@@ -170,7 +165,12 @@ def linearize(
 
     The scale of the signal passes by a homogeneous layer; any other layer needs the signal itself.
     """
-    h = h.shared() if layer.mixes else h
+
+    def comparable(signal):
+        # Examples that influence each other must share a scale.
+        return signal.shared() if layer.mixes else signal
+
+    h = comparable(h)
     # For c > 0 a homogeneous layer has f(c h) = c f(h), and the same derivative at c h and at h.
     value, log_scale = h if layer.homogeneous else (h.plain(), jnp.zeros_like(h.log_scale))
 
@@ -178,24 +178,23 @@ def linearize(
         return layer.apply(params, None, value, key=key)[0]
 
     def push(tangent):
-        # Examples that influence each other must share a scale.
-        tangent = tangent.shared() if layer.mixes else tangent
-        primal, change = (value,), (tangent.value.astype(value.dtype),)
-        change = jax.jvp(lambda value: function(params, value), primal, change)[1]
-        return Scaled(change, tangent.log_scale)
+        tangent = comparable(tangent)
+        change = (tangent.value.astype(value.dtype),)
+        moved = jax.jvp(lambda value: function(params, value), (value,), change)[1]
+        return Scaled(moved, tangent.log_scale)
 
     def pull(cotangent):
-        cotangent = cotangent.shared() if layer.mixes else cotangent
+        cotangent = comparable(cotangent)
         out, transpose = jax.vjp(function, params, value)
         gradient = transpose(cotangent.value.astype(out.dtype))[1]
         # The gradient with respect to a kernel sums over examples, each at the signal's scale.
         weighted = cotangent.times(log_scale).shared()
         by_params = transpose(weighted.value.astype(out.dtype))[0]
-        # Biases, scales and slopes have fewer axes.
-        kernels = [leaf for leaf in jax.tree.leaves(by_params) if leaf.ndim >= 2]
+        # Biases, scales and slopes have fewer axes; an mlp of depth 1 has an empty kernel.
         logs = [
-            _numerics.log_mean_square(kernel.ravel(), 0) + math.log(kernel.size)
-            for kernel in kernels
+            _numerics.log_mean_square(leaf.ravel(), 0) + math.log(leaf.size)
+            for leaf in jax.tree.leaves(by_params)
+            if leaf.ndim >= 2 and leaf.size
         ]
         log_square = jax.nn.logsumexp(jnp.stack(logs)) if logs else -jnp.inf
         return Scaled(gradient, cotangent.log_scale), log_square + 2 * weighted.log_scale[0]
@@ -217,10 +216,8 @@ def compose(first: Derivative, second: Derivative) -> Derivative:
 
 
 IDENTITY = Derivative(lambda tangent: tangent, lambda cotangent: (cotangent, -jnp.inf))
-"""The derivative of a layer that returns its input."""
 
 
 def _columns(per_example: Array, like: Array) -> Array:
-    """Give an array `[batch]` the shape of `like`."""
-    shape = (*per_example.shape, *(1,) * (like.ndim - per_example.ndim))
-    return jnp.broadcast_to(per_example.reshape(shape), like.shape)
+    """Give an array `[batch]` as many axes as `like` has."""
+    return per_example.reshape(-1, *(1,) * (like.ndim - 1))

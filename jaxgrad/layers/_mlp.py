@@ -6,14 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
 from jaxgrad.layers._activation import Elementwise
-from jaxgrad.layers._layer import Layer, fold_key, layer, static
-from jaxgrad.layers._repeat import Repeat
-from jaxgrad.layers._sequential import Sequential
+from jaxgrad.layers._composite import Repeat, Sequential
+from jaxgrad.layers._layer import Layer, fold_key, fold_keys, layer, static
 from jaxgrad.layers._weights import Dense, Parameterization, Weights, weights
 
 
@@ -25,9 +23,7 @@ class Mlp(Weights):
     function: Activation = static()
     out_features: int | None = static()
 
-    @property
-    def homogeneous(self) -> bool:
-        return not self.bias and Elementwise(self.function).homogeneous
+    homogeneous = property(lambda self: self.layers.homogeneous)
 
     def draw(self, shape, *, key, dtype):
         if len(shape) != 1:
@@ -35,7 +31,7 @@ class Mlp(Weights):
                 f"shape must be (in_features,) for an mlp, got {tuple(shape)}; flatten the inputs"
             )
         (in_features,), width = shape, self.features
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.depth + 1))
+        keys = fold_keys(key, jnp.arange(self.depth + 1))
 
         def draw(key_layer, n_in):
             params = _draw(self, key_layer, (n_in, width), dtype)
@@ -46,12 +42,8 @@ class Mlp(Weights):
         # equal shape included.
         square = in_features == width
         hidden = jax.lax.map(lambda key_layer: draw(key_layer, width), keys[2 - square :])
-        if square:
-            first, hidden = (
-                jax.tree.map(lambda a, part=part: a[part], hidden) for part in (0, np.s_[1:])
-            )
-        else:
-            first = draw(keys[1], in_features)
+        first = jax.tree.map(lambda a: a[0], hidden) if square else draw(keys[1], in_features)
+        hidden = jax.tree.map(lambda a: a[1:], hidden) if square else hidden
         params = {"first": first, "hidden": hidden}
         if self.out_features is None:
             return params, (width,)
@@ -84,22 +76,20 @@ class Mlp(Weights):
         for layer_params, depth in ((first, 1), (params["hidden"], self.depth - 1)):
             if depth:
                 parts.append(dataclasses.replace(self.layers, depth=depth))
-                rest = {name: layer_params[name] for name in layer_params if name != "activation"}
-                pairs.append((rest, layer_params.get("activation", {})))
+                weights = {
+                    name: layer_params[name] for name in layer_params if name != "activation"
+                }
+                pairs.append((weights, layer_params.get("activation", {})))
         if self.out_features is not None:
             parts.append(self._readout)
             pairs.append(params["readout"])
         return Sequential(tuple(parts)).stacks(pairs, key=key)
 
     def predict_each(self, moments):
-        each = self.layers.predict_each(moments)
-        if self.out_features is None:
-            return each
-        return each + self._readout.predict_each(jax.tree.map(lambda a: a[-1], each[-1]))
+        return self._parts.predict_each(moments)
 
     def predict(self, moments):
-        moments = self.layers.predict(moments)
-        return moments if self.out_features is None else self._readout.predict(moments)
+        return self._parts.predict(moments)
 
     @property
     def layers(self) -> Repeat:
@@ -109,6 +99,11 @@ class Mlp(Weights):
     @property
     def _readout(self):
         return self._dense(features=self.out_features, w_variance=1.0)
+
+    @property
+    def _parts(self):
+        readout = () if self.out_features is None else (self._readout,)
+        return Sequential((self.layers, *readout))
 
     def _dense(self, **changes):
         weights = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}
@@ -152,13 +147,9 @@ def mlp(
     >>> params, _ = layers.init(network, (3,), key=jax.random.key(0))
     >>> params["hidden"]["kernel"].shape, params["readout"]["bias"].shape
     ((4, 8, 8), (2,))
-    >>> layers.apply(network, params, None, jnp.ones((6, 3)))[0].shape
-    (6, 2)
     """
     width = _validate.integer("width", width, 1)
-    fields = weights(
-        width, w_variance, b_variance, bias, kernel_init, parameterization, bias_init=bias_init
-    )
+    fields = weights(width, w_variance, b_variance, bias, kernel_init, parameterization, bias_init)
     if out_features is not None:
         out_features = _validate.integer("out_features", out_features, 1)
     return Mlp(

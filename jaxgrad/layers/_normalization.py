@@ -13,7 +13,7 @@ from jaxgrad import _validate
 from jaxgrad._numerics import in_float64, weighted_log_sum_exp
 from jaxgrad.layers._convolution import exp_scaled
 from jaxgrad.layers._layer import Layer, layer, number, static
-from jaxgrad.layers._log_space import Derivative, Scaled, linearize
+from jaxgrad.layers._log_space import Scaled, linearize
 
 
 class Statistics(NamedTuple):
@@ -28,10 +28,6 @@ def statistics(h: Float[Array, "..."], axes: Sequence[int]) -> Statistics:
 
     Over the batch and any spatial axes they are those of batch norm, over the features those of
     layer norm.
-
-    >>> mean, variance = statistics(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]), (0,))
-    >>> mean.tolist(), variance.tolist()
-    ([[2.0, 2.0]], [[1.0, 0.0]])
     """
     mean = jnp.mean(h, axis=tuple(axes), keepdims=True)
     return Statistics(mean, jnp.mean(jnp.square(h - mean), axis=tuple(axes), keepdims=True))
@@ -58,10 +54,10 @@ def normalize(
 def update(running: Statistics, batch: Statistics, momentum: Any) -> Statistics:
     """Return `momentum running + (1 - momentum) batch`, in the shapes of `running`.
 
-    The momentum is from 0 to 1 and may be traced; 1 leaves `running` as it is.
+    The momentum is from 0 to 1 and may be traced; 1 leaves `running` as it is. The variance of the
+    batch is divided by the number of values, as in flax and Keras; PyTorch and Ioffe, Szegedy
+    (2015) divide by one less.
     """
-    # The variance of the batch is divided by the number of values, as in flax and Keras; PyTorch
-    # and Ioffe, Szegedy (2015) divide by one less.
 
     def mixed(old, new):
         return momentum * old + (1 - momentum) * jnp.reshape(new, old.shape).astype(old.dtype)
@@ -70,19 +66,47 @@ def update(running: Statistics, batch: Statistics, momentum: Any) -> Statistics:
 
 
 @layer
-class LayerNorm(Layer):
-    """Normalization over the last axis; see `layer_norm`."""
+class Normalization(Layer):
+    """What both norms share: a scale and a shift of each feature, and an epsilon."""
 
     epsilon: Any
 
     def draw(self, shape, *, key, dtype):
-        return _unit_scale(shape, dtype), shape
-
-    def apply(self, params, state, h, *, key=None):
-        return _rescale(params, normalize(h, statistics(h, (-1,)), self.epsilon)), state
+        return {"scale": jnp.ones(shape[-1:], dtype), "shift": jnp.zeros(shape[-1:], dtype)}, shape
 
     def linearize(self, params, h, *, key=None):
-        return _linearize(self, params, h, key=key)
+        # The outputs are those of h exp(-s) with epsilon exp(-2 s) in the place of epsilon.
+        h = h.shared() if self.mixes else h
+        # A small signal is not enlarged if there is an epsilon, which would overflow.
+        shift = jnp.where(self.epsilon > 0, jnp.maximum(h.log_scale, 0.0), h.log_scale)
+        epsilon = self.epsilon * jnp.exp(-2 * jnp.maximum(shift, 0.0))
+        shape = (-1, *(1,) * (h.value.ndim - 1))
+        epsilon = jnp.max(epsilon) if self.mixes else epsilon.reshape(shape)
+        relative = Scaled(h.relative_to(shift), jnp.zeros_like(shift))
+        layer = dataclasses.replace(self, epsilon=epsilon)
+        out, derivative = linearize(layer, params, relative, key=key)
+        return out, derivative.times(-shift)
+
+    def _outputs(self, params, h, statistics):
+        h = normalize(h, statistics, self.epsilon)
+        scale, shift = (jnp.broadcast_to(params[name], h.shape) for name in ("scale", "shift"))
+        return h * scale + shift
+
+    def _divide(self, moments, log_variance):
+        """Divide centred moments by a standard deviation."""
+        log_divisor = weighted_log_sum_exp((1.0, self.epsilon), (log_variance, 0.0))
+        log_q = moments.log_q - log_divisor
+        log_gradient = moments.log_gradient - log_divisor
+        mean = jnp.zeros_like(log_q)
+        return dataclasses.replace(moments, log_q=log_q, log_gradient=log_gradient, mean=mean)
+
+
+@layer
+class LayerNorm(Normalization):
+    """Normalization over the last axis; see `layer_norm`."""
+
+    def apply(self, params, state, h, *, key=None):
+        return self._outputs(params, h, statistics(h, (-1,))), state
 
     @in_float64
     def predict(self, moments):
@@ -90,7 +114,7 @@ class LayerNorm(Layer):
         varies = 1 - jnp.square(moments.mean)
         log_q = moments.log_q + jnp.log(varies)
         gap = None if moments.gap is None else moments.gap / varies
-        return _divide(dataclasses.replace(moments, log_q=log_q, gap=gap), log_q, self.epsilon)
+        return self._divide(dataclasses.replace(moments, log_q=log_q, gap=gap), log_q)
 
 
 def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
@@ -109,16 +133,13 @@ def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
 
 
 @layer
-class BatchNorm(Layer):
+class BatchNorm(Normalization):
     """Normalization over the batch; see `batch_norm`."""
 
-    epsilon: Any
     momentum: Any
     spatial: int = static()
 
-    @property
-    def mixes(self) -> bool:
-        return True
+    mixes = True
 
     def draw(self, shape, *, key, dtype):
         if len(shape) != self.spatial + 1:
@@ -126,7 +147,7 @@ class BatchNorm(Layer):
                 f"shape must have {self.spatial} spatial axes and features, got {tuple(shape)}; "
                 f"pass spatial={len(shape) - 1} to batch_norm"
             )
-        return _unit_scale(shape, dtype), shape
+        return super().draw(shape, key=key, dtype=dtype)
 
     def init_state(self, params):
         shape = params["scale"].shape
@@ -135,14 +156,11 @@ class BatchNorm(Layer):
     def apply(self, params, state, h, *, key=None):
         # In use: an example does not depend on the others.
         if state is not None and key is None:
-            return _rescale(params, normalize(h, state, self.epsilon)), state
+            return self._outputs(params, h, state), state
         batch = statistics(h, range(self.spatial + 1))
         if state is not None:
             state = update(state, batch, self.momentum)
-        return _rescale(params, normalize(h, batch, self.epsilon)), state
-
-    def linearize(self, params, h, *, key=None):
-        return _linearize(self, params, h, key=key)
+        return self._outputs(params, h, batch), state
 
     @in_float64
     def predict(self, moments):
@@ -163,7 +181,7 @@ class BatchNorm(Layer):
         log_variance = jnp.log(jnp.mean(variance, axis=axes, keepdims=True)) + log_scale
         log_q, gap = jnp.log(centred) + log_scale, variance / centred
         moments = dataclasses.replace(moments, log_q=log_q, gap=gap)
-        return _divide(moments, log_variance, self.epsilon)
+        return self._divide(moments, log_variance)
 
 
 def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> BatchNorm:
@@ -193,40 +211,3 @@ def batch_norm(epsilon: Any = 0.0, *, spatial: int = 0, momentum: Any = 0.9) -> 
     _validate.scalar("epsilon", epsilon, minimum=0.0)
     _validate.scalar("momentum", momentum, minimum=0.0)
     return BatchNorm(number(epsilon), number(momentum), _validate.integer("spatial", spatial, 0))
-
-
-def _linearize(layer, params, h, *, key):
-    """Linearize a layer whose outputs are those of `h exp(-s)` with epsilon `epsilon exp(-2 s)`."""
-    h = h.shared() if layer.mixes else h
-    # A small signal is not enlarged if there is an epsilon, which would overflow.
-    shift = jnp.where(layer.epsilon > 0, jnp.maximum(h.log_scale, 0.0), h.log_scale)
-    epsilon = layer.epsilon * jnp.exp(-2 * jnp.maximum(shift, 0.0))
-    shape = () if layer.mixes else (len(shift), *(1,) * (h.value.ndim - 1))
-    epsilon = jnp.max(epsilon) if layer.mixes else epsilon.reshape(shape)
-    relative = dataclasses.replace(layer, epsilon=epsilon)
-    value = Scaled(h.relative_to(shift), jnp.zeros_like(shift))
-    out, derivative = linearize(relative, params, value, key=key)
-
-    def pull(cotangent):
-        cotangent, log_square = derivative.pull(cotangent)
-        return cotangent.times(-shift), log_square
-
-    return out, Derivative(lambda tangent: derivative.push(tangent.times(-shift)), pull)
-
-
-def _unit_scale(shape, dtype):
-    return {"scale": jnp.ones(shape[-1:], dtype), "shift": jnp.zeros(shape[-1:], dtype)}
-
-
-def _rescale(params, h):
-    scale, shift = (jnp.broadcast_to(params[name], h.shape) for name in ("scale", "shift"))
-    return h * scale + shift
-
-
-def _divide(moments, log_variance, epsilon):
-    """Divide centred moments by a standard deviation."""
-    log_divisor = weighted_log_sum_exp((1.0, epsilon), (log_variance, 0.0))
-    log_q = moments.log_q - log_divisor
-    log_gradient = moments.log_gradient - log_divisor
-    mean = jnp.zeros_like(log_q)
-    return dataclasses.replace(moments, log_q=log_q, log_gradient=log_gradient, mean=mean)

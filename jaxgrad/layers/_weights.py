@@ -11,23 +11,12 @@ from jaxtyping import Array, Float
 from jaxgrad import _validate, initializers
 from jaxgrad._numerics import in_float64, rescale, weighted_log_sum_exp
 from jaxgrad.layers._layer import Layer, layer, number, static
-from jaxgrad.layers._log_space import Derivative, Scaled, add, linearize
-from jaxgrad.theory import Moments
+from jaxgrad.layers._log_space import Scaled, add, linearize
 
 Parameterization = Literal["standard", "ntk"]
 
 LARGE = 700.0
 """The exponential of this is still finite."""
-
-
-@layer
-class _Function:
-    """A plain function as an initializer that is a pytree without leaves."""
-
-    function: Callable[..., Any] = static()
-
-    def __call__(self, key, shape, dtype):
-        return self.function(key, shape, dtype)
 
 
 @layer
@@ -42,21 +31,27 @@ class Weights(Layer):
     bias_init: Any
     parameterization: Parameterization = static()
 
-    @property
-    def homogeneous(self) -> bool:
-        # The argument decides, not the size of the biases, which may be traced.
-        return not self.bias
+    # The argument decides, not the size of the biases, which may be traced.
+    homogeneous = property(lambda self: not self.bias)
 
     def draw_weights(self, keys, kernel_shape, dtype):
         """Draw `{"kernel": [*window, in, out], "bias": [out]}` from a key for each."""
-        key_kernel, key_bias = keys
-        init = initializers.lecun() if self.kernel_init is None else self.kernel_init
-        draw = self._draw("kernel_init", init, key_kernel, kernel_shape, dtype)
-        params = {"kernel": draw if self._ntk else _scale(draw, self.w_variance)}
+        parts = [
+            ("kernel", self.kernel_init or initializers.lecun(), kernel_shape, self.w_variance)
+        ]
         if self.bias:
-            init = initializers.normal(1.0) if self.bias_init is None else self.bias_init
-            draw = self._draw("bias_init", init, key_bias, kernel_shape[-1:], dtype)
-            params["bias"] = draw if self._ntk else _scale(draw, self.b_variance)
+            init = self.bias_init or initializers.normal(1.0)
+            parts.append(("bias", init, kernel_shape[-1:], self.b_variance))
+        params = {}
+        for key, (name, init, shape, variance) in zip(keys, parts, strict=False):
+            value = init(key, shape, dtype)
+            if value.shape != shape:
+                raise ValueError(
+                    f"{name}_init must return the shape it is asked for, {shape}, got "
+                    f"{value.shape}; use an initializer of jaxgrad.initializers or "
+                    "jax.nn.initializers"
+                )
+            params[name] = value if self._ntk else _scale(value, variance)
         return params
 
     def scale_and_shift(
@@ -75,37 +70,27 @@ class Weights(Layer):
     @property
     def log_gains(self) -> tuple[Any, Any]:
         """Logs of the factors by which `apply` multiplies the product and the biases."""
-        if self.parameterization == "standard":
-            return 0.0, 0.0
-        return 0.5 * jnp.log(self.w_variance), 0.5 * jnp.log(self.b_variance)
+        variances = (self.w_variance, self.b_variance)
+        return tuple(0.5 * jnp.log(v) for v in variances) if self._ntk else (0.0, 0.0)
 
     def linearize(self, params, h, *, key=None):
         log_w, log_b = self.log_gains
         product = dataclasses.replace(self, bias=False, parameterization="standard")
-        kernel = {"kernel": params["kernel"]}
-        out, derivative = linearize(product, kernel, h, key=key)
-
-        def pull(cotangent):
-            # The kernel as it acts includes its gain, so that its gradient does not.
-            cotangent, log_square = derivative.pull(cotangent)
-            return cotangent.times(log_w), log_square
-
+        out, derivative = linearize(product, {"kernel": params["kernel"]}, h, key=key)
         out = out.times(log_w)
         if self.bias:
             # At its own scale, so that biases of zero leave a small signal as it is.
             bias, _, log_square = rescale(
                 params["bias"][None].astype(h.value.dtype), together=False
             )
-            bias = jnp.broadcast_to(bias, out.value.shape)
             log_bias = jnp.broadcast_to(log_b + log_square / 2, out.log_scale.shape)
-            out = add(out, Scaled(bias, log_bias))
-        return out, Derivative(lambda tangent: derivative.push(tangent).times(log_w), pull)
+            out = add(out, Scaled(jnp.broadcast_to(bias, out.value.shape), log_bias))
+        return out, derivative.times(log_w)
 
     @in_float64
-    def weigh(self, moments: Moments) -> Moments:
-        """Return the moments after the weights, from those of the values that a unit adds up."""
+    def predict(self, moments):
+        # From the moments of the values that a unit adds up: q' = w q + b.
         w, b = (jnp.asarray(variance, float) for variance in (self.w_variance, self.b_variance))
-        # q' = w q + b
         log_q = weighted_log_sum_exp((w, b), (moments.log_q, 0.0))
         gap = moments.gap
         if gap is not None:
@@ -125,16 +110,6 @@ class Weights(Layer):
     def _ntk(self):
         return self.parameterization == "ntk"
 
-    @staticmethod
-    def _draw(name, initializer, key, shape, dtype):
-        value = initializer(key, shape, dtype)
-        if value.shape != shape:
-            raise ValueError(
-                f"{name} must return the shape it is asked for, {shape}, got {value.shape}; use "
-                "an initializer of jaxgrad.initializers or jax.nn.initializers"
-            )
-        return value
-
 
 @layer
 class Dense(Weights):
@@ -146,9 +121,6 @@ class Dense(Weights):
 
     def apply(self, params, state, h, *, key=None):
         return self.scale_and_shift(params, h @ params["kernel"]), state
-
-    def predict(self, moments):
-        return self.weigh(moments)
 
 
 def dense(
@@ -177,11 +149,6 @@ def dense(
 
     Source: Poole et al. (2016), eq. 3 and 5, and Schoenholz et al. (2017), eq. 9, for the
     prediction; Jacot, Gabriel, Hongler (2018) for "ntk".
-
-    >>> from jaxgrad import layers
-    >>> params, _ = layers.init(dense(16, w_variance=2.0), (8,), key=jax.random.key(0))
-    >>> params["kernel"].shape
-    (8, 16)
     """
     return Dense(**weights(features, w_variance, b_variance, bias, kernel_init, parameterization))
 
@@ -217,16 +184,14 @@ def weights(
 
 
 def _as_pytree(name, initializer):
-    if initializer is None:
-        return None
-    if not callable(initializer):
+    if initializer is not None and not callable(initializer):
         raise TypeError(
             f"{name} must be a function of (key, shape, dtype), got {initializer!r}; use one of "
             "jaxgrad.initializers or jax.nn.initializers"
         )
-    # To JAX an object that is not registered as a pytree is itself a leaf.
+    # To JAX an object that is not registered as a pytree is itself a leaf; None is an empty tree.
     is_leaf = jax.tree_util.all_leaves([initializer])
-    return _Function(initializer) if is_leaf else initializer
+    return jax.tree_util.Partial(initializer) if is_leaf else initializer
 
 
 def _scale(a, variance):

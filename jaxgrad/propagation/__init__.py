@@ -17,15 +17,21 @@ True
 `lyapunov` and `singular_values` say what becomes of every direction rather than of their mean.
 
 Whatever grows or shrinks with depth is carried as an array of ordinary size and the logarithm of
-its scale, so that ten thousand layers neither overflow nor underflow.
+its scale, so that ten thousand layers neither overflow nor underflow. All functions raise
+`ValueError` or `TypeError` if an argument is not as described.
 """
 
 from jaxgrad.propagation._backward import exact
+from jaxgrad.propagation._directions import (
+    Isometry,
+    Lyapunov,
+    isometry,
+    lyapunov,
+    singular_values,
+)
 from jaxgrad.propagation._forward import probe
-from jaxgrad.propagation._lyapunov import Lyapunov, lyapunov
 from jaxgrad.propagation._prediction import predict
 from jaxgrad.propagation._result import Propagation
-from jaxgrad.propagation._singular_values import Isometry, isometry, singular_values
 
 __all__ = [
     "Isometry",

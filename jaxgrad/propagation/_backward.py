@@ -16,7 +16,7 @@ from jaxgrad import _validate
 from jaxgrad.layers import Layer, Mlp, Scaled, Stack
 from jaxgrad.propagation import _mlp
 from jaxgrad.propagation._forward import check_arguments, forward, working_inputs
-from jaxgrad.propagation._result import Propagation, unknown
+from jaxgrad.propagation._result import Propagation
 from jaxgrad.propagation._reverse import Run, reverse
 
 
@@ -47,19 +47,8 @@ def exact(
         see `Propagation`. A new function compiles the program anew.
       segments: more of them waste less work and take longer to compile.
 
-    Returns:
-      `Propagation`; fields `[depth]` that need a loss are NaN at other depths than `depths`. Zero
-      gradients have the log -inf; what is not finite is returned, not raised.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
-
-    >>> from jaxgrad import layers
-    >>> network = layers.mlp(32, 6)
-    >>> params, _ = layers.init(network, (8,), key=jax.random.key(0))
-    >>> result = exact(network, params, jnp.ones((4, 8)), key=jax.random.key(1), depths=(2, 6))
-    >>> result.log_layer_gradient.shape
-    (2, 6)
+    Fields `[depth]` that need a loss are NaN at other depths than `depths`. Zero gradients have the
+    log -inf; what is not finite is returned, not raised.
     """
     x = check_arguments(layer, x, key=key, saturation=saturation)
     segments = _validate.integer("segments", segments, 1)
@@ -75,19 +64,14 @@ def exact(
 def _exact(layer, params, x, key, saturation, depths, loss, segments):
     x = working_inputs(layer, params, x)
     if isinstance(layer, Mlp):
-        depths = _check_depths(depths, layer.depth)
-        trace = _mlp.forward(layer, params, x, saturation, key=key)
-        runs = [_mlp.reverse_run(layer, params, x, trace)]
-        signal, outputs, key_loss = trace.signal, [trace.h], key
+        signal, h, slope = _mlp.forward(layer, params, x, saturation, key=key)
+        runs, outputs, key_loss = [_mlp.reverse_run(layer, params, x, h, slope)], [h], key
     else:
         key_loss, key_layers = jax.random.split(key)
         stacks = layer.stacks(params, key=key_layers)
-        depths = _check_depths(depths, sum(stack.depth for stack in stacks))
-        records = forward(stacks, x, saturation)
-        signal = jax.tree.map(lambda *a: jnp.concatenate(a), *(r.signal for r in records))
-        runs = [_run(stack, r.inputs) for stack, r in zip(stacks, records, strict=True)]
-        outputs = [r.outputs for r in records]
-    # Every loss enters at the outputs of the entry at its depth.
+        signal, inputs, outputs = forward(stacks, x, saturation)
+        runs = [_run(stack, h) for stack, h in zip(stacks, inputs, strict=True)]
+    depths = _check_depths(depths, len(signal.gap))
     cotangents = _cotangents(loss, outputs, depths, key=key_loss)
     log_gradient, log_weight_gradient = reverse(runs, cotangents, depths, segments=segments)
     if isinstance(layer, Mlp):
@@ -99,14 +83,12 @@ def _exact(layer, params, x, key, saturation, depths, loss, segments):
 
     def by_depth(values):
         # NaN where no loss was asked for, so that measurements of other depths can be compared.
-        return jnp.full_like(signal.log_activation, jnp.nan).at[depths - 1].set(values)
+        return signal.gap.at[depths - 1].set(values)
 
-    return Propagation(
-        *signal,
+    return signal._replace(
         log_gradient=by_depth(log_gradient[:, 0]),
         log_weight_gradient=by_depth(log_weight_gradient[:, 0]),
         log_last_gradient=by_depth(log_last),
-        gap=unknown(signal.log_activation),
         depths=jnp.asarray(depths),
         log_layer_gradient=log_gradient,
         log_layer_weight_gradient=log_weight_gradient,
@@ -129,7 +111,7 @@ def _run(stack: Stack, inputs: Scaled) -> Run:
         rows, log_square = jax.vmap(Scaled.normalized)(rows)
         return rows, (jax.nn.logsumexp(log_square, axis=1) + log_size, log_weight)
 
-    return Run(stack.depth, fresh, pull, lambda logs, present: logs)
+    return Run(stack.depth, fresh, pull)
 
 
 def _cotangents(loss, outputs, depths, *, key):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgrad import _numerics, _validate
 from jaxgrad.layers import Layer, Mlp, Scaled, Stack, check_fit, check_is_layer
 from jaxgrad.propagation import _mlp
-from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
+from jaxgrad.propagation._result import Propagation, signal_of
 
 
 def probe(
@@ -46,12 +46,6 @@ def probe(
         `mlp`, `[batch, width]`. If you pass a tangent, the result is its growth rather than an
         average over directions.
 
-    Returns:
-      `Propagation`. Zero gradients have the log -inf; what is not finite is returned, not raised.
-
-    Raises:
-      ValueError, TypeError: if an argument is not as described.
-
     >>> from jaxgrad import layers
     >>> network = layers.mlp(32, 100, "relu", w_variance=4.0)
     >>> params, _ = layers.init(network, (8,), key=jax.random.key(0))
@@ -63,7 +57,7 @@ def probe(
     x = check_arguments(layer, x, key=key, saturation=saturation)
     # Whether params fit the layer is checked while tracing, so that later calls do not pay for it.
     if tangent is not None:
-        shape = (len(x), layer.features) if isinstance(layer, Mlp) else x.shape
+        shape = _tangent_shape(layer, x)
         tangent = _validate.floating("tangent", tangent, len(shape), f"{shape}")
         if tangent.shape != shape:
             raise ValueError(
@@ -85,26 +79,26 @@ def check_arguments(layer: Any, x: Any, *, key: Any, saturation: Any = 0.0) -> A
 @jax.jit
 def _probe(layer, params, x, key, saturation, tangent):
     x = working_inputs(layer, params, x)
-    if isinstance(layer, Mlp):
-        return _mlp.probe(layer, params, x, saturation, key=key, tangent=tangent)
-    key_tangent, key_layers = jax.random.split(key)
+    is_mlp = isinstance(layer, Mlp)
+    key_tangent, key_layers = (key, key) if is_mlp else jax.random.split(key)
     if tangent is None:
-        tangent = jax.random.normal(key_tangent, x.shape, jnp.float32)
-    tangent = Scaled(tangent.astype(x.dtype), jnp.zeros(len(x), x.dtype))
-    # A standard normal tangent t has E |J t|^2 = |J|_F^2.
-    records = forward(layer.stacks(params, key=key_layers), x, saturation, tangent=tangent)
-    signal, log_tangent = jax.tree.map(
-        lambda *a: jnp.concatenate(a), *((r.signal, r.log_tangent) for r in records)
-    )
-    log_gradient = _numerics.log_mean_exp(log_tangent)
-    return Propagation(
-        *signal,
-        log_gradient=log_gradient,
-        log_weight_gradient=unknown(log_gradient),
-        log_last_gradient=jnp.zeros_like(log_gradient),
-        gap=unknown(log_gradient),
-        log_example_gradient=log_tangent,
-    )
+        # A standard normal tangent t has E |J t|^2 = |J|_F^2.
+        tangent = jax.random.normal(key_tangent, _tangent_shape(layer, x), jnp.float32)
+    tangent = tangent.astype(x.dtype)
+    if is_mlp:
+        result, _, _ = _mlp.forward(layer, params, x, saturation, key=key_layers, tangent=tangent)
+        # A kernel's gradient is the outer product of the input and the gradient at z_1.
+        log_square = result.log_example_gradient + jnp.log(jnp.sum(x * x, axis=-1))[None]
+        result = result._replace(log_weight_gradient=_numerics.log_mean_exp(log_square))
+    else:
+        start = Scaled(tangent, jnp.zeros(len(x), x.dtype))
+        result, _, _ = forward(layer.stacks(params, key=key_layers), x, saturation, tangent=start)
+        result = result._replace(log_last_gradient=jnp.zeros_like(result.log_activation))
+    return result._replace(log_gradient=_numerics.log_mean_exp(result.log_example_gradient))
+
+
+def _tangent_shape(layer, x):
+    return (len(x), layer.features) if isinstance(layer, Mlp) else x.shape
 
 
 def working_inputs(layer: Layer, params: Any, x: Array) -> Array:
@@ -115,26 +109,15 @@ def working_inputs(layer: Layer, params: Any, x: Array) -> Array:
     return x.astype(functools.reduce(jnp.promote_types, dtypes))
 
 
-class Record(NamedTuple):
-    """What the forward pass records of one stack.
-
-    Attributes:
-      signal: `[depth]` each.
-      log_tangent: log mean square of the tangent over units, `[depth, batch]`; `None` without one.
-      inputs, outputs: of each entry, `[depth, batch, *shape]`; `None` with a tangent.
-    """
-
-    signal: Signal
-    log_tangent: Any
-    inputs: Any
-    outputs: Any
-
-
 def forward(
     stacks: Sequence[Stack], x: Array, saturation: Any, *, tangent: Scaled | None = None
-) -> list[Record]:
-    """Carry a signal through stacks of layers, with a tangent or, without one, keep the arrays."""
-    h, records = Scaled(x, jnp.zeros(len(x), x.dtype)), []
+) -> tuple[Propagation, tuple[Any, ...], tuple[Any, ...]]:
+    """Carry a signal through stacks of layers, with a tangent or, without one, keep the arrays.
+
+    Returns: the signal, with the tangent's size as `log_example_gradient`; for each stack the
+    inputs and the outputs of its entries, `[depth, batch, *shape]`, or `None` with a tangent.
+    """
+    carry, records = (Scaled(x, jnp.zeros(len(x), x.dtype)), tangent), []
     for stack in stacks:
 
         def step(carry, copy, layer=stack.layer):
@@ -142,20 +125,13 @@ def forward(
             out, derivative = copy.linearize(layer, h)
             # Both are divided by their size at each entry; the logs remember it.
             out, log_square = out.normalized()
-            log_tangent = None
-            if tangent is not None:
-                tangent, log_tangent = derivative.push(tangent).normalized()
             signal = signal_of(derivative.units, log_square, saturation)
-            return (out, tangent), (signal, log_tangent, h if tangent is None else None)
+            if tangent is None:
+                return (out, None), (signal, h, out)
+            tangent, log_tangent = derivative.push(tangent).normalized()
+            return (out, tangent), (signal._replace(log_example_gradient=log_tangent), None, None)
 
-        carry, (signal, log_tangent, inputs) = stack.scan(step, (h, tangent))
-        h, tangent = carry
-        outputs = None
-        if inputs is not None:
-            # The outputs of a single entry may have another shape than its inputs.
-            outputs = jax.tree.map(lambda a: a[None], h)
-            if stack.depth > 1:
-                later = jax.tree.map(lambda a: a[1:], inputs)
-                outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), later, outputs)
-        records.append(Record(signal, log_tangent, inputs, outputs))
-    return records
+        carry, record = stack.scan(step, carry)
+        records.append(record)
+    signals, inputs, outputs = zip(*records, strict=True)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *signals), inputs, outputs

@@ -15,46 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad import _numerics
 from jaxgrad.layers import Elementwise, Mlp, Scaled, Units, beyond_window
-from jaxgrad.propagation._result import Propagation, Signal, signal_of, unknown
+from jaxgrad.propagation._result import Propagation, signal_of
 from jaxgrad.propagation._reverse import Run
-
-
-class Trace(NamedTuple):
-    """What the forward pass records at each layer.
-
-    Attributes:
-      signal: `[depth]` each.
-      log_slope_square: log mean square of the activation's slope, `[depth, batch]`.
-      log_tangent: log mean square of the tangent, `[depth, batch]`; `None` without one.
-      h, slope: the activations and slopes, `[depth, batch, width]` and `[depth, batch]`; `None`
-        with a tangent.
-    """
-
-    signal: Signal
-    log_slope_square: Array
-    log_tangent: Any
-    h: Any
-    slope: Any
-
-
-def probe(
-    layer: Mlp, params: Any, x: Array, saturation: Any, *, key: PRNGKeyArray, tangent: Array | None
-) -> Propagation:
-    """See `jaxgrad.propagation.probe`."""
-    if tangent is None:
-        tangent = jax.random.normal(key, (len(x), layer.features), jnp.float32)
-    trace = forward(layer, params, x, saturation, key=key, tangent=tangent.astype(x.dtype))
-    log_gradient = _numerics.log_mean_exp(trace.log_tangent)
-    # A kernel's gradient is the outer product of the input and the gradient at z_1.
-    log_x = jnp.log(jnp.sum(x * x, axis=-1))
-    return Propagation(
-        *trace.signal,
-        log_gradient=log_gradient,
-        log_weight_gradient=_numerics.log_mean_exp(trace.log_tangent + log_x[None]),
-        log_last_gradient=_numerics.log_mean_exp(trace.log_slope_square),
-        gap=unknown(log_gradient),
-        log_example_gradient=trace.log_tangent,
-    )
 
 
 def forward(
@@ -65,14 +27,15 @@ def forward(
     *,
     key: PRNGKeyArray,
     tangent: Float[Array, "batch width"] | None = None,
-) -> Trace:
-    """Run one scan over depth that carries a tangent or, without one, keeps the arrays."""
+) -> tuple[Propagation, Any, Any]:
+    """Run one scan over depth that carries a tangent or, without one, keeps the arrays.
+
+    Returns: the signal, with the size of the last slope as `log_last_gradient` and of the tangent
+    as `log_example_gradient`; the activations and the slopes, `Scaled`, or `None` with a tangent.
+    """
     first, hidden, depth = params["first"], params["hidden"], layer.depth
-    rest = {
-        name: jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first[name], hidden[name])
-        for name in first
-        if name != "kernel"
-    }
+    rest = ({name: part[name] for name in part if name != "kernel"} for part in (first, hidden))
+    rest = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), *rest)
     log_w, log_b = (jnp.asarray(gain, x.dtype) for gain in layer.log_gains)
     log_weight = 0.5 * jnp.log(jnp.asarray(layer.w_variance, x.dtype))
 
@@ -101,18 +64,13 @@ def forward(
             kernel = hidden["kernel"][jnp.minimum(index, depth - 1) - 1].astype(h.value.dtype)
         else:
             kernel = jnp.zeros((layer.features,) * 2, x.dtype)
-        log_tangent = None
+        log_h_square = _log_mean_square(h)
+        signal = signal_of(Units(_log_mean_square(z), slope), log_h_square, saturation)
+        signal = signal._replace(log_last_gradient=_numerics.log_mean_exp(_log_mean_square(slope)))
+        record = (signal, h, slope)
         if moved is not None:
             moved = _push(moved, slope, kernel, log_w)
-            log_tangent = moved.log_square
-        log_h_square = _log_mean_square(h)
-        record = Trace(
-            signal_of(Units(_log_mean_square(z), slope), log_h_square, saturation),
-            log_slope_square=_log_mean_square(slope),
-            log_tangent=log_tangent,
-            h=h if tangent is None else None,
-            slope=slope if tangent is None else None,
-        )
+            record = (signal._replace(log_example_gradient=moved.log_square), None, None)
         return (Scaled(h.value @ kernel, h.log_scale), 0.5 * log_h_square, moved), record
 
     zeros = jnp.zeros(len(x), x.dtype)
@@ -125,11 +83,14 @@ def forward(
 
 
 class Moved(NamedTuple):
-    """Tangents `factor * value` at the pre-activations, divided by sizes of square `log_square`."""
+    """Vectors `factor * value`, which were divided by sizes of square `log_square` on their way.
 
-    value: Float[Array, "batch width"]
-    factor: Float[Array, " batch"]
-    log_square: Float[Array, " batch"]
+    Tangents have one factor for each example, cotangents one for each depth of a loss.
+    """
+
+    value: Float[Array, "..."]
+    factor: Float[Array, " rows"]
+    log_square: Float[Array, " rows"]
 
 
 def _push(moved: Moved, slope: Scaled, kernel: Array, log_w: Array) -> Moved:
@@ -142,48 +103,35 @@ def _push(moved: Moved, slope: Scaled, kernel: Array, log_w: Array) -> Moved:
     return Moved(tangent @ kernel, factor, log_square)
 
 
-class Rows(NamedTuple):
-    """Cotangents `factor * delta` of several depths at one layer."""
-
-    delta: Float[Array, "rows batch width"]
-    factor: Float[Array, " rows"]
-
-
-def reverse_run(layer: Mlp, params: Any, x: Array, trace: Trace) -> Run:
-    """Return how cotangents go back through the layers."""
-    slope, log_slope = _with_one_scale(trace.slope)
-    h, log_h = _with_one_scale(jax.tree.map(lambda a: a[:-1], trace.h))
+def reverse_run(layer: Mlp, params: Any, x: Array, h: Scaled, slope: Scaled) -> Run:
+    """Return how cotangents go back through the layers, from the arrays that `forward` keeps."""
+    slopes, log_slope = _with_one_scale(slope)
+    values, log_h = _with_one_scale(jax.tree.map(lambda a: a[:-1], h))
     # The first layer's inputs are x, those of any other the outputs of the layer before.
-    gram = jnp.concatenate([(x @ x.T)[None], h @ h.mT])
+    gram = jnp.concatenate([(x @ x.T)[None], values @ values.mT])
     log_input = jnp.concatenate([jnp.zeros(1, x.dtype), log_h])
     log_w = jnp.asarray(layer.log_gains[0], x.dtype)
 
     def fresh(cotangents):
-        return Rows(cotangents, jnp.ones(len(cotangents), x.dtype))
+        ones = jnp.ones(len(cotangents), x.dtype)
+        return Moved(cotangents, ones, jnp.zeros_like(ones))
 
     def pull(rows, index):
-        delta = rows.delta * rows.factor[:, None, None] * slope[index][None]
+        delta = rows.value * rows.factor[:, None, None] * slopes[index][None]
         # Now delta is the gradient with respect to z, divided by the sizes of the layers after.
         square = jnp.sum(delta * delta, axis=(1, 2))
+        log_square = rows.log_square + jnp.log(square) + 2 * log_slope[index]
         # |h^T delta|^2 = sum((h h^T) * (delta delta^T)), from matrices [batch, batch].
         weight_square = jnp.sum((delta @ delta.mT) * gram[index][None], axis=(1, 2))
+        log_weight = log_square + jnp.log(weight_square / square) + 2 * log_input[index]
+        log_weight = jnp.where(square > 0, log_weight, -jnp.inf)
         factor = jnp.where(square > 0, jnp.exp(log_w - 0.5 * jnp.log(square)), 0.0)
         if layer.depth > 1:
             kernel = params["hidden"]["kernel"][jnp.maximum(index, 1) - 1].astype(delta.dtype)
             delta = (delta.reshape(-1, layer.features) @ kernel.T).reshape(delta.shape)
-        return Rows(delta, factor), (square, weight_square)
+        return Moved(delta, factor, log_square), (log_square, log_weight)
 
-    def finish(record, present):
-        # Each layer divides the rows by their norm, so that the logs add up from the last layer on:
-        # log |g_k|^2 = sum over l >= k of log square_l + 2 log_slope_l.
-        square, weight_square = record
-        count = len(square)
-        growth = jnp.where(present, jnp.log(square) + 2 * log_slope[:count, None], 0.0)
-        log_gradient = jnp.cumsum(growth[::-1], axis=0)[::-1]
-        log_weight = log_gradient + jnp.log(weight_square / square) + 2 * log_input[:count, None]
-        return log_gradient, jnp.where(square > 0, log_weight, -jnp.inf)
-
-    return Run(layer.depth, fresh, pull, finish)
+    return Run(layer.depth, fresh, pull)
 
 
 def _with_one_scale(arrays: Scaled):

@@ -37,17 +37,12 @@ def predict(
       `Propagation` with fields `[depth, ...]`. Called with numbers, it holds NumPy arrays of
       float64.
 
-    Raises:
-      ValueError, TypeError: if an argument is not as described, or a layer cannot predict what
-        becomes of the moments.
-
     >>> from jaxgrad import layers
     >>> prediction = predict(layers.mlp(1, 50, "relu", w_variance=2.0), Moments(log_q=0.0))
     >>> round(float(prediction.log_ratio[-1]), 12)
     0.0
     """
     check_is_layer("layer", layer)
-    # The moments of an array are those of its batch, as a network of that batch sees them.
     if not isinstance(inputs, Moments):
         inputs = theory.moments_of(inputs, gap=pairs)
     elif pairs and inputs.gap is None:
@@ -73,8 +68,12 @@ def _predict(layer, moments):
         return jnp.concatenate([jnp.broadcast_to(a, (len(a), *shape)) for a in parts])
 
     log_q, log_gradient = joined("log_q"), joined("log_gradient")
-    gap = unknown(log_q) if moments.gap is None else joined("gap")
-    return _propagation(unknown(log_q), log_q, log_gradient, jnp.zeros_like(log_gradient), gap)
+    result = unknown(log_q)._replace(
+        log_activation=log_q,
+        log_gradient=log_gradient,
+        log_last_gradient=jnp.zeros_like(log_gradient),
+    )
+    return result if moments.gap is None else result._replace(gap=joined("gap"))
 
 
 def _predict_mlp(layer, moments):
@@ -91,23 +90,14 @@ def _predict_mlp(layer, moments):
         # The gradient is taken at z_1: slopes count from there on, weights between the layers.
         h = activation.predict(dataclasses.replace(z, log_gradient=jnp.zeros_like(log_q)))
         log_gradient = log_gradient + h.log_gradient
-        after = unknown(log_q) if gap is None else z.gap
-        record = _propagation(z.log_q, h.log_q, log_gradient, h.log_gradient, after)
+        record = unknown(log_q)._replace(
+            log_preactivation=z.log_q,
+            log_activation=h.log_q,
+            log_gradient=log_gradient,
+            log_last_gradient=h.log_gradient,
+        )
+        record = record if gap is None else record._replace(gap=z.gap)
         return (h.log_q, h.gap, log_gradient + log_w), record
 
     start = (moments.log_q, moments.gap, jnp.zeros(shape))
     return jax.lax.scan(step, start, length=layer.depth)[1]
-
-
-def _propagation(log_preactivation, log_activation, log_gradient, log_last_gradient, gap):
-    """Return predicted fields; the others depend on more than second moments, or on the width."""
-    return Propagation(
-        log_preactivation,
-        log_activation,
-        dead=unknown(log_activation),
-        saturated=unknown(log_activation),
-        log_gradient=log_gradient,
-        log_weight_gradient=unknown(log_gradient),
-        log_last_gradient=log_last_gradient,
-        gap=gap,
-    )

@@ -81,40 +81,27 @@ class Propagation(NamedTuple):
         return Propagation(*differences)._replace(depths=self.depths)
 
 
-class Signal(NamedTuple):
-    """The fields of `Propagation` that describe the forward signal."""
-
-    log_preactivation: Any
-    log_activation: Any
-    dead: Any
-    saturated: Any
+def unknown(like: Any) -> Propagation:
+    """Return a result whose fields are NaN, in the shape and dtype of one of them."""
+    return Propagation(*[jnp.full_like(like, jnp.nan)] * 8)
 
 
-def signal_of(units: Units | None, log_square: Float[Array, " batch"], saturation: Any) -> Signal:
-    """Summarize the signal at one entry.
-
-    Args:
-      units: of the entry's activation; `None` without one.
-      log_square: log mean square of the outputs.
-      saturation: the slope below which a unit counts as saturated.
-    """
+def signal_of(
+    units: Units | None, log_square: Float[Array, " batch"], saturation: Any
+) -> Propagation:
+    """Describe the signal at one entry by its activation's units and its outputs' mean squares."""
     log_activation = _numerics.log_mean_exp(log_square)
+    result = unknown(log_activation)._replace(log_activation=log_activation)
     if units is None:
-        return Signal(unknown(log_activation), log_activation, *(unknown(log_activation),) * 2)
+        return result
     # |slope exp(log_scale)| < saturation, where the slope itself may underflow.
     bound = Scaled(jnp.full_like(units.slope.value, saturation), -units.slope.log_scale).plain()
     flat = jnp.abs(units.slope.value) < bound
-    return Signal(
-        _numerics.log_mean_exp(units.log_square),
-        log_activation,
-        jnp.mean(jnp.all(flat, axis=0)),
-        jnp.mean(flat),
+    return result._replace(
+        log_preactivation=_numerics.log_mean_exp(units.log_square),
+        dead=jnp.mean(jnp.all(flat, axis=0)),
+        saturated=jnp.mean(flat),
     )
-
-
-def unknown(like: Any) -> Any:
-    """Return NaN in the shape and dtype of a field."""
-    return jnp.full_like(like, jnp.nan)
 
 
 def _subtract(a, b):

@@ -25,15 +25,12 @@ class Run(NamedTuple):
       fresh: maps cotangents of the outputs of an entry, `[rows, ...]`, to rows: any pytree of
         arrays with a leading axis of the number of rows.
       pull: maps the rows at the outputs of an entry and the index of that entry in the run to the
-        rows at its inputs and two numbers of each row to record, `[rows]` each.
-      finish: maps the records of all entries, `[entries, D]` each, and which of them are of a loss
-        beyond the entry, to the logs of the squared norms of the two gradients.
+        rows at its inputs and the logs of the squared norms of its two gradients, `[rows]` each.
     """
 
     depth: int
     fresh: Callable[[Array], Any]
     pull: Callable[[Any, Array], tuple[Any, tuple[Array, Array]]]
-    finish: Callable[[tuple[Array, Array], np.ndarray], tuple[Array, Array]]
 
 
 def reverse(
@@ -55,28 +52,22 @@ def reverse(
       The logs of both gradients for each depth and entry; NaN for entries after the depth.
     """
     stops = np.cumsum([run.depth for run in runs]).tolist()
-    present = np.arange(1, stops[-1] + 1)[:, None] <= depths[None]
-    last, rows, logs = int(depths[-1]), None, []
+    last, rows, records = int(depths[-1]), None, []
     for run, stop, ends in list(zip(runs, stops, cotangents, strict=True))[::-1]:
-        start, records = stop - run.depth, []
+        start = stop - run.depth
         for low, high in _segments(depths, start, min(stop, last), segments):
             begin = int(np.searchsorted(depths, low + 1))
             rows = _with_more_rows(run, rows, ends, len(depths) - begin)
             rows, record = _go_back(run, rows, ends, depths, (low, high), start)
             # Rows of smaller depths than any in this segment are not there yet.
-            records.append(
-                jax.tree.map(lambda a, begin=begin: jnp.pad(a, ((0, 0), (begin, 0))), record)
-            )
-        # No loss may end in or after this run.
-        if records:
-            record = jax.tree.map(lambda *pieces: jnp.concatenate(pieces[::-1]), *records)
-            logs.append(run.finish(record, present[start : min(stop, last)]))
+            margins = ((0, 0), (begin, 0))
+            records.append(jax.tree.map(lambda a, margins=margins: jnp.pad(a, margins), record))
 
     def joined(*pieces):
-        values = jnp.where(present[:last], jnp.concatenate(pieces[::-1]), jnp.nan).T
-        return jnp.pad(values, ((0, 0), (0, stops[-1] - last)), constant_values=jnp.nan)
+        logs = jnp.pad(jnp.concatenate(pieces[::-1]), ((0, stops[-1] - last), (0, 0)))
+        return jnp.where(np.arange(1, stops[-1] + 1) <= depths[:, None], logs.T, jnp.nan)
 
-    return jax.tree.map(joined, *logs)
+    return jax.tree.map(joined, *records)
 
 
 def _go_back(run, rows, ends, depths, segment, start):

@@ -56,36 +56,42 @@ def entry_of(layer):
     return lambda params, h: layer.apply(params, None, h)[0]
 
 
-def kernels_square(gradient):
-    """Squared norm of the gradients of parameters with at least two axes."""
-    return sum(float(jnp.sum(a**2)) for a in jax.tree.leaves(gradient) if a.ndim >= 2)
+def jacobian_squares(network, params, x, loss):
+    """Squared gradients of the loss at each depth `[depth, ...]`, from one unrolled program.
 
-
-def expected_gradients(network, params, x, loss):
-    """Squared gradients by entry, of its inputs and kernels, for the loss at each depth."""
+    Returns those by the inputs of each entry and by its kernels, `[depth, depth]` with NaN beyond
+    the depth of the loss, and those by the outputs of the last entry, `[depth]`.
+    """
     entries = unrolled(network, params)
-    depth = len(entries)
-    inputs, kernels = np.full((2, depth, depth), np.nan)
-
-    def run(all_params, shifts, last):
-        h = x
-        for (function, _), entry_params, shift in zip(
-            entries[:last], all_params, shifts, strict=True
-        ):
-            h = function(entry_params, h + shift)
-        return loss(h)
-
     shapes, h = [], x
     for function, entry_params in entries:
         shapes.append(h.shape)
-        h = function(entry_params, h)
-    for last in range(1, depth + 1):
-        all_params = [entry_params for _, entry_params in entries[:last]]
-        shifts = [jnp.zeros(shape, x.dtype) for shape in shapes[:last]]
-        by_params, by_shift = jax.jit(jax.grad(run, (0, 1)), static_argnums=2)(
-            all_params, shifts, last
-        )
-        for k in range(last):
-            inputs[last - 1, k] = float(jnp.sum(by_shift[k] ** 2))
-            kernels[last - 1, k] = kernels_square(by_params[k])
-    return inputs, kernels
+        h = jax.eval_shape(function, entry_params, h)
+
+    def losses(all_params, shifts):
+        h, values, ends = x, [], []
+        for (function, _), entry_params, shift in zip(entries, all_params, shifts, strict=True):
+            h = function(entry_params, h + shift)
+            values.append(loss(h))
+            ends.append(jnp.sum(jax.grad(loss)(h) ** 2))
+        return jnp.stack(values), jnp.stack(ends)
+
+    by_params, by_shift, ends = squares_by_depth(
+        losses, [entry_params for _, entry_params in entries], [jnp.zeros(s) for s in shapes]
+    )
+    return by_shift, by_params, ends
+
+
+def squares_by_depth(losses, all_params, shifts):
+    """Squared norms `[depth, depth]` of the derivatives of `[depth]` losses by lists of trees."""
+    jacobians, ends = jax.jit(jax.jacrev(losses, (0, 1), has_aux=True))(all_params, shifts)
+
+    def squares(trees, axes):
+        """By entry and depth, from the arrays of at least some number of axes."""
+        leaves = [[a for a in jax.tree.leaves(tree) if a.ndim > axes] for tree in trees]
+        rows = [[np.sum(np.square(a).reshape(len(a), -1), axis=1) for a in row] for row in leaves]
+        values = np.stack([sum(row, start=np.zeros(len(trees))) for row in rows], axis=1)
+        return np.where(np.tri(len(trees)), values, np.nan)
+
+    # Kernels are the parameters with at least two axes.
+    return squares(jacobians[0], 2), squares(jacobians[1], 1), ends

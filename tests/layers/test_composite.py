@@ -1,4 +1,4 @@
-"""Layers of layers: stacks by one scan, active copies, sequences, residual branches."""
+"""Layers of layers: sequences, residual branches, stacks by one scan, active copies."""
 
 import chex
 import jax
