@@ -70,8 +70,9 @@ class Weights(Layer):
     @property
     def log_gains(self) -> tuple[Any, Any]:
         """Logs of the factors by which `apply` multiplies the product and the biases."""
-        variances = (self.w_variance, self.b_variance)
-        return tuple(0.5 * jnp.log(v) for v in variances) if self._ntk else (0.0, 0.0)
+        if not self._ntk:
+            return 0.0, 0.0
+        return 0.5 * jnp.log(self.w_variance), 0.5 * jnp.log(self.b_variance)
 
     def linearize(self, params, h, *, key=None):
         log_w, log_b = self.log_gains

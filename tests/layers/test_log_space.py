@@ -46,33 +46,44 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("log_scale", [0.0, 3.0, -3.0])
-def test_values_and_derivatives_equal_those_of_apply(x64, key, name, log_scale):
+def test_values_and_derivatives_equal_those_of_apply(x64, key, name):
     layer, shape = CASES[name]
     params = layer.draw(shape, key=key, dtype=jnp.float64)[0]
     keys = jax.random.split(jax.random.fold_in(key, 1), 4)
-    value = jax.random.normal(keys[0], (4, *shape), jnp.float64)
-    # Every example at a scale of its own, tangents and cotangents, too.
-    scales = log_scale + jnp.asarray([0.0, 0.5, -0.5, 1.0])
-    signal = Scaled(value, scales)
-    tangent = Scaled(jax.random.normal(keys[1], value.shape, jnp.float64), -scales)
+    value, change = (jax.random.normal(k, (4, *shape), jnp.float64) for k in keys[:2])
 
     def function(params, h):
         return layer.apply(params, None, h, key=key)[0]
 
-    out, derivative = layer.linearize(params, signal, key=key)
-    expected, moved = jax.jvp(lambda h: function(params, h), (signal.plain(),), (tangent.plain(),))
-    np.testing.assert_allclose(out.plain(), expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(derivative.push(tangent).plain(), moved, rtol=1e-9, atol=1e-11)
+    @jax.jit
+    @jax.vmap
+    def compare(log_scale):
+        # Every example at a scale of its own, tangents and cotangents, too.
+        scales = log_scale + jnp.asarray([0.0, 0.5, -0.5, 1.0])
+        signal, tangent = Scaled(value, scales), Scaled(change, -scales)
+        out, derivative = layer.linearize(params, signal, key=key)
+        expected, moved = jax.jvp(
+            lambda h: function(params, h), (signal.plain(),), (tangent.plain(),)
+        )
+        cotangent = jax.random.normal(keys[2], expected.shape, jnp.float64)
+        cotangent = Scaled(cotangent, 2 * scales)
+        gradient, log_square = derivative.pull(cotangent)
+        by_params, by_input = jax.vjp(function, params, signal.plain())[1](cotangent.plain())
+        kernels = [leaf for leaf in jax.tree.leaves(by_params) if leaf.ndim >= 2]
+        square = sum(jnp.sum(kernel**2) for kernel in kernels)
+        pushed = derivative.push(tangent)
+        return (out.plain(), pushed.plain(), gradient.plain(), jnp.exp(log_square)), (
+            expected,
+            moved,
+            by_input,
+            square,
+        )
 
-    cotangent = Scaled(jax.random.normal(keys[2], expected.shape, jnp.float64), 2 * scales)
-    gradient, log_square = derivative.pull(cotangent)
-    by_params, by_input = jax.vjp(function, params, signal.plain())[1](cotangent.plain())
-    np.testing.assert_allclose(gradient.plain(), by_input, rtol=1e-9, atol=1e-11)
+    results, expected = compare(jnp.asarray([0.0, 3.0, -3.0]))
     gain = 1.7 if name == "ntk" else 3.0 if name == "without biases" else 1.0
-    kernels = [leaf for leaf in jax.tree.leaves(by_params) if leaf.ndim >= 2]
-    square = sum(float(jnp.sum(kernel**2)) for kernel in kernels) / gain
-    np.testing.assert_allclose(np.exp(log_square), square, rtol=1e-9)
+    for result, array, atol in zip(results[:3], expected[:3], (1e-12, 1e-11, 1e-11), strict=True):
+        np.testing.assert_allclose(result, array, rtol=1e-9, atol=atol)
+    np.testing.assert_allclose(results[3], np.divide(expected[3], gain), rtol=1e-9)
 
 
 EXTREMES = {
