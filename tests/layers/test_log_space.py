@@ -55,7 +55,6 @@ def test_values_and_derivatives_equal_those_of_apply(x64, key, name):
     def function(params, h):
         return layer.apply(params, None, h, key=key)[0]
 
-    @jax.jit
     @jax.vmap
     def compare(log_scale):
         # Every example at a scale of its own, tangents and cotangents, too.
@@ -79,7 +78,9 @@ def test_values_and_derivatives_equal_those_of_apply(x64, key, name):
             square,
         )
 
-    results, expected = compare(jnp.asarray([0.0, 3.0, -3.0]))
+    # Compiled as a whole, two computations may round draws of float32 differently.
+    run = compare if name == "randomized" else jax.jit(compare)
+    results, expected = run(jnp.asarray([0.0, 3.0, -3.0]))
     gain = 1.7 if name == "ntk" else 3.0 if name == "without biases" else 1.0
     for result, array, atol in zip(results[:3], expected[:3], (1e-12, 1e-11, 1e-11), strict=True):
         np.testing.assert_allclose(result, array, rtol=1e-9, atol=atol)
