@@ -117,7 +117,7 @@ def figure(result: Kinks):
     ax.set_yticks(np.arange(len(CHECKERS)) + 0.4 - height / 2, CHECKERS)
     ax.invert_yaxis()
     figures.percent(ax.xaxis)
-    ax.set_xlabel("share of networks whose correct gradient is rejected")
+    ax.set(xlim=(0, 1.12), xlabel="share of networks whose correct gradient is rejected")
     *checkers, jaxgrad = shares.max(axis=1)
     ax.set_title(
         "ReLU networks with correct gradients: false alarms for up to\n"

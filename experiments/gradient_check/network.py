@@ -108,18 +108,14 @@ def course_error(loss, params, steps: jax.Array, *args) -> jax.Array:
     return jax.lax.map(error, steps)
 
 
-def error_figure(x, errors, title: str, xlabel: str, names=None):
-    """Curves of relative errors on log axes, or over `names` of `x` where one of them is 0."""
+def error_figure(x, errors, title: str, xlabel: str):
+    """Curves of relative errors by name on log axes, of which that of `x` has a place for 0."""
     figure, ((ax,),) = figures.panels(1, 1, (10, 6))
-    positions = x if names is None else np.arange(len(x))
-    figures.curves(ax, positions, {name: Estimate.exact(error) for name, error in errors.items()})
+    figures.curves(ax, x, {name: Estimate.exact(error) for name, error in errors.items()})
+    ax.set_xscale("symlog", linthresh=np.min(x, where=x > 0, initial=1.0))
     ax.set(yscale="log", xlabel=xlabel, ylabel="relative error of the gradient", title=title)
     for limit, word in TIERS[:-1]:
         ax.axhline(limit, color="0.7", linewidth=1, zorder=0)
         ax.annotate(f"“{word}”\nbelow", (1.01, limit), xycoords=("axes fraction", "data"), va="top")
-    if names is None:
-        ax.set_xscale("log")
-    else:
-        figures.ticks(ax.xaxis, positions, names)
     figures.legend_below(figure, ax, 2)
     return figure

@@ -64,10 +64,12 @@ def report(result: Regularizer) -> Report:
     """Tabulate what the course's rule and the checkers see at each strength."""
     headings = {"L2 strength": "g", "whole gradient": ".0e", "the course calls it": ""}
     headings |= {f"{checker}, {name}": "" for name, checker in CHECKERS.items()}
-    rows = []
-    for s, (strength, error) in enumerate(zip(result.strengths, result.error, strict=True)):
-        parts = (f"{result.verdicts[n][s]}, {result.leaf_error[n][s]:.0e}" for n in CHECKERS)
-        rows.append((strength, error, finite_differences.tier(error), *parts))
+    checks = [
+        map("{}, {:.0e}".format, result.verdicts[name], result.leaf_error[name])
+        for name in CHECKERS
+    ]
+    tiers = map(finite_differences.tier, result.error)
+    rows = zip(result.strengths, result.error, tiers, *checks, strict=True)
     title = (
         "Does a regularizer hide an error? The backward pass is off by "
         f"{result.planted_error:.0%}; relative errors that are seen:"
@@ -94,6 +96,4 @@ def figure(result: Regularizer):
     )
     errors = {"the course's rule, whole gradient": result.error}
     errors |= {f"{CHECKERS[name]}, {name}": error for name, error in result.leaf_error.items()}
-    names = [scientific(strength) for strength in result.strengths]
-    xlabel = "strength of the L2 regularizer"
-    return network.error_figure(result.strengths, errors, title, xlabel, names)
+    return network.error_figure(result.strengths, errors, title, "strength of the L2 regularizer")

@@ -44,7 +44,7 @@ def measure(options: network.Options) -> Steps:
     def loss(theta):
         # Data in the dtype of theta: float32, float64, or complex in a complex step.
         data = (a.astype(theta.dtype) for a in (x, y))
-        return network.cross_entropy(unravel(theta), *data, jnp.tanh)
+        return network.cross_entropy(unravel(theta), *data, phi=jnp.tanh)
 
     trusted = jax.grad(loss)(theta)
     decades = np.round(-np.log10(options.smallest_step), 9)
@@ -78,7 +78,7 @@ def method(name, error, order, steps, dtype) -> Method:
         float(np.polyfit(np.log(steps[r]), np.log(error[r]), 1)[0]) if r.sum() > 1 else np.nan
         for r in regions
     )
-    return Method(name, error, order, *slopes, float(jnp.finfo(dtype).eps))
+    return Method(name, error, order, *slopes, rounding=float(jnp.finfo(dtype).eps))
 
 
 def report(result: Steps) -> Report:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import course_examples
-from experiments._kit import verdicts
+from experiments._kit import command, verdicts
 
 SAMPLED = 7
 CLAIMS = [
@@ -107,14 +107,14 @@ def test_sampled_rows_depend_on_the_key_and_the_others_do_not(claims):
     ("measured", "agrees"), [(1.0, True), (1.000009, True), (1.00002, False), (np.nan, False)]
 )
 def test_a_row_without_error_bar_can_disagree(measured, agrees):
-    (row,) = course_examples.rows([course_examples.exact("claim", 1.0, measured)])
+    (row,) = course_examples.rows([course_examples.equal("claim", 1.0, measured)])
     assert (row[-1] == "yes") is agrees
 
 
 @pytest.mark.parametrize(("shift", "agrees"), [(0.0, True), (0.019, False), (-0.1, False)])
 def test_a_sampled_row_can_disagree(shift, agrees):
     sample = 1 + shift + 0.001 * np.array([-1.0, 1.0, -1.0, 1.0])
-    (row,) = course_examples.rows([course_examples.sampled("claim", 1.0, sample)])
+    (row,) = course_examples.rows([course_examples.equal("claim", 1.0, sample)])
     assert (row[-1] == "yes") is agrees
 
 
@@ -124,19 +124,15 @@ def test_a_wrong_word_disagrees(monkeypatch):
     assert {row[-1] for row in course_examples.rows(claims)} == {"NO"}
 
 
-def command(*arguments, folder):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "experiments.course_examples", *arguments],
-        cwd=folder,
+def test_command_line_prints_every_claim(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "experiments.course_examples", "--seed", "3"],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=300,
     )
-
-
-def test_command_line_prints_every_claim(tmp_path):
-    done = command("--seed", "3", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -157,8 +153,10 @@ def test_command_line_prints_every_claim(tmp_path):
 
 
 @pytest.mark.parametrize("seed", ["-1", "12345678901234567890"])
-def test_command_line_names_a_wrong_seed(seed, tmp_path):
-    done = command("--seed", seed, folder=tmp_path)
-    assert done.returncode == 1
-    expected = f"error: seed must be at least 0 and at most 4.29497e+09, got {seed}\n"
-    assert done.stderr == expected
+def test_command_line_names_a_wrong_seed(seed, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["course_examples", "--seed", seed])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command(course_examples.Options, course_examples.run)
+    expected = f"error: seed must be at least 0 and at most 4.29497e+09, got {seed}"
+    assert stop.value.code == expected
