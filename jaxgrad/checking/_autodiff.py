@@ -1,4 +1,7 @@
-"""The second stage of a check: the derivatives that autodiff gives."""
+"""The second stage of a check: the derivatives that autodiff gives.
+
+They satisfy identities that need no finite differences.
+"""
 
 import functools
 import math
@@ -8,12 +11,24 @@ import numpy as np
 
 from jaxgrad._numerics import norm
 from jaxgrad.checking._directions import SIGNS, Direction, evaluate
-from jaxgrad.checking._precision import first_line
+from jaxgrad.checking._precision import first_line, trace
 from jaxgrad.checking._prepare import Problem
-from jaxgrad.checking._programs import STACKED, gradient_coordinates, gradient_of, precision
-from jaxgrad.checking._trace import trace
+from jaxgrad.checking._programs import (
+    STACKED,
+    coordinates,
+    gradient_coordinates,
+    gradient_of,
+    precision,
+)
+from jaxgrad.checking._report import Identity
 
 EAGER_LIMIT = 150  # A larger function is not run without `jit`, nor is one with loops.
+ROUNDING = 100  # This many roundings of all terms of a gradient violate no identity.
+UNTRIED = {
+    "vmap": "f cannot be mapped",
+    "transpose": "f has no forward mode",
+    "jit": "f is large, has loops or cannot be traced",
+}
 
 
 class Autodiff(NamedTuple):
@@ -23,13 +38,12 @@ class Autodiff(NamedTuple):
     gradient: np.ndarray | None = None
     original: np.ndarray | None = None  # in the types of the arguments, if `gradient` is not
     mapped: np.ndarray | None = None  # under `vmap`; without it if the function cannot be mapped
-    violations: dict[str, np.ndarray] | None = None  # by identity, for each leaf, [L]
-    swapped: np.ndarray | None = None  # with the weights of `Problem.swap`
+    identities: tuple[Identity, ...] = ()
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def differentiate(problem: Problem, reverse: bool, generator: np.random.Generator) -> Autodiff:
-    """Differentiate by reverse mode, if `reverse`, and by forward mode along one direction."""
+def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Autodiff:
+    """Differentiate by reverse mode, if `reverse`; identities may err by `rtol` of a leaf."""
     facts, checked, cotangents = problem.facts, problem.checked, problem.cotangents
     # A rule that takes the real part of its cotangent is linear over real numbers only.
     a, b = (0.75 + 0.5j, -1.25j) if problem.holomorphic else (0.75, -1.25)
@@ -67,17 +81,59 @@ def differentiate(problem: Problem, reverse: bool, generator: np.random.Generato
         violations["vmap"] = mapped - gradient
     if eager is not None:
         violations["jit"] = eager - gradient
-    violations = {name: leaf_norms(problem, vector) for name, vector in violations.items()}
+    violations = {name: _leaf_norms(problem, vector) for name, vector in violations.items()}
     if pushed is not None:
         # <cotangent, J v> by forward mode equals <J^T cotangent, v> by reverse mode.
         parts = gradient * signs
         pulled = [math.fsum(parts[info.part]) for info in problem.leaves]
         violations["transpose"] = np.abs(np.asarray(pushed, np.float64) - pulled)
-    original, swapped = _in_original_types(problem), _swapped(problem)
-    return Autodiff(eps, gradient, original, mapped, violations, swapped)
+    identities = _identities(problem, eps, gradient, violations, rtol)
+    return Autodiff(eps, gradient, _in_original_types(problem), mapped, identities)
 
 
-def leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
+def _identities(problem, eps, gradient, violations, rtol) -> tuple[Identity, ...]:
+    """Check every identity that applies; violations are norms for each leaf, `[L]`."""
+    size = _leaf_norms(problem, gradient)
+    # A backward pass may round as much as if all leaves had moved by their own size.
+    lengths = problem.scales * np.sqrt([info.size for info in problem.leaves])
+    moved = np.sum((lengths * size)[np.isfinite(size)]) + problem.total
+    tolerance = rtol * size + ROUNDING * eps * moved / lengths
+    identities = [
+        _identity(name, violations[name], size, tolerance)
+        if name in violations
+        else Identity(name, None, reason=UNTRIED[name])
+        for name in ("holomorphic" if problem.holomorphic else "linear", "zero", *UNTRIED)
+    ]
+    if problem.swap is not None:
+        # <u, H v> = <v, H u>, where the gradient is H v, and H u after the swap.
+        checked, (weights, start) = problem.checked, problem.swap
+        stop = start + len(weights)
+        others = [w.astype(leaf.dtype) for w, leaf in zip(weights, checked.moved, strict=True)]
+        fixed = [*checked.fixed[:start], *others, *checked.fixed[stop:]]
+        with precision(checked.wide):
+            leaves = checked.programs.backward(checked.moved, fixed, problem.cotangents)
+        hv, hu = gradient, gradient_coordinates(leaves)
+        pair = (weights, checked.fixed[start:stop])
+        u, v = (np.concatenate(list(map(coordinates, part))) for part in pair)
+        size = norm(u * hv) + norm(v * hu)
+        tolerance = rtol * size + ROUNDING * eps * problem.total
+        identities.append(_identity("symmetry", abs(u @ hv - v @ hu), size, tolerance))
+    return tuple(identities)
+
+
+def _identity(name: str, violation, size, tolerance) -> Identity:
+    """Compare the violation of each leaf, or of the whole, with a tolerance, all `[L]`."""
+    violation, size, tolerance = map(np.atleast_1d, (violation, size, tolerance))
+    # A violation that is not finite shows nothing; such gradients are judged elsewhere.
+    known = np.isfinite(violation) & np.isfinite(size)
+    error = np.where(known, violation / np.where(size > 0, size, 1.0), 0.0)
+    excess = np.where(known, violation - tolerance, -np.inf)
+    holds = bool(np.all(excess <= 0))
+    leaf = int(np.argmax(error if holds else excess))
+    return Identity(name, holds, float(error[leaf]), leaf)
+
+
+def _leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
     """Return the norm of each leaf's part of a vector of all coordinates, `[L]`."""
     return np.array([norm(vector[info.part]) for info in problem.leaves])
 
@@ -116,16 +172,3 @@ def _in_original_types(problem: Problem) -> np.ndarray | None:
         return gradient_coordinates(problem.checked.programs.backward(*inputs))
     except Exception:  # whatever a user's rule raises in those types
         return None
-
-
-def _swapped(problem: Problem) -> np.ndarray | None:
-    """Return the gradient of the derivative along the other weights."""
-    if problem.swap is None:
-        return None
-    checked, (weights, position) = problem.checked, problem.swap
-    fixed = list(checked.fixed)
-    for i, (weight, leaf) in enumerate(zip(weights, checked.moved, strict=True)):
-        fixed[position + i] = weight.astype(leaf.dtype)
-    with precision(checked.wide):
-        leaves = checked.programs.backward(checked.moved, fixed, problem.cotangents)
-    return gradient_coordinates(leaves)

@@ -11,7 +11,6 @@ from jaxgrad import _validate
 from jaxgrad.checking._autodiff import differentiate
 from jaxgrad.checking._compare import compare
 from jaxgrad.checking._conclude import combine, conclude, reject
-from jaxgrad.checking._identities import check_identities
 from jaxgrad.checking._localize import localize
 from jaxgrad.checking._numeric import choose_tolerance, differentiate_numerically
 from jaxgrad.checking._prepare import problems
@@ -102,10 +101,9 @@ def check_grads(
         else:
             # The same random directions each time, whatever the function.
             generator = np.random.default_rng([seed, 1])
-            autodiff = differentiate(problem, "rev" in modes, generator)
-            identities = check_identities(problem, autodiff, rtol)
+            autodiff = differentiate(problem, "rev" in modes, rtol, generator)
             # Values that change under vmap belong to another function.
-            mapped = all(i.holds is not False for i in identities if i.name == "vmap")
+            mapped = all(i.holds is not False for i in autodiff.identities if i.name == "vmap")
             problem = dataclasses.replace(problem, batched=problem.batched and mapped)
             tolerance = choose_tolerance(problem, autodiff.eps, rtol, exhaustive)
             numeric = differentiate_numerically(
@@ -115,7 +113,7 @@ def check_grads(
                 localize(problem, autodiff, numeric, comparison, generator)
                 for comparison in compare(problem, autodiff, numeric)
             ]
-            result = conclude(problem, autodiff, identities, rows, tolerance, strict)
+            result = conclude(problem, autodiff, rows, tolerance, strict)
         report = result if report is None else combine(report, result, problem)
         # A wrong derivative makes those of higher order wrong as well.
         if not report.ok:

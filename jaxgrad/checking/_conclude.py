@@ -14,7 +14,7 @@ from jaxgrad.checking._report import FAILURES, NAMES, Identity, Leaf, Report, Ve
 
 
 def conclude(
-    problem: Problem, autodiff: Autodiff, identities, leaves, tolerance: Tolerance, strict: bool
+    problem: Problem, autodiff: Autodiff, leaves: list[Leaf], tolerance: Tolerance, strict: bool
 ) -> Report:
     """Return the report on one problem; `leaves` are its rows, all leaves for each mode."""
     rows = []
@@ -22,7 +22,7 @@ def conclude(
         # The leaves repeat for each mode.
         index = i % len(problem.leaves)
         row = _with_working_error(row, problem.leaves[index], autodiff)
-        rows.append(_with_identities(row, index, identities))
+        rows.append(_with_identities(row, index, autodiff.identities))
     notes = list(problem.notes)
     if tolerance.raised:
         notes.append(
@@ -37,7 +37,7 @@ def conclude(
         if problem.facts.rules:
             rules = ", ".join(problem.facts.rules)
             notes.append(f"functions with a custom derivative rule: {rules}")
-    return _report(problem, rows, identities, notes, strict)
+    return _report(problem, rows, autodiff.identities, notes, strict)
 
 
 def reject(problem: Problem, verdict: Verdict, reason: str, strict: bool) -> Report:

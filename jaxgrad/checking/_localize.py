@@ -137,10 +137,8 @@ def _search(problem, autodiff, measured, comparison, generator) -> Leaf:
         reason = _why(problem, verdict, by_element, worst, slope)
     elif gradient is not None and not location.alone:
         rows = np.stack([direction.values for direction in directions]).astype(np.float64)
-        slack = bars + 1e-5 * size
-        reason = _usual_mistake(
-            gradient.reshape(info.axes), lambda g: rows @ g.ravel(), numeric.value, slack
-        )
+        shaped, slack = gradient.reshape(info.axes), bars + 1e-5 * size
+        reason = _usual_mistake(shaped, lambda g: rows @ g.ravel(), numeric.value, slack)
     index = np.unravel_index(positions[worst], info.axes)[len(info.axes) - len(info.shape) :]
     return dataclasses.replace(
         row,
@@ -257,10 +255,9 @@ def _scaled_by(factor: float) -> str:
 def _rearrangements(gradient: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a mistake in words and the right gradient if that mistake made it `gradient`."""
     shape = gradient.shape
-    if gradient.ndim == 2 and shape[0] == shape[1] and shape[0] > 1:
-        yield "transposed", gradient.T
-    if gradient.ndim == 2 and min(shape) > 1 and shape[0] != shape[1]:
-        yield "transposed, then reshaped", gradient.reshape(shape[::-1]).T
+    if gradient.ndim == 2 and min(shape) > 1:
+        words = "transposed" if shape[0] == shape[1] else "transposed, then reshaped"
+        yield words, gradient.reshape(shape[::-1]).T
     for axis, size in enumerate(shape):
         if size > 1:
             along = f" along axis {axis}" if len(shape) > 1 else ""

@@ -10,10 +10,9 @@ import numpy as np
 
 from jaxgrad._numerics import rms
 from jaxgrad.checking._arguments import Arguments, sort_arguments
-from jaxgrad.checking._precision import Computation, choose_precision
+from jaxgrad.checking._precision import Computation, Facts, choose_precision
 from jaxgrad.checking._programs import Function, equal_within, gradient_of
 from jaxgrad.checking._report import Verdict
-from jaxgrad.checking._trace import Facts
 from jaxgrad.checking._widen import without_rounding
 
 CHANGING = (

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._precision import Computation
+from jaxgrad.checking._precision import Computation, is_program
 from jaxgrad.checking._programs import build_programs, equal_within, precision, reuse, to_float64
-from jaxgrad.checking._trace import is_program
 
 EPS64 = float(np.finfo(np.float64).eps)
 INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
