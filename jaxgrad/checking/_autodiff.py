@@ -13,13 +13,7 @@ from jaxgrad._numerics import norm
 from jaxgrad.checking._directions import SIGNS, Direction, evaluate
 from jaxgrad.checking._precision import first_line, trace
 from jaxgrad.checking._prepare import Problem
-from jaxgrad.checking._programs import (
-    STACKED,
-    coordinates,
-    gradient_coordinates,
-    gradient_of,
-    precision,
-)
+from jaxgrad.checking._programs import coordinates, gradient_coordinates, gradient_of, precision
 from jaxgrad.checking._report import Identity
 
 EAGER_LIMIT = 150  # A larger function is not run without `jit`, nor is one with loops.
@@ -70,12 +64,12 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
         ) from error
     gradient = gradient_coordinates(leaves)
     several = [np.asarray(leaf, np.promote_types(leaf.dtype, np.float64)) for leaf in several]
-    rows = [[leaf[i] for leaf in several] for i in range(STACKED)]
-    mapped, _, _, from_zero = map(gradient_coordinates, rows)
-    nonlinear = [a * one + b * two - both for one, two, both in zip(*rows[:3], strict=True)]
+    first, *rest, from_zero = zip(*several, strict=True)  # as `_stack` orders the cotangents
+    nonlinear = [a * one + b * two - both for one, two, both in zip(first, *rest, strict=True)]
+    mapped = gradient_coordinates(first)
     violations = {
         "holomorphic" if problem.holomorphic else "linear": gradient_coordinates(nonlinear),
-        "zero": from_zero,
+        "zero": gradient_coordinates(from_zero),
     }
     if problem.batched:
         violations["vmap"] = mapped - gradient

@@ -13,15 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
-from jaxgrad.checking._programs import (
-    Programs,
-    build_programs,
-    epsilon,
-    precision,
-    reuse,
-    to_float64,
-)
+from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
 
 LOOPS = {"scan", "while", "cond"}
 HOST_EPS = float(np.finfo(np.float32).eps)
@@ -100,7 +94,7 @@ def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
             key = (function, facts.fingerprint, wide)
         # Nothing is known of a function that cannot be traced, so nothing is stored.
         programs = reuse(key, build) if key else build(compiled=False)
-    eps = max(facts.eps, *map(epsilon, moved))
+    eps = max(facts.eps, *map(_epsilon, moved))
     return Computation(programs, moved, fixed, wide, eps, key), facts, deterministic
 
 
@@ -116,7 +110,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
     equations = list(_equations(closed.jaxpr))
     names = [equation.primitive.name for equation in equations]
     rules = [_rule_name(e) for e in equations if e.primitive.name.startswith("custom_")]
-    inputs = (epsilon(variable.aval) for variable in closed.jaxpr.invars)
+    inputs = (_epsilon(variable.aval) for variable in closed.jaxpr.invars)
     return Facts(
         fingerprint=_fingerprint(closed, equations),
         eps=max([0.0, *inputs, *map(_narrowed_to, equations)]),
@@ -146,11 +140,16 @@ def _narrowed_to(equation: Any) -> float:
     """Return the epsilon of the type that an operation rounds to, 0 if it does not narrow."""
     # A callback runs on the host, which may compute in any precision.
     host = HOST_EPS if "callback" in equation.primitive.name else 0.0
-    inputs = [epsilon(variable.aval) for variable in equation.invars]
-    outputs = [epsilon(variable.aval) for variable in equation.outvars]
+    inputs = [_epsilon(variable.aval) for variable in equation.invars]
+    outputs = [_epsilon(variable.aval) for variable in equation.outvars]
     # What is made of integers alone is exact: a constant of a narrow type loses no more.
     finest = min((eps for eps in inputs if eps), default=np.inf)
     return max([host, *(eps for eps in outputs if eps > finest)])
+
+
+def _epsilon(value: Any) -> float:
+    """Return the machine epsilon of the type of a value, 0 if it is not floating point."""
+    return float_eps(getattr(value, "dtype", None))
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

@@ -88,14 +88,9 @@ def precision(wide: bool) -> Iterator[None]:
         yield
 
 
-def epsilon(value: Any) -> float:
-    """Return the machine epsilon of the type of `value`, 0 if it is not floating point."""
-    return float_eps(getattr(value, "dtype", None))
-
-
 def to_float64(value: Any) -> Any:
     """Return a floating or complex value in float64 or complex128, any other value as it is."""
-    if not epsilon(value):
+    if not float_eps(getattr(value, "dtype", None)):
         return value
     return jnp.asarray(value).astype(np.promote_types(value.dtype, np.float64))
 
