@@ -1,209 +1,186 @@
-"""The command: claims, tables and the figure of the training runs."""
+"""The command: claims, tables and the figure of the searches."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import _kit
-from experiments._kit import Claim, Estimate, Report, table, verdicts
-from experiments.hyperparameters import figure
-from experiments.hyperparameters.runs import (
-    CLASSES,
-    METHODS,
-    OPTIMIZERS,
-    SCHEDULES,
-    Options,
-    Result,
-    Runs,
-    epoch_means,
-    measure,
-    network_count,
-    steps_until,
-)
+from experiments._kit import Claim, Estimate, Report, figures, table
+from experiments.hyperparameters import runs
+from experiments.hyperparameters.runs import METHODS, OPTIMIZERS, SCHEDULES, Options, Result, Runs
 
-SHOWN = ("log scale", "learning rate on a linear scale", "grid", "coarse to fine")
+LOG, LINEAR = METHODS[:2]
+SHOWN = (LINEAR, "grid", LOG, "coarse to fine")
 """Methods in the figure."""
 
 
-def best_so_far(errors: np.ndarray) -> np.ndarray:
-    """The lowest error among the first 1, 2, ... runs."""
-    return np.minimum.accumulate(errors, axis=-1)
-
-
-def selected_error(runs: Runs) -> np.ndarray:
+def selected_error(searches: Runs) -> np.ndarray:
     """Test error of the run of lowest dev error in each search."""
     # Selected by dev error, so the test error is not the smallest of many.
-    best = runs.dev.argmin(axis=-1, keepdims=True)
-    return np.take_along_axis(runs.test, best, axis=-1)[..., 0]
+    best = searches.dev.argmin(axis=-1, keepdims=True)
+    return np.take_along_axis(searches.test, best, axis=-1)[..., 0]
 
 
-def not_learned(runs: Runs) -> np.ndarray:
+def not_learned(trained: Runs) -> np.ndarray:
     """Whether each run got less than half of the way from chance to no error."""
     # A guess errs with probability 1 - 1 / CLASSES.
-    return runs.test > (1 - 1 / CLASSES) / 2
+    return trained.test > (1 - 1 / runs.CLASSES) / 2
 
 
 def claims(result: Result, options: Options) -> list[Claim]:
     """State each piece of advice as a claim that it lowers a number, compared in pairs."""
-    dev = dict(zip(METHODS, best_so_far(result.searches.dev)[..., -1], strict=True))
-    steps = dict(zip(OPTIMIZERS, steps_until(result.optimizers.losses, options), strict=True))
+    steps = runs.steps_until(result.optimizers.losses, options)
     # Losses differ by orders of magnitude, so their logs are averaged.
-    loss = dict(zip(OPTIMIZERS, np.log10(result.optimizers.final), strict=True))
-    annealed = dict(zip(SCHEDULES, np.log10(result.annealed.final), strict=True))
+    loss, annealed = np.log10(result.optimizers.final), np.log10(result.annealed.final)
+    rows = []
 
-    def claim(text, values, advised, without, form):
+    def claim(text, values, names, advised, without, form="+.2f"):
         # A pair has the same data and first weights, which removes most of the noise.
-        change = Estimate.paired(values[advised], values[without])
-        return Claim(text, change, "less", form=form)
+        pair = (values[names.index(name)] for name in (advised, without))
+        rows.append(Claim(text, Estimate.paired(*pair), "less", form=form))
 
-    searches = (
-        ("a log scale for the learning rate", "log scale", "learning rate on a linear scale"),
-        ("a log scale for lambda", "log scale", "lambda on a linear scale"),
-        ("a linear scale for keep_prob", "log scale", "keep_prob on a log scale"),
-        ("random points instead of a grid", "log scale", "grid"),
-        ("coarse to fine instead of one round", "coarse to fine", "log scale"),
-    )
-    rows = [claim(f"{t}: lower best dev error", dev, a, b, "+.1%") for t, a, b in searches]
+    for text, advised, without in (
+        ("a log scale for the learning rate", LOG, LINEAR),
+        ("a log scale for lambda", LOG, "lambda on a linear scale"),
+        ("a linear scale for keep_prob", LOG, "keep_prob on a log scale"),
+        ("random points instead of a grid", LOG, "grid"),
+        ("coarse to fine instead of one round", "coarse to fine", LOG),
+    ):
+        best = result.searches.dev.min(axis=-1)
+        claim(f"{text}: lower best dev error", best, METHODS, advised, without, "+.1%")
     for slow, fast in (("SGD", "momentum"), ("momentum", "Nesterov"), ("momentum", "Adam")):
         text = f"{fast} instead of {slow}"
-        rows.append(claim(f"{text}: fewer steps", steps, fast, slow, "+.0f"))
-        rows.append(claim(f"{text}: lower log10 of the loss", loss, fast, slow, "+.2f"))
+        claim(f"{text}: fewer steps", steps, OPTIMIZERS, fast, slow, "+.0f")
+        claim(f"{text}: lower log10 of the loss", loss, OPTIMIZERS, fast, slow)
     for i, start in enumerate(("the best rate", "a high rate")):
-        losses = {name: values[i] for name, values in annealed.items()}
         for name in SCHEDULES[1:]:
             text = f"annealing, {name}, from {start}: lower log10 of the loss"
-            rows.append(claim(text, losses, name, "constant", "+.2f"))
+            claim(text, annealed[:, i], SCHEDULES, name, "constant")
     # A mean over the rates leaves one value for each seed.
     lost = not_learned(result.clipped).mean(axis=1)
     # Each method is judged at the rate with its lowest mean dev error.
-    best = result.clipped.dev.mean(axis=2).argmin(axis=1)
-    error = result.clipped.test[(0, 1), best]
-    rows.append(claim("clipping: fewer deep networks that do not learn", lost, 1, 0, "+.1%"))
-    rows.append(claim("clipping: lower test error at the best rate", error, 1, 0, "+.1%"))
+    error = result.clipped.test[(0, 1), result.clipped.dev.mean(axis=2).argmin(axis=1)]
+    clipped = ("no", "yes")
+    text = "clipping: fewer deep networks that do not learn"
+    claim(text, lost, clipped, "yes", "no", "+.1%")
+    claim("clipping: lower test error at the best rate", error, clipped, "yes", "no", "+.1%")
     return rows
 
 
 def search_table(result: Result, options: Options) -> str:
     """Tabulate the results of each search method."""
     early, errors = options.budget // options.rounds, result.searches.dev
-    best, tests = best_so_far(errors), selected_error(result.searches)
-    rows = [
-        (
-            name,
-            f"{np.mean(errors[i] < options.works):.1%}",
-            f"{result.searches.diverged[i].mean():.0%}",
-            f"{Estimate.of(best[i, :, early - 1]):.1%}",
-            f"{Estimate.of(best[i, :, -1]):.1%}",
-            f"{Estimate.of(tests[i]):.1%}",
-        )
-        for i, name in enumerate(METHODS)
-    ]
-    # Short headings, so that the names of the searches fit on one line.
-    reached = (f"best after {runs}" for runs in (early, options.budget))
-    headings = ("search", f"error < {options.works:.0%}", "diverged", *reached, "its test error")
+    columns = {
+        "search": (METHODS, ""),
+        f"error < {options.works:.0%}": (np.mean(errors < options.works, axis=(1, 2)), ".1%"),
+        "diverged": (result.searches.diverged.mean(axis=(1, 2)), ".0%"),
+        f"best after {early}": (Estimate.of(errors[..., :early].min(axis=-1), axis=1), ".1%"),
+        f"best after {options.budget}": (Estimate.of(errors.min(axis=-1), axis=1), ".1%"),
+        "its test error": (Estimate.of(selected_error(result.searches), axis=1), ".1%"),
+    }
     title = (
         f"Dev errors, the best after a number of runs; mean of {options.searches} searches ± "
         f"standard error, {options.train} training images. "
         "Log scale: 10^U(-6, 1) for learning rate and lambda, U(0.05, 1) for keep_prob, as in the "
         "course notes; the next three differ in one respect."
     )
-    return table(headings, rows, title)
+    return _table(columns, title)
+
+
+def _table(columns: dict[str, tuple[Any, str]], title: str) -> str:
+    """A table from columns, each with its format."""
+    rows = zip(*(values for values, _ in columns.values()), strict=True)
+    return table({heading: form for heading, (_, form) in columns.items()}, rows, title)
 
 
 def training_tables(result: Result, options: Options) -> list[str]:
-    """Tabulate the optimizers and the effect of clipping, and count the networks."""
-    losses = result.optimizers.losses
-    steps = steps_until(losses, options)
+    """Tabulate optimizers and schedules, and the effect of clipping."""
+    # Momentum with each schedule from two rates follows the optimizers at their best rates.
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), result.annealed)
+    trained = jax.tree.map(lambda *arrays: np.concatenate(arrays), result.optimizers, flat)
+    names = [*OPTIMIZERS, *(f"momentum, {name}" for name in SCHEDULES for _ in range(2))]
+    starts = (result.best_rates[runs.MOMENTUM], options.high_rate)
+    steps = runs.steps_until(trained.losses, options)
     # A run that never reaches the threshold counts with all of its steps.
-    reach = np.any(epoch_means(losses, options) < options.threshold, axis=-1)
-    optimizers = [
-        (
-            name,
-            f"{result.best_rates[i]:.2g}",
-            f"{Estimate.of(steps[i]):.0f}",
-            f"{np.mean(reach[i]):.0%}",
-            f"{Estimate.of(result.optimizers.dev[i]):.1%}",
-        )
-        for i, name in enumerate(OPTIMIZERS)
-    ]
-    shares = (result.clipped.diverged, not_learned(result.clipped))
-    clipped = [
-        (f"{rate:g}", *(f"{share[i, j].mean():.0%}" for i in (0, 1) for share in shares))
-        for j, rate in enumerate(options.deep_rates)
-    ]
-    columns = ("diverged", "not learned", "clipped: diverged", "clipped: not learned")
+    reach = np.any(runs.epoch_means(trained.losses, options) < options.threshold, axis=-1)
+    optimizers = {
+        "optimizer, annealing": (names, ""),
+        "learning rate": ([*result.best_rates, *(starts * len(SCHEDULES))], ".2g"),
+        "steps": (Estimate.of(steps, axis=1), ".0f"),
+        "reach it": (reach.mean(axis=1), ".0%"),
+        "log10 of the loss": (Estimate.of(np.log10(trained.final), axis=1), ".2f"),
+        "dev error": (Estimate.of(trained.dev, axis=1), ".1%"),
+    }
+    diverged, lost = result.clipped.diverged.mean(axis=2), not_learned(result.clipped).mean(axis=2)
+    clipped = {
+        "learning rate": (options.deep_rates, "g"),
+        "diverged": (diverged[0], ".0%"),
+        "not learned": (lost[0], ".0%"),
+        "clipped: diverged": (diverged[1], ".0%"),
+        "clipped: not learned": (lost[1], ".0%"),
+    }
     return [
-        table(
-            ("optimizer", "learning rate", "steps", "reach it", "dev error"),
+        _table(
             optimizers,
             f"Steps, of {options.steps}, until the training loss is below {options.threshold:g}, "
-            f"with the best of {options.learning_rates} rates; mean of {options.seeds} seeds.",
+            f"with the best of {options.learning_rates} rates or {options.high_rate:g}; mean of "
+            f"{options.seeds} seeds.",
         ),
-        table(
-            ("learning rate", *columns),
+        _table(
             clipped,
             f"SGD in ReLU networks of {options.depth} layers, weight variance "
             f"{options.w_variance:g} / fan-in, clipped to a norm of {options.max_norm:g}.",
         ),
-        f"{network_count(options)} networks. The two programs were traced {result.traces[0]} and "
-        f"{result.traces[1]} times.",
     ]
 
 
 def report(result: Result, options: Options) -> Report:
     """Collect all tables and claims."""
-    best = best_so_far(result.searches.dev)[..., -1].mean(axis=1)
+    best = result.searches.dev.min(axis=-1).mean(axis=1)
     estimates = {"best dev error": dict(zip(METHODS, best, strict=True))}
     sections = [search_table(result, options), *training_tables(result, options)]
+    sections.append(f"{runs.network_count(options)} networks.")
     return Report(sections, claims(result, options), estimates)
 
 
-def headline(result: Result, options: Options) -> str:
-    """State the message of the figure in two sentences."""
-    log, linear = (result.searches.dev[METHODS.index(name)] for name in SHOWN[:2])
-    best = [Estimate.of(best_so_far(errors)[:, -1]) for errors in (log, linear)]
+def figure(result: Result, decided: Report, options: Options) -> Any:
+    """Dev error of every run over its learning rate, and the best so far of four searches."""
+    dev = dict(zip(METHODS, result.searches.dev, strict=True))
+    rates = dict(zip(METHODS, result.learning_rates, strict=True))
+    estimates = {n: Estimate.of(np.minimum.accumulate(dev[n], axis=1)) for n in SHOWN}
+    looks = dict(zip(SHOWN, figures.LOOKS, strict=False))
+    drawn, ((scatter, best),) = figures.panels(1, 2, (12, 5.5), sharey=True)
+    for name in (LINEAR, LOG):
+        # Transparent marks show where many runs overlap.
+        look = looks[name] | {"linestyle": "none", "markersize": 4, "alpha": 0.6}
+        scatter.plot(rates[name].ravel(), dev[name].ravel(), **look)
+    figures.curves(best, np.arange(1, options.budget + 1), estimates)
+    scatter.set(xscale="log", xlabel="learning rate", ylabel="dev error (100 %: diverged)")
+    scatter.set(ylim=(0, 1.03), title="Every run")
+    best.set(xlabel="runs tried", title="Best dev error so far (bands: two standard errors)")
+    figures.percent(scatter.yaxis)
+    figures.legend_below(drawn, best, 4)
+    # The first claim is about the log scale for learning rates.
     words = {
         "HOLDS": "Search learning rates on a log scale",
         "UNDECIDED": "A log scale for learning rates makes no difference that shows",
         "DOES NOT HOLD": "Search learning rates on a linear scale",
-        # The first claim is about the log scale for learning rates.
-    }[verdicts(claims(result, options))[0].outcome]
-    return (
-        f"{words}: {np.mean(log < options.works):.1%} of those drawn on a log scale work, "
-        f"{np.mean(linear < options.works):.1%} of the others\n"
-        f"Best dev error after {options.budget} runs: {best[0]:.1%} on a log scale, "
-        f"{best[1]:.1%} on a linear one"
+    }[_kit.verdicts(decided.claims)[0].outcome]
+    drawn.suptitle(
+        f"{words}\nBest dev error after {options.budget} runs: {estimates[LOG][-1]:.1%} on a log "
+        f"scale, {estimates[LINEAR][-1]:.1%} on a linear one"
     )
-
-
-def draw(result: Result, options: Options) -> Any:
-    """Draw the figure for the methods in `SHOWN`."""
-    dev = dict(zip(METHODS, result.searches.dev, strict=True))
-    rates = dict(zip(METHODS, result.learning_rates, strict=True))
-    optimizers, annealed = (
-        # Every epoch-th window: these do not overlap.
-        epoch_means(losses, options)[..., :: options.epoch]
-        for losses in (result.optimizers.losses, result.annealed.losses[:, 1])
-    )
-    high = f"Momentum, annealed from a rate of {options.high_rate:g}"
-    return figure.draw(
-        {name: (rates[name], dev[name]) for name in SHOWN[:2]},
-        {name: best_so_far(dev[name]) for name in SHOWN},
-        {
-            "Each optimizer with its best rate": dict(zip(OPTIMIZERS, optimizers, strict=True)),
-            high: dict(zip(SCHEDULES, annealed, strict=True)),
-        },
-        options.works,
-        headline(result, options),
-    )
+    return drawn
 
 
 def run(options: Options) -> None:
     """Search hyper-parameters in six ways; compare optimizers, schedules and clipping."""
-    result = measure(options, _kit.progress("networks"))
-    _kit.publish(report(result, options), options, draw(result, options))
+    result = runs.measure(options, _kit.progress("networks"))
+    decided = report(result, options)
+    _kit.publish(decided, options, figure(result, decided, options))
 
 
 if __name__ == "__main__":
