@@ -1,9 +1,8 @@
 """Each part of the gradient check finds what it claims, and its figures and tables say so."""
 
 import dataclasses
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from experiments.gradient_check import dropout, kinks, regularizer, steps, train
 from experiments.gradient_check.network import Options
 from jaxgrad.checking import Verdict
 
-ROOT = Path(__file__).parents[2]
 SMALL = Options(
     width=5,
     examples=4,
@@ -254,21 +252,17 @@ def test_figure_and_table_of_the_training_say_what_was_measured(verdicts, findin
 # The command line
 
 
-def test_command_draws_the_chosen_parts_alone(tmp_path):
-    small = ("--width", "4", "--examples", "3", "--output", "here/check")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "experiments.gradient_check", "--parts", "dropout"]
-        + [*small],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "What if dropout is left on?" in done.stdout
-    assert "Which step?" not in done.stdout
+def test_command_draws_the_chosen_parts_alone(tmp_path, monkeypatch, capsys):
+    small = ["--width", "4", "--examples", "3", "--output", "here/check"]
+    monkeypatch.setattr(sys, "argv", ["gradient_check", "--parts", "dropout", *small])
+    monkeypatch.chdir(tmp_path)
+    # runpy warns of a module that is there already.
+    monkeypatch.delitem(sys.modules, "experiments.gradient_check.__main__")
+    runpy.run_module("experiments.gradient_check", run_name="__main__", alter_sys=True)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "What if dropout is left on?" in out
+    assert "Which step?" not in out
     written = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert written == ["check.json", "check_dropout.png"]
     picture = matplotlib.image.imread(tmp_path / "here" / "check_dropout.png")
