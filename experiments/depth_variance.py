@@ -267,7 +267,8 @@ def comparison(
 ) -> tuple[str, list[kit.Claim]]:
     """Compare measured and predicted growth per layer; claim that they agree when critical."""
     theories, data = predicted.sel(activation=name), dataset["log_typical"].sel(activation=name)
-    growth = Estimate.of(typical.per_layer(data.transpose("seed", "compared", "depth").values))
+    logs = data.transpose("seed", "compared", "depth").values.astype(np.float64)
+    growth = Estimate.of(typical.per_layer(logs))
     infinite, finite = (
         typical.per_layer(theories[key].values) for key in ("log_infinite", "log_typical")
     )
