@@ -50,7 +50,7 @@ def train(
     inputs: Callable[[Any, jax.Array], jax.Array] | None = None,
     **options: Any,
 ) -> training.Fit:
-    """Minimize the mean cross entropy of a classifier, which starts at `params`.
+    """Minimize the mean cross entropy of a classifier, by `jaxgrad.training.fit` with `options`.
 
     Args:
       layer: the network; a state, as batch norm has, starts at `layer.init_state(params)`.
@@ -58,7 +58,6 @@ def train(
       optimizer: an optax optimizer.
       examples: the training set. Its inputs may be anything that `inputs` turns into inputs.
       key: of the order of examples, and of dropout and `inputs` in each step.
-      steps, batch_size: as of `jaxgrad.training.fit`, as are `options`.
       penalty: of the parameters, to be added to the loss.
       inputs: `(batch.x, key) -> inputs` of the network, for example augmented images; then the key
         of a step is split, for `inputs` and for the network.

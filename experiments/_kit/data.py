@@ -59,16 +59,9 @@ def load(name: str) -> DataSet:
 
 
 def inputs(name: str, examples: int, seed: int) -> np.ndarray:
-    """Standardized inputs, `[examples, features]`, float32.
+    """Standardized inputs `[examples, features]`, float32, drawn without repetition.
 
-    Args:
-      name: one of `NAMES`, where `gaussian` is 64 independent features, or the path of a `.npy` or
-        `.csv` file of shape [examples, features].
-      examples: number of rows to draw, without repetition.
-      seed: of the draw.
-
-    Raises:
-      ValueError: if there is no such data, it is not finite, or it has too few rows.
+    The name is one of `NAMES`, where `gaussian` has 64 independent features, or the path of a file.
     """
     if isinstance(examples, bool) or examples < 1:
         raise ValueError(f"examples must be at least 1, got {examples}")
@@ -78,9 +71,8 @@ def inputs(name: str, examples: int, seed: int) -> np.ndarray:
         return generator.standard_normal((examples, 64), np.float32)
     table = load(name).x if name in NAMES else read_table(name)
     if examples > len(table):
-        raise ValueError(
-            f"examples must be at most the {len(table)} rows of {name!r}, got {examples}"
-        )
+        limit = f"at most the {len(table)} rows of {name!r}"
+        raise ValueError(f"examples must be {limit}, got {examples}")
     # In float64, so that a feature whose mean is large keeps the digits of its deviations.
     with jax.enable_x64(True):
         rows = np.asarray(normalization.apply(normalization.fit(table), table), np.float32)
@@ -89,21 +81,22 @@ def inputs(name: str, examples: int, seed: int) -> np.ndarray:
 
 def read_table(name: str) -> np.ndarray:
     """A table of finite numbers from a `.npy` or `.csv` file, float64."""
-    path, problem = Path(name), None
-    try:
+    path = Path(name)
+    loaders = {
         # Pickled arrays could run code.
-        if path.suffix == ".npy":
-            table = np.load(path, allow_pickle=False)
-        elif path.suffix == ".csv":
-            table = np.loadtxt(path, delimiter=",", ndmin=2)
-        else:
-            problem = f"one of {', '.join(NAMES)}, or a .npy or .csv file, got {name!r}"
+        ".npy": functools.partial(np.load, allow_pickle=False),
+        ".csv": functools.partial(np.loadtxt, delimiter=",", ndmin=2),
+    }
+    if path.suffix not in loaders:
+        names = ", ".join(NAMES)
+        raise ValueError(f"data must be one of {names}, or a .npy or .csv file, got {name!r}")
+    try:
+        table = loaders[path.suffix](path)
     except (FileNotFoundError, IsADirectoryError):
-        problem = f"a file that exists, got {name!r}"
+        raise ValueError(f"data must be a file that exists, got {name!r}") from None
     except ValueError as error:
-        problem = f"a table of numbers, {name!r} cannot be read: {error}"
-    if problem is not None:
-        raise ValueError(f"data must be {problem}")
+        problem = f"{name!r} cannot be read: {error}"
+        raise ValueError(f"data must be a table of numbers, {problem}") from None
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
         raise ValueError(
             f"data must have shape [examples, features] and hold numbers, {name!r} has shape "

@@ -123,10 +123,8 @@ class Claim:
 
     def __post_init__(self) -> None:
         if (self.relation == "equal") != (self.tolerance > 0):
-            raise ValueError(
-                "tolerance must be above 0 for the relation equal and 0 for the others, got "
-                f"{self.tolerance:g} for {self.relation}"
-            )
+            rule = "tolerance must be above 0 for the relation equal and 0 for the others"
+            raise ValueError(f"{rule}, got {self.tolerance:g} for {self.relation}")
 
     def test(self) -> tuple[bool, float]:
         """Whether the estimate speaks for the claim, and the two-sided p-value of that."""
@@ -172,24 +170,19 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     order = np.argsort(values, kind="stable")
     # The smallest is multiplied by the number of tests, the next by one less, and so on.
     factors = len(values) - np.arange(len(values))
-    corrected = np.empty_like(values)
-    corrected[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
-    return corrected
+    corrected = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
+    return corrected[np.argsort(order)]
 
 
 def verdicts(claims: Sequence[Claim], level: float = 0.05) -> list[Verdict]:
-    """Decide all claims of a report together.
-
-    Exact claims are compared without a test and do not count in the correction.
-    """
+    """Decide all claims of a report together."""
     tests = [claim.test() for claim in claims]
+    # Exact claims are compared without a test and do not count in the correction.
     sampled = [i for i, claim in enumerate(claims) if not claim.estimate.is_exact]
     p_values = dict(zip(sampled, holm([tests[i][1] for i in sampled]).tolist(), strict=True))
     results = []
     for i, claim in enumerate(claims):
-        # An exact claim needs no test.
-        outcome = HOLDS if tests[i][0] else FAILS
-        if p_values.get(i, 0.0) > level:
-            outcome = UNDECIDED
+        decided = HOLDS if tests[i][0] else FAILS
+        outcome = UNDECIDED if p_values.get(i, 0.0) > level else decided
         results.append(Verdict(claim, outcome, p_values.get(i)))
     return results

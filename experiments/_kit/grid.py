@@ -11,15 +11,11 @@ import jax
 
 
 def mapped(function: Callable[..., Any], *values: Any, compiler_options: Any = None) -> Any:
-    """Results of `function` at all combinations of `values`, as NumPy arrays.
+    """Results of a pure function at all combinations of `values`, as NumPy arrays.
 
-    Args:
-      function: pure and traceable; takes one element of each of `values`, and may return a pytree.
-      *values: arrays, or pytrees of arrays whose first axes have one length.
-      compiler_options: of `jax.jit`.
-
-    Returns:
-      The pytree of results, each array of shape `[len(values[0]), len(values[1]), ..., *shape]`.
+    It takes one element of each of `values`, which are arrays, or pytrees of arrays whose first
+    axes have one length. Each array of the pytree that it returns has the shape
+    `[len(values[0]), len(values[1]), ..., *shape]` in the result.
     """
     for i in reversed(range(len(values))):
         axes = [0 if j == i else None for j in range(len(values))]

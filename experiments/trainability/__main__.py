@@ -53,9 +53,10 @@ def summary(maps: dict[str, Map], options: Options) -> str:
     for kind, result in maps.items():
         learns, inside, wrong = result.learns, result.predicted, ~result.right
         # exp(|margin|) is the factor in depth between a cell and the border.
-        factor = np.exp(np.median(np.abs(result.margin[wrong]))) if wrong.any() else np.inf
+        factor = np.exp(np.median(np.abs(result.margin[wrong]))) if wrong.any() else 1.0
         shares = learns.mean(), learns[:, -1].mean(), result.accuracy.max(), inside.mean()
-        exceptions = np.sum(wrong & learns), np.sum(wrong & inside), f"{factor:.2f}"
+        distance = f"{factor:.2f}" if factor < 10 else "far"
+        exceptions = np.sum(wrong & learns), np.sum(wrong & inside), distance
         agreement = result.right.mean(), result.rank_correlation
         rows.append((kind, *shares, *agreement, *exceptions, result.diverged))
     cells = len(options.variances) * len(options.depths)
@@ -121,11 +122,11 @@ def draw(maps: dict[str, Map], borders: dict[str, np.ndarray], options: Options)
         ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
     for ax in axes.flat[len(maps) :]:
         ax.set_axis_off()
-    # Panels share their axes.
-    axes[0, 0].set_xscale("log", base=2)
-    axes[0, 0].set_yscale("log", base=2)
-    for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
-        axis.set_major_formatter("{x:g}")
+    # Panels share their axes; ticks are at powers of two.
+    axes[0, 0].set(xscale="log", yscale="log")
+    for axis, values in ((axes[0, 0].xaxis, options.depths), (axes[0, 0].yaxis, options.variances)):
+        low, high = np.log2([values[0], values[-1]]).round(9)
+        figures.ticks(axis, 2.0 ** np.arange(np.ceil(low), np.floor(high) + 1))
     # Where the last row is short, the panels above its gaps are the last of their columns.
     for ax in axes.flat[max(0, len(maps) - columns) : len(maps)]:
         ax.set_xlabel("depth, hidden layers")

@@ -68,23 +68,33 @@ def test_a_network_does_not_depend_on_the_others_of_its_map(dataset):
     assert_same(alone, dataset.sel(depth=[3], rate=[0.1]))
 
 
-def trained(key, options, depth, w_variance, rate, steps, **kwargs):
-    net = measurement.network("plain", options, depth, jnp.float32(w_variance), 0.05, **kwargs)
+def trainer(options, depth, rate, steps):
+    """A compiled function `(key, w_variance, active)` that trains one network."""
     data = measurement.digits(options)
-    return jax.jit(lambda: measurement.train(net, rate, steps, options.batch, data, key=key))()
+
+    def train(key, w_variance, active):
+        net = measurement.network("plain", options, depth, w_variance, 0.05, active)
+        return measurement.train(net, rate, steps, options.batch, data, key=key)
+
+    return jax.jit(train)
 
 
 def test_a_cell_is_a_network_of_its_own_depth_and_variance(dataset):
     point = {"kind": "plain", "depth": 3, "rate": 0.1, "w_variance": 2.0, "seed": 1}
-    expected = trained(
-        sweeps.cell_key(point, key=jax.random.key(0)), SMALL, 3, 2.0, 0.1, SMALL.steps
-    )
+    key = sweeps.cell_key(point, key=jax.random.key(0))
+    expected = trainer(SMALL, 3, 0.1, SMALL.steps)(key, jnp.float32(2.0), None)
     assert_same(dataset.sel(point), expected)
 
 
 def test_networks_learn_where_theory_says_so():
     options = measurement.Options(
-        depths=(2, 24), w_variance_max=1.77, w_variances=2, steps=120, rates=(0.03,), width=32
+        depths=(2, 24),
+        w_variance_max=1.77,
+        w_variances=2,
+        steps=120,
+        rates=(0.03,),
+        width=32,
+        batch=32,
     )
     result = measurement.compare(
         measurement.measure(options).isel(kind=0), measurement.scales("plain", options)
@@ -119,9 +129,10 @@ def test_cells_are_trained_again_at_their_own_depth_and_variance():
     small = dataclasses.replace(SMALL, rates=(0.1,), longer=3, steps=20)
     again = measurement.measure_again("plain", small, np.array([[2, 0], [0, 1]]))
     assert again["accuracy"].sizes == {"cell": 2, "rate": 1, "seed": 2}
+    train = trainer(small, 3, 0.1 / 3, 60)
     for cell, (w_variance, depth) in enumerate([(2.0, 1), (1.0, 3)]):
         key = sweeps.cell_key({"cell": cell, "rate": 0.1, "seed": 1}, key=jax.random.key(0))
-        expected = trained(key, small, 3, w_variance, 0.1 / 3, 60, active=depth)
+        expected = train(key, jnp.float32(w_variance), depth)
         assert_same(again.isel(cell=cell, rate=0, seed=1), expected)
 
 
