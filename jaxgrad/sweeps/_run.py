@@ -57,7 +57,7 @@ def run(
       variables: Description of each array that `function` returns.
       key: A `jax.random.key`. Each cell gets its `cell_key`.
       args: Pytrees of arrays that every cell takes as a whole.
-      coords: Labels of inner dimensions.
+      coords: Labels of inner dimensions, by name.
       units: Units of axes and of `coords`, by name.
       config: Mapping or dataclass of JSON values. The code of `function` is not stored, so put
         everything here that its results depend on.
@@ -66,8 +66,7 @@ def run(
         process may use a store at a time.
       chunk_cells: Largest number of cells that are stored together, by default a sixteenth of the
         grid. A resumed store keeps its chunks.
-      memory_limit: Bytes that a program may use on each device. A chunk that needs more is computed
-        in several batches.
+      memory_limit: Bytes of a program on each device. Larger chunks are computed in batches.
       static: Names of axes whose numbers are also Python values, such as a depth that decides
         shapes. Each value is compiled.
       vectorized: Whether a device computes the cells of a batch together. One after the other is
@@ -77,8 +76,7 @@ def run(
 
     Returns:
       The variables over the axes and their inner dimensions, in memory, or read lazily from
-      `store`. NaN and infinity are valid results. Attributes contain units, config, key, versions
-      and devices.
+      `store`. NaN and infinity are valid. Attributes hold units, config, key, versions, devices.
 
     Raises:
       ValueError, TypeError: If an argument is invalid, `store` holds something else, or one cell

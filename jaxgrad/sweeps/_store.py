@@ -121,10 +121,7 @@ def _fill_value(dtype) -> np.ndarray:
 
 
 def create_or_resume(store: Path, table: Any, chunk: tuple[int, ...], identity: Any) -> dict:
-    """Return the arrays of a store, by name, that holds the sweep of this `identity`, or create it.
-
-    A new store has the empty `table`, cut into chunks.
-    """
+    """Return the arrays, by name, of a store of this sweep; a new one is created from `table`."""
     if not os.path.lexists(store):
         _create(store, table, chunk)
     group = _open_group("store", store, "r+")

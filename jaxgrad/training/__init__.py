@@ -11,8 +11,7 @@
 - `diagnosis`: faults of a run, from its records.
 - `bias_variance`: high bias or high variance, from train and dev error.
 
-Arguments that are out of range or do not fit each other raise ValueError or TypeError, which name
-the argument, before anything is compiled.
+Bad arguments raise ValueError or TypeError, which name them, before anything is compiled.
 """
 
 from jaxgrad.training import (

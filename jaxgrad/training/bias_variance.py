@@ -78,8 +78,7 @@ def diagnose(
         "in training, or because the dev set is easier.": variance < 0,
     }
     advice = " ".join(sentence for sentence, applies in words.items() if applies)
-    label = " and ".join(labels) or "neither"
-    high = (bias_high, variance_high)
+    label, high = " and ".join(labels) or "neither", (bias_high, variance_high)
     return Diagnosis(label, bias, variance, *high, bias_limit, variance_limit, advice)
 
 

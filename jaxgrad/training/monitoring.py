@@ -25,10 +25,7 @@ PerLayer = Num[Array | np.ndarray, "*times layers"]
 
 
 class Norms(NamedTuple):
-    """Natural logs of the L2 norms of each layer; -inf where all elements are 0.
-
-    Weights are those before the step, and updates are what the optimizer adds to them.
-    """
+    """Natural logs of the L2 norms of gradient, weights and update of each layer; -inf for 0."""
 
     log_gradient: PerLayer
     log_weight: PerLayer

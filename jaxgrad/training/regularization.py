@@ -28,9 +28,7 @@ WEIGHTS = r"(^|/)(kernel|weights?|[wW])_?\d*$"
 
 
 def select(params: Any, where: Where = WEIGHTS) -> Any:
-    """Mark the leaves that a penalty applies to, at least one, in a pytree of `bool`.
-
-    The pytree is also a mask for optax.
+    """Mark the leaves that a penalty applies to, at least one, in a mask that optax takes as well.
 
     >>> params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
     >>> select(params)
@@ -55,10 +53,9 @@ def l2(params: Any, strength: Any, *, examples: Any = 1, where: Where = WEIGHTS)
     The two differ for optimizers that rescale the gradient, such as Adam.
 
     Args:
-      params: A pytree of real arrays.
+      params: A pytree of real arrays, whose weights are penalized, or the leaves chosen by `where`.
       strength: The coefficient lambda, at least 0, may be traced.
       examples: Number of examples that the loss averages over, greater than 0, may be traced.
-      where: Which leaves are penalized. By default weights but not biases.
 
     Source: Krogh, Hertz (1992); Loshchilov, Hutter (2019) for the difference from weight decay.
 
@@ -113,10 +110,7 @@ class EarlyStopping(NamedTuple):
 
 
 def early_stopping(params: Any) -> EarlyStopping:
-    """Return the state of early stopping before the first evaluation.
-
-    `params`, a pytree of arrays, are the best parameters until an evaluation gives a number.
-    """
+    """Return the state before the first evaluation, with `params` as the best parameters so far."""
     zero, error = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, float)
     return EarlyStopping(params, error, zero - 1, zero, zero, jnp.zeros((), bool))
 

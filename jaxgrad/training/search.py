@@ -89,13 +89,9 @@ def narrow(space: Space, points: Points, scores: Any, *, keep: float = 0.2) -> d
     """Return the ranges that the best points span, widened by half a step on each side.
 
     A step is the width of the range divided by the number of best points, on the scale of the
-    range. The new range stays within the old one. If all scores are NaN, ValueError is raised.
-
-    Args:
-      space: The space that the points were drawn from.
-      points: From `draw` or `grid`.
-      scores: Score of each point, `[points]`; lower is better and NaN is worst.
-      keep: Share of the points, at least two, that count as best; greater than 0, at most 1.
+    range. The new range stays within the old one. Points are those of `draw` or `grid` from the
+    same space. Of their scores, `[points]`, lower is better and NaN is worst; if all are NaN,
+    ValueError is raised. The share `keep` of the points, at least two, counts as best.
     """
     names = _names(space)
     _check_keep(keep)

@@ -53,7 +53,6 @@ def split(
       labels: Class of each example, whole numbers `[examples]`, not traced; or the number of
         examples, to split them without regard to classes.
       fractions: Fraction of each set, two or more numbers above 0 with sum 1; see `fractions`.
-      key: Key that draws the sets.
       classes: Number of classes, with labels from 0; by default the largest label plus one.
 
     Raises:
@@ -127,8 +126,7 @@ def _check_sizes(set_sizes: np.ndarray, class_sizes: np.ndarray, shares: np.ndar
     if set_sizes[smallest] < classes:
         rule = f"leave no set empty, nor without one of the {classes} classes"
         got = f"got {set_sizes[smallest]} of {examples} examples for set {smallest}"
-        remedy = f"raise its fraction of {shares[smallest]:g}"
-        raise ValueError(f"fractions must {rule}, {got}; {remedy}")
+        raise ValueError(f"fractions must {rule}, {got}; raise {shares[smallest]:g}")
 
 
 def _class_counts(class_sizes: np.ndarray, set_sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -225,8 +223,9 @@ def compare(
     # The statistics are whole numbers up to count * other and must fit int32.
     if min(count, other) < 2 or count * other >= 2**31:
         rule = f"have at least 2 examples each, and fewer than {2**31:,} pairs of them"
-        remedy = "pass more examples, or a subset of each set"
-        raise ValueError(f"first and second must {rule}, got {count} and {other}; {remedy}")
+        raise ValueError(
+            f"first and second must {rule}, got {count} and {other}; pass more or fewer"
+        )
     return _compare(first, second, key, permutations)
 
 
