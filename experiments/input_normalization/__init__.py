@@ -1,4 +1,1 @@
-"""Why inputs are standardized: how round is the bowl, how many steps does descent need in it?
-
-Run `python -m experiments.input_normalization`, or `--help` for its options.
-"""
+"""Why inputs are standardized: how round is the bowl, how many steps does descent need in it?"""

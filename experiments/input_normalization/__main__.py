@@ -7,129 +7,125 @@ from typing import Any
 import numpy as np
 
 from experiments import _kit as kit
-from experiments._kit import Claim, Estimate
-from experiments.input_normalization.figure import figure
-from experiments.input_normalization.measurement import (
-    BY_VARIANCE,
-    CENTRED,
-    NEGLIGIBLE,
-    RAW,
-    STANDARDIZED,
-    TREATMENTS,
-    Measurement,
-    Options,
-    bowls,
-    measure_all,
-)
+from experiments._kit import Claim, Estimate, figures
+from experiments.input_normalization.measurement import TREATMENTS, Options, bowls, measure_all
+from jaxgrad.plotting import style
+
+NEGLIGIBLE = 0.05
+"""Change of a log10 that does not matter: 12 %."""
 
 
-def claims(results: dict[str, Measurement], options: Options) -> list[Claim]:
+def claims(results: dict[str, Any], dev_rows: list[Any]) -> list[Claim]:
     """Round bowls, larger rates, the wrong divisor, harmlessness, exactness, and dev sets."""
-    statements = []
+    statements, number = [], "log10 of the condition number"
 
-    def add(text, change, relation, *bounds, form="+.2f"):
-        statements.append(Claim(text, change, relation, *bounds, form=form))
+    def add(text, estimate, *relation, form="+.2f"):
+        statements.append(Claim(text, estimate, *relation, form=form))
 
     for name, one in results.items():
-        text = f"{name}: log10 of the condition number, standardized less raw, is below 0"
-        add(text, one.change(STANDARDIZED, RAW), "less")
-        rates = np.log10(one.rate)
+        raw, centred, standardized, by_variance = np.log10(one["condition"]).T
+        change = Estimate.paired(standardized, raw)
+        add(f"{name}: {number}, standardized less raw, is below 0", change, "less")
+        slow, _, fast, _ = np.log10(one["rate"]).T
         text = f"{name}: log10 of the largest stable rate, standardized less raw, is above 0"
-        add(text, Estimate.paired(rates[:, STANDARDIZED], rates[:, RAW]), "greater")
-        text = f"{name}: dividing by the variance instead makes log10 of the condition number"
-        change = one.change(BY_VARIANCE, STANDARDIZED)
+        add(text, Estimate.paired(fast, slow), "greater")
+        text = f"{name}: dividing by the variance instead makes {number}"
+        change = Estimate.paired(by_variance, standardized)
         if name == "gaussian":  # its scales are alike, so that both divisors are about 1
             add(f"{text} the same, within 0.05", change, "equal", 0.0, NEGLIGIBLE)
         else:
             add(f"{text} larger by more than 0.05", change, "greater", NEGLIGIBLE)
         if name in ("gaussian", "digits"):
             text = f"{name}: dividing centred inputs by the deviation is harmless, raises it by"
-            add(f"{text} less than 0.05", one.change(STANDARDIZED, CENTRED), "less", NEGLIGIBLE)
+            change = Estimate.paired(standardized, centred)
+            add(f"{text} less than 0.05", change, "less", NEGLIGIBLE)
+
     # Every start of every data set is a trial, whatever the treatment.
     for factor, field, words in ((0.99, "below", "falls"), (1.01, "above", "grows")):
-        tries = np.concatenate([getattr(one, field).ravel() for one in results.values()])
+        tries = np.concatenate([one[field].ravel() for one in results.values()])
         text = f"at {factor} of the largest stable rate the loss {words} in more than 95 % of"
         share = Estimate.share(tries.sum(), tries.size)
         add(f"{text} descents", share, "greater", 0.95, form=".1%")
-    ends = np.concatenate([abs(one.steps - one.exact)[one.reached] for one in results.values()])
+    errors = [abs(one["steps"] - one["exact"])[one["reached"]] for one in results.values()]
+    ends = np.concatenate(errors)
     if ends.size:  # descents that reach the cap have nothing to compare
         text = f"steps taken are the exact number in all {ends.size} descents that end"
         add(text, Estimate.exact(ends.max()), "less", 0.5, form=".0f")
-    for name, size, shared, separate in dev_set_errors(results, options):
-        text = f"{name}: statistics of its own harm a dev set of {size}"
-        add(text, Estimate.paired(separate, shared), "greater", form="+.1%")
+    for name, size, _, _, harm in dev_rows:
+        add(f"{name}: statistics of its own harm a dev set of {size}", harm, "greater", form="+.1%")
     return statements
 
 
-def dev_set_errors(results: dict[str, Measurement], options: Options) -> list[tuple[Any, ...]]:
-    """Data set, size, and errors `[seeds]` by statistics of the training set and by its own."""
-    return [
-        (name, size, *errors.T)
-        for name, one in results.items()
-        # The sizes are ascending, and those that a data set is too small for are left out.
-        for size, errors in zip(options.dev_sizes, one.dev_error.swapaxes(0, 1), strict=False)
-    ]
-
-
-def report(results: dict[str, Measurement], options: Options) -> kit.Report:
+def report(results: dict[str, Any], options: Options) -> kit.Report:
     """Condition numbers and steps, errors on dev sets, and the claims."""
-    rows = []
+    rows, dev_rows = [], []
     for name, one in results.items():
+        condition, steps = (Estimate.of(v) for v in (np.log10(one["condition"]), one["steps"]))
+        bound, exact, rate = (one[field].mean(axis=0) for field in ("bound", "exact", "rate"))
         for i, treatment in enumerate(TREATMENTS):
-            steps = f"{Estimate.of(one.steps[:, i]):,.1f}"
-            numbers = (f"{values[:, i].mean():,.3g}" for values in (one.bound, one.exact))
-            row = (
-                name if i == 0 else "",
-                treatment,
-                f"{Estimate.of(np.log10(one.condition[:, i])):.2f}",
-            )
-            row += (str(int(one.flat[:, i].max())), *numbers)
-            row += (steps if one.reached[:, i].all() else f"> {options.cap:,}",)
-            rows.append((*row, f"{one.rate[:, i].mean():.2g}"))
-    headings = ("data", "inputs", "log10 condition", "flat", "bound", "exact", "steps taken")
+            taken = steps[i] if one["reached"][:, i].all() else f"> {options.cap:,}"
+            row = ("" if i else name, treatment, condition[i], one["flat"][:, i].max())
+            rows.append((*row, bound[i], exact[i], taken, rate[i]))
+        # Sizes are ascending, and those that a data set is too small for are left out.
+        for size, errors in zip(options.dev_sizes, one["dev_error"].swapaxes(0, 1), strict=False):
+            trained, separate = errors.T
+            change = Estimate.paired(separate, trained)
+            dev_rows.append((name, size, Estimate.of(trained), Estimate.of(separate), change))
     title = (
-        "Least squares of a linear model with bias: condition number of the Hessian, over its "
-        "curved directions; directions without curvature, such as constant features, left out "
-        "('flat', most of all seeds); steps of gradient descent at its best constant rate to "
-        f"{options.shrink:g} of the loss's excess: bound by the condition number, exact from all "
-        "curvatures, and taken; largest stable rate. Mean over "
-        f"{options.seeds} training sets and random starts ± standard error."
+        "Least squares of a linear model with bias: condition number of the Hessian without its "
+        "flat directions (their largest number); steps of gradient descent at the best constant "
+        f"rate to {options.shrink:g} of the loss's excess, bound by the condition number, exact "
+        "from all curvatures, and taken; largest stable rate. Mean over "
+        f"{options.seeds} training sets and starts ± standard error."
     )
-    first = kit.table((*headings, "largest rate"), rows, title, left=2)
-    pairs = (
-        (STANDARDIZED, RAW),
-        (CENTRED, RAW),
-        (BY_VARIANCE, STANDARDIZED),
-        (BY_VARIANCE, CENTRED),
-    )
-    rows = [
-        (name, *(f"{one.change(*pair):+.2f}" for pair in pairs)) for name, one in results.items()
-    ]
-    headings = [f"{TREATMENTS[after]} / {TREATMENTS[before]}" for after, before in pairs]
-    second = kit.table(("data", *headings), rows, "Changes of log10 of the condition number.")
-    rows = [
-        (name, str(size), f"{Estimate.of(shared):.1%}", f"{Estimate.of(separate):.1%}")
-        + (f"{Estimate.paired(separate, shared):+.1%}",)
-        for name, size, shared, separate in dev_set_errors(results, options)
-    ]
+    headings = {"data": "", "inputs": "", "log10 condition": ".2f", "flat": "d", "bound": ",.3g"}
+    headings |= {"exact": ",.3g", "steps taken": ",.1f", "largest rate": ".2g"}
+    first = kit.table(headings, rows, title, left=2)
     title = (
         "Dev error of a model of standardized inputs, mean over "
         f"{options.seeds} training sets with {options.dev_draws} dev sets each ± standard error; "
         "dev inputs standardized by the statistics of the training set or by their own."
     )
-    headings = ("data", "dev set", "training statistics", "its own", "difference")
-    third = kit.table(headings, rows, title)
-    unfinished = sum(int((~one.reached).sum()) for one in results.values())
-    third += f"\n{unfinished} descents did not end before the cap."
+    headings = {"data": "", "dev set": "d", "training statistics": ".1%", "its own": ".1%"}
+    second = kit.table({**headings, "difference": "+.1%"}, dev_rows, title)
     # All arrays are stored, so that other comparisons need no new run.
-    numbers = {name: one._asdict() for name, one in results.items()}
-    return kit.Report([first, second, third], claims(results, options), numbers)
+    return kit.Report([first, second], claims(results, dev_rows), results)
+
+
+def figure(shapes: list[dict[str, Any]], options: Options) -> Any:
+    """Level lines of the loss over two weights and the path of descent, raw and standardized."""
+    result, axes = figures.panels(1, 2, (11, 6))
+    counts = [len(shape["path"]) - 1 for shape in shapes]
+    looks = (("raw", "unit"), ("standardized", "standard deviation"))
+    for ax, shape, steps, (words, unit) in zip(axes[0], shapes, counts, looks, strict=True):
+        hessian, best, path = shape["hessian"], shape["best"], shape["path"]
+        # The level line of the start, (w - best)' H (w - best) = 2, fits into the panel.
+        reach = 1.15 * np.sqrt(2 * np.linalg.inv(hessian).diagonal().max())
+        offset = np.moveaxis(np.mgrid[-reach:reach:301j, -reach:reach:301j], 0, -1)
+        excess = np.einsum("...i,ij,...j->...", offset, hessian, offset) / 2
+        grid = (*np.moveaxis(best + offset, -1, 0), excess, [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
+        ax.contourf(*grid, cmap="Blues", alpha=0.7)
+        ax.contour(*grid, colors=style.SHADES[0], linewidths=0.6)
+        ax.plot(*path.T, color=style.THEORY, marker="o", markersize=3.5)
+        for point, name, marker, y in ((path[0], "start", "s", -20), (best, "minimum", "*", 9)):
+            ax.plot(*point, marker, markersize=11, color="black", markeredgecolor="white")
+            place = {"xytext": (0, y), "textcoords": "offset points", "ha": "center"}
+            ax.annotate(name, point, path_effects=style.halo(3), **place)
+        # Feature names of scikit-learn have underscores.
+        names = [f"weight of {name.replace('_', ' ')}, per {unit}" for name in options.pair]
+        ax.set(aspect="equal", xlabel=names[0], ylabel=names[1])
+        ax.set_title(f"{words}: {steps} steps, condition number {shape['condition']:.3g}")
+    result.suptitle(
+        f"Standardized inputs make the bowl round: {counts[1]} steps of gradient descent instead "
+        f"of {counts[0]} (wine, two features)"
+    )
+    return result
 
 
 def run(options: Options) -> None:
     """Compare inputs, raw and normalized: the loss's condition number and the steps of descent."""
     results = measure_all(options, kit.progress("data sets"))
-    kit.publish(report(results, options), options, figure(bowls(options), results, options))
+    kit.publish(report(results, options), options, figure(bowls(options), options))
 
 
 if __name__ == "__main__":

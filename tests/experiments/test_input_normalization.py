@@ -10,9 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from experiments import _kit as kit
 from experiments.input_normalization import __main__ as command
-from experiments.input_normalization import figure as figure_module
 from experiments.input_normalization import measurement as experiment
-from experiments.input_normalization.measurement import CENTRED, RAW
 
 SMALL = experiment.Options(
     data=("wine",), seeds=2, cap=200, starts=2, dev_sizes=(2, 20, 1000), dev_draws=20
@@ -43,11 +41,15 @@ def test_quadratic_is_the_least_squares_loss(x64, key):
         return jnp.mean(jnp.sum((x @ w - y) ** 2, axis=1)) / 2
 
     w = jnp.ones((3, 2))
-    np.testing.assert_allclose(results.hessian @ w - results.moment, jax.grad(loss)(w), atol=1e-12)
+    gradient = results.hessian @ (w - results.best)
+    np.testing.assert_allclose(gradient, jax.grad(loss)(w), atol=1e-12)
     np.testing.assert_allclose(results.best, np.linalg.lstsq(x, y)[0], rtol=1e-10)
     np.testing.assert_allclose(results.curvatures, np.linalg.eigvalsh(results.hessian)[::-1])
-    _, first, _ = experiment.descend(results, w, 0.1, lambda excess: excess < 0, 0)
-    assert float(first) == pytest.approx(float(loss(w) - loss(results.best)), rel=1e-12)
+    # One step along the gradient, whose excess is that of the loss.
+    steps, left = experiment.descend(results, w, 0.1, 0.0, 1)
+    excess = [loss(weights) - loss(results.best) for weights in (w - 0.1 * gradient, w)]
+    assert int(steps) == 1
+    assert float(left) == pytest.approx(float(excess[0] / excess[1]), rel=1e-12)
 
 
 def test_directions_without_curvature_are_left_out(x64, key):
@@ -55,22 +57,20 @@ def test_directions_without_curvature_are_left_out(x64, key):
     flat = jnp.concatenate([x, x[:, :1], jnp.zeros((len(x), 1))], axis=1)
     results = experiment.quadratic(flat, y)
     assert int(jnp.sum(results.curvatures == 0)) == 2
-    assert float(experiment.extremes(results.curvatures)[0]) > 0.01
+    assert float(results.low) > 0.01
     np.testing.assert_allclose(flat @ results.best, x @ experiment.quadratic(x, y).best, atol=1e-12)
 
 
 def test_descent_takes_the_steps_that_the_curvatures_give(x64, key):
     results = experiment.quadratic(*problem(key))
-    low, high = experiment.extremes(results.curvatures)
     for start in jax.random.normal(key, (3, 3, 2), jnp.float64):
-        _, first, _ = experiment.descend(results, start, 0.0, lambda excess: excess < 0, 0)
-        enough = 1e-3 * first
-        taken, _, last = experiment.descend(
-            results, start, 2 / (low + high), lambda excess, enough=enough: excess <= enough, 10_000
+        taken, left = experiment.descend(
+            results, start, 2 / (results.low + results.high), 1e-3, 10_000
         )
-        assert last <= enough
-        assert int(taken) == int(experiment.step_count(results, start, 1e-3))
-        assert taken <= experiment.step_bound(results.curvatures, 1e-3)
+        assert left <= 1e-3
+        bound, exact = experiment.step_counts(results, start, 1e-3)
+        assert int(taken) == int(exact)
+        assert taken <= bound
 
 
 def test_treatments_are_those_of_scikit_learn(x64):
@@ -84,24 +84,24 @@ def test_treatments_are_those_of_scikit_learn(x64):
 
 def test_standardized_wine_has_a_rounder_bowl(results):
     wine = results["wine"]
-    raw, centred, standardized, by_variance = wine.condition.T
+    raw, centred, standardized, by_variance = wine["condition"].T
     assert (raw / standardized > 1e6).all()
     assert (by_variance / standardized > 1e4).all()
     assert (centred < raw).all()
-    assert not wine.flat.any()
-    assert wine.reached.tolist() == [[False, False, True, False]] * 2
-    np.testing.assert_array_equal(wine.steps[:, 2], wine.exact[:, 2])
-    np.testing.assert_array_equal(wine.steps[:, 0], SMALL.cap)
-    assert (wine.exact <= wine.bound).all()
+    assert not wine["flat"].any()
+    assert wine["reached"].tolist() == [[False, False, True, False]] * 2
+    np.testing.assert_array_equal(wine["steps"][:, 2], wine["exact"][:, 2])
+    np.testing.assert_array_equal(wine["steps"][:, 0], SMALL.cap)
+    assert (wine["exact"] <= wine["bound"]).all()
 
 
 def test_two_over_the_largest_curvature_is_the_limit_from_every_start(results):
-    assert results["wine"].below.all()
-    assert results["wine"].above.all()
+    assert results["wine"]["below"].all()
+    assert results["wine"]["above"].all()
 
 
 def test_dev_sets_want_the_training_statistics(results):
-    trained, own = np.moveaxis(results["wine"].dev_error, -1, 0)
+    trained, own = np.moveaxis(results["wine"]["dev_error"], -1, 0)
     # Two sizes, since wine has fewer than 1000 rows.
     assert trained.shape == (2, 2)
     assert (own[:, 0] > trained[:, 0] + 0.1).all()
@@ -110,12 +110,12 @@ def test_dev_sets_want_the_training_statistics(results):
 
 def test_bowls_shrink_as_their_condition_promises(bowls):
     for bowl in bowls:
-        k = np.linalg.cond(bowl.hessian)
-        assert bowl.condition == pytest.approx(k, rel=1e-9)
+        k = np.linalg.cond(bowl["hessian"])
+        assert bowl["condition"] == pytest.approx(k, rel=1e-9)
         steps = np.ceil(np.log(SMALL.shrink) / (2 * np.log((k - 1) / (k + 1))))
-        assert len(bowl.path) - 1 == steps
-        offset = bowl.path - bowl.best
-        excess = np.einsum("si,ij,sj->s", offset, bowl.hessian, offset) / 2
+        assert len(bowl["path"]) - 1 == steps
+        offset = bowl["path"] - bowl["best"]
+        excess = np.einsum("si,ij,sj->s", offset, bowl["hessian"], offset) / 2
         assert excess[0] == pytest.approx(1.0)
         assert excess[-1] <= SMALL.shrink < excess[-2]
 
@@ -133,17 +133,16 @@ def test_report_follows_the_numbers(results):
     assert "> 200" in text
     assert verdicts["steps taken are the exact number in all 2 descents that end"] == "HOLDS"
     # Eight seeds, for enough evidence.
-    repeated = (
-        np.concatenate([a, a * (1 + 1e-3) if a.dtype.kind == "f" else a] * 4)
-        for a in results["wine"]
-    )
-    twice = {"wine": experiment.Measurement(*repeated)}
-    _, verdicts = outcomes(twice)
+    twice = {
+        field: np.concatenate([a, a * (1 + 1e-3) if a.dtype.kind == "f" else a] * 4)
+        for field, a in results["wine"].items()
+    }
+    _, verdicts = outcomes({"wine": twice})
     assert verdicts[ROUNDER] == "HOLDS"
     worse = "dividing by the variance instead makes log10 of the condition number"
     assert verdicts[f"wine: {worse} larger by more than 0.05"] == "HOLDS"
     noise = 1 + 1e-3 * np.linspace(-1, 1, 8)[:, None] * np.array([1.0, -1.0, 2.0, 0.5])
-    same = twice["wine"]._replace(condition=noise, dev_error=np.zeros((8, 2, 2)))
+    same = {**twice, "condition": noise, "dev_error": np.zeros((8, 2, 2))}
     _, verdicts = outcomes({"wine": same, "gaussian": same})
     assert verdicts[ROUNDER] == "UNDECIDED"
     assert verdicts[f"wine: {worse} larger by more than 0.05"] == "DOES NOT HOLD"
@@ -155,20 +154,22 @@ def test_report_follows_the_numbers(results):
 
 
 def test_changes_are_paired_by_seed(results):
-    change = results["wine"].change(CENTRED, RAW)
-    logs = np.log10(results["wine"].condition)
-    assert change.mean == pytest.approx((logs[:, 1] - logs[:, 0]).mean())
+    rounder = command.report(results, SMALL).claims[0]
+    logs = np.log10(results["wine"]["condition"])
+    assert rounder.text == ROUNDER
+    assert rounder.estimate.mean == pytest.approx((logs[:, 2] - logs[:, 0]).mean())
+    assert rounder.estimate.standard_error == pytest.approx(np.ptp(logs[:, 2] - logs[:, 0]) / 2)
 
 
-def test_figure_counts_the_steps(results, bowls):
-    figure = figure_module.figure(bowls, results, SMALL)
-    steps = [len(bowl.path) - 1 for bowl in bowls]
+def test_figure_counts_the_steps(bowls):
+    figure = command.figure(bowls, SMALL)
+    steps = [len(bowl["path"]) - 1 for bowl in bowls]
     assert f"{steps[1]} steps of gradient descent instead of {steps[0]}" in figure.get_suptitle()
-    raw, standardized, bars = figure.axes
-    assert raw.get_aspect() == standardized.get_aspect() == 1.0
-    assert "raw" in raw.get_title()
-    assert bars.get_yscale() == "log"
-    assert len(bars.patches) == 4
+    for ax, words in zip(figure.axes, ("raw", "standardized"), strict=True):
+        assert words in ax.get_title()
+        assert ax.get_aspect() == 1.0
+        assert "weight of ash" in ax.get_xlabel()
+        assert "weight of total phenols" in ax.get_ylabel()
 
 
 @pytest.mark.parametrize(
