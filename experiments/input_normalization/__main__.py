@@ -39,13 +39,13 @@ def claims(results: dict[str, Any], dev_rows: list[Any]) -> list[Claim]:
             text = f"{name}: dividing centred inputs by the deviation is harmless, raises it by"
             change = Estimate.paired(standardized, centred)
             add(f"{text} less than 0.05", change, "less", NEGLIGIBLE)
-
     # Every start of every data set is a trial, whatever the treatment.
     for factor, field, words in ((0.99, "below", "falls"), (1.01, "above", "grows")):
         tries = np.concatenate([one[field].ravel() for one in results.values()])
         text = f"at {factor} of the largest stable rate the loss {words} in more than 95 % of"
-        share = Estimate.share(tries.sum(), tries.size)
-        add(f"{text} descents", share, "greater", 0.95, form=".1%")
+        add(
+            f"{text} descents", Estimate.share(tries.sum(), tries.size), "greater", 0.95, form=".1%"
+        )
     errors = [abs(one["steps"] - one["exact"])[one["reached"]] for one in results.values()]
     ends = np.concatenate(errors)
     if ends.size:  # descents that reach the cap have nothing to compare

@@ -40,14 +40,14 @@ class Options(kit.SeededOptions):
 
 
 class Quadratic(NamedTuple):
-    """The least-squares loss of a linear model around its minimum."""
+    """The least-squares loss of a linear model, and its extreme curvatures, flat ones left out."""
 
     hessian: jax.Array  # of the weights of one output, the same for all, [inputs, inputs]
     best: jax.Array  # the smallest weights where the gradient is zero, [inputs, outputs]
     curvatures: jax.Array  # eigenvalues of the Hessian, descending, 0 where it is flat
     directions: jax.Array  # their eigenvectors, one a row, [inputs, inputs]
-    low: jax.Array  # the smallest curvature that is not flat
-    high: jax.Array  # the largest curvature
+    low: jax.Array
+    high: jax.Array
 
 
 def treated(x: jax.Array) -> jax.Array:
@@ -87,13 +87,13 @@ def step_counts(problem: Quadratic, start: jax.Array, shrink: Any) -> tuple[jax.
     bound = jnp.ceil(jnp.log(shrink) / (2 * jnp.log1p(-2 * low / (low + high))))
     excess = curvatures * jnp.sum(jnp.square(directions @ (start - best)), axis=1)
 
-    def halve(_, bounds):  # bisection over whole numbers of steps
+    def bisect(_, bounds):
         below, enough = bounds
         middle = jnp.floor((below + enough) / 2)
         done = jnp.sum(excess * jnp.exp(2 * middle * log_factor)) <= shrink * jnp.sum(excess)
         return jnp.where(done, below, middle), jnp.where(done, middle, enough)
 
-    return bound, jax.lax.fori_loop(0, 64, halve, (jnp.zeros(()), bound))[1]
+    return bound, jax.lax.fori_loop(0, 64, bisect, (jnp.zeros(()), bound))[1]
 
 
 def descend(
@@ -139,22 +139,18 @@ def measure(name: str, options: Options, seed: Any) -> dict[str, jax.Array]:
         rate, stable = 2 / (problem.low + problem.high), 2 / problem.high
         steps, left = descend(problem, starts[0], rate, options.shrink, options.cap)
         bound, exact = step_counts(problem, starts[0], options.shrink)
-
-        def left_after_300(factor):
-            run = jax.vmap(lambda start: descend(problem, start, factor * stable, 0.0, 300)[1])
-            return run(starts[1:])
-
+        left_by = jax.vmap(lambda w, rate: descend(problem, w, rate, 0.0, 300)[1], (0, None))
         return {
             "condition": problem.high / problem.low,
-            "flat": jnp.sum(problem.curvatures == 0),  # directions, which are left out
+            "flat": jnp.sum(problem.curvatures == 0),
             "bound": bound,
             "exact": exact,
-            "steps": steps,  # counted, up to the cap
+            "steps": steps,
             "reached": left <= options.shrink,
-            "rate": stable,  # the largest stable one
+            "rate": stable,
             # Whether the excess shrinks below that rate and grows above it, [treatments, starts].
-            "below": left_after_300(0.99) < 1,
-            "above": left_after_300(1.01) > 1,
+            "below": left_by(starts[1:], 0.99 * stable) < 1,
+            "above": left_by(starts[1:], 1.01 * stable) > 1,
         }
 
     inputs = with_bias(treated(x[train]))
@@ -194,7 +190,7 @@ def bowls(options: Options) -> list[dict[str, Any]]:
             offset = 1 / np.sqrt(curvatures)
             start, rate = best + (directions.T @ offset)[:, None], 2 / (low + high)
             steps, _ = descend(problem, start, rate, options.shrink, options.cap)
-            decay = (1 - rate * curvatures) ** np.arange(steps + 1)[:, None]
+            decay = (1 - rate * curvatures) ** np.arange(int(steps) + 1)[:, None]
             path = best[:, 0] + (decay * offset) @ directions
             shape = {"hessian": hessian, "best": best[:, 0], "path": path}
             results.append({**shape, "condition": high / low})
