@@ -1,4 +1,1 @@
-"""What batch and layer norm do to gradients: at the start, and while a deep network trains.
-
-Run `python -m experiments.norm_layers`, or `--help` for its options.
-"""
+"""What batch and layer norm do to gradients: at the start, and while a deep network trains."""

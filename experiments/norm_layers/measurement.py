@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 
 from experiments import _kit as kit
-from experiments._kit import classifier
+from experiments._kit import classifier, typical
 from jaxgrad import activations, layers, propagation, theory
 from jaxgrad.layers import Layer
 
@@ -26,10 +25,6 @@ KINDS = {
     "layer norm before": ("dense", "layer_norm", "phi"),
 }
 """What a hidden layer is made of: the norm is before or after the activation."""
-GROWTH_TOLERANCE = 0.1
-"""Difference from theory that does not matter: 10 % of the squared gradient a layer."""
-LEARNS = 0.2
-"""Test accuracy of a network that learns at all, twice that of chance."""
 TRAINING, TEST = 1078, 360
 """Examples of the training and the test set, 60 % and 20 % of the digits."""
 COMPILER = {"xla_backend_optimization_level": 1}
@@ -42,7 +37,7 @@ class Options(kit.SeededOptions):
 
     seeds: int = kit.option(3, "Networks for each kind, depth, variance and rate.", minimum=2)
     output: Path = kit.option(Path("results/norm_layers.png"), "Where to write the figure.")
-    activation: str = kit.option("relu", "A name of jaxgrad.activations.TABLE.")
+    activation: str = kit.option("relu", "Activation.", choices=tuple(activations.TABLE))
     w_variances: tuple[float, ...] = kit.option(
         (0.5, 2.0, 4.0), "Weight variances, times fan-in.", above=0
     )
@@ -62,8 +57,7 @@ class Options(kit.SeededOptions):
     start_seeds: int = kit.option(6, "Number of untrained networks of each kind.", minimum=2)
 
     def check(self) -> None:
-        """The activation must exist, and evaluations divide the steps."""
-        activations.get(self.activation)
+        """Evaluations must divide the steps."""
         if self.steps % self.every:
             raise ValueError(
                 f"steps must be a multiple of every, got {self.steps} and {self.every}"
@@ -82,13 +76,9 @@ class Start(NamedTuple):
     measured: np.ndarray  # [seeds, variances, depth]
     predicted: np.ndarray  # at infinite width and for a large batch, [variances, depth]
 
-    def growth(self) -> tuple[np.ndarray, np.ndarray]:
+    def growth(self) -> list[np.ndarray]:
         """Per layer in the deeper half: `[seeds, variances]`, and predicted `[variances]`."""
-        depth = self.measured.shape[-1]
-        half = depth // 2
-        slopes = ((a[..., -1] - a[..., half - 1]) / (depth - half) for a in self)
-        measured, predicted = slopes
-        return measured, predicted
+        return [typical.per_layer(logs, logs.shape[-1] // 2) for logs in self]
 
 
 class Trained(NamedTuple):
@@ -115,15 +105,11 @@ class Trained(NamedTuple):
             return self.gradient[..., 0] - self.gradient[..., -1]
 
 
-@layers.layer
-class Tap(Layer):
-    """Adds its parameters, zeros: the gradient with respect to them is that of what passes."""
+class Results(NamedTuple):
+    """All measurements, by kind, and by kind and depth at the best rates."""
 
-    def draw(self, shape, *, key, dtype):
-        return jnp.zeros(shape, dtype), shape
-
-    def apply(self, params, state, h, *, key=None):
-        return h + params, state
+    start: dict[str, Start]
+    trained: dict[tuple[str, int], Trained]
 
 
 def block(kind: str, width: int, activation: str, w_variance: Any = 1.0) -> Layer:
@@ -137,23 +123,22 @@ def block(kind: str, width: int, activation: str, w_variance: Any = 1.0) -> Laye
     return layers.sequential(*(parts[name] for name in KINDS[kind]))
 
 
-def network(kind: str, activation: str, width: int, depth: int, *, tapped: bool = False) -> Layer:
+def network(kind: str, activation: str, width: int, depth: int) -> Layer:
     """A classifier with `depth` hidden layers, the first of which is linear."""
-    hidden = block(kind, width, activation)
-    hidden = layers.sequential(Tap(), hidden) if tapped else hidden
     first, last = layers.dense(width, bias=True), layers.dense(10, bias=True)
-    return layers.sequential(first, layers.repeat(hidden, depth - 1), last)
+    return layers.sequential(first, layers.repeat(block(kind, width, activation), depth - 1), last)
 
 
-def draw(activation: str, width: int, depth: int, seeds: Any) -> Any:
-    """Plain networks of weight variance 1, one for each seed, that all comparisons start from."""
-    layer = network("plain", activation, width, depth)
+def draw(options: Options, width: int, depth: int, count: int) -> tuple[np.ndarray, Any]:
+    """Seeds, and for each a plain network of weight variance 1 that all comparisons start from."""
+    layer = network("plain", options.activation, width, depth)
 
     def one(seed):
         key = jax.random.fold_in(jax.random.key(2), seed)
         return layer.draw((64,), key=key, dtype=jnp.float32)[0]
 
-    return jax.jit(jax.vmap(one))(seeds)
+    seeds = options.first_seed + np.arange(count)
+    return seeds, kit.mapped(one, seeds)
 
 
 def prepare(drawn: Any, kind: str, depth: int, w_variance: Any) -> Any:
@@ -176,11 +161,18 @@ def gradients(kind: str, activation: str, params: Any, examples: kit.Examples) -
     """
     first, hidden, last = params
     copies, width, _ = hidden[0]["kernel"].shape
-    layer = network(kind, activation, width, copies + 1, tapped=True)
+    layer = block(kind, width, activation)
+
+    def through(h, parts):
+        tap, params = parts
+        # Without a state, norms take the statistics of the batch, as in training.
+        return layer.apply(params, None, h + tap)[0], None
 
     def loss(taps):
-        # Without a state, norms take the statistics of the batch, as in training.
-        outputs, _ = layer.apply((first, (taps, hidden), last), None, examples.x)
+        # Taps are zeros, so that the gradient with respect to them is that of what they add to.
+        h, _ = layers.dense(width, bias=True).apply(first, None, examples.x)
+        h, _ = jax.lax.scan(through, h, (taps, hidden))
+        outputs, _ = layers.dense(10, bias=True).apply(last, None, h)
         return classifier.cross_entropy(outputs, examples.labels)
 
     gradient = jax.grad(loss)(jnp.zeros((copies, len(examples.x), width)))
@@ -188,59 +180,44 @@ def gradients(kind: str, activation: str, params: Any, examples: kit.Examples) -
 
 
 def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Trained:
-    """One program for all variances, rates and seeds."""
-    layer = network(kind, options.activation, options.width, depth)
+    """One program for all networks of `draw`, variances and rates; those with the best rates."""
+    layer, (training, dev, test) = network(kind, options.activation, options.width, depth), sets
+    # The gradients are measured on as many examples as a batch has.
+    few = jax.tree.map(lambda a: a[: options.batch_size], training)
 
-    def one(seed, drawn, w_variance, rate, sets):
-        training, dev, test = sets
-        # The gradients are measured on as many examples as a batch has.
-        few = jax.tree.map(lambda a: a[: options.batch_size], training)
+    def scores(params, state, examples):
+        outputs = classifier.logits(layer, params, state, examples.x)
+        measures = (classifier.cross_entropy, classifier.accuracy)
+        return [measure(outputs, examples.labels) for measure in measures]
 
-        def evaluate(params, state):
-            outputs = classifier.logits(layer, params, state, dev.x)
-            accuracy = classifier.accuracy(outputs, dev.labels)
-            return 1 - accuracy, (gradients(kind, options.activation, params, few), accuracy)
+    def evaluate(params, state):
+        _, accuracy = scores(params, state, dev)
+        return 1 - accuracy, (gradients(kind, options.activation, params, few), accuracy)
 
-        fitted = classifier.train(
-            layer,
-            prepare(drawn, kind, depth, w_variance),
-            optax.sgd(rate, momentum=0.9),
-            training,
-            key=jax.random.fold_in(jax.random.key(3), seed),
-            steps=options.steps,
-            batch_size=options.batch_size,
-            evaluate=evaluate,
-            every=options.every,
-        )
-        numbers = [*fitted.record]
-        for x, labels in (training, test):
-            outputs = classifier.logits(layer, fitted.params, fitted.state, x)
-            measures = (classifier.cross_entropy, classifier.accuracy)
-            numbers += [measure(outputs, labels) for measure in measures]
-        outputs = classifier.logits(layer, fitted.params, None, test.x)
-        numbers.append(classifier.accuracy(outputs, test.labels))
+    how: dict[str, Any] = {"evaluate": evaluate, "every": options.every}
+    how |= {"steps": options.steps, "batch_size": options.batch_size}
+
+    def one(seeded, w_variance, rate):
+        key = jax.random.fold_in(jax.random.key(3), seeded[0])
+        params, optimizer = prepare(seeded[1], kind, depth, w_variance), optax.sgd(rate, 0.9)
+        fit = classifier.train(layer, params, optimizer, training, key=key, **how)
+        numbers = [*fit.record, *scores(fit.params, fit.state, training)]
+        numbers += [*scores(fit.params, fit.state, test), scores(fit.params, None, test)[1]]
         return Trained(*numbers)
 
-    # Over rates, then variances, then seeds.
-    every = jax.vmap(one, (None, None, None, 0, None))
-    every = jax.vmap(every, (None, None, 0, None, None))
-    every = jax.vmap(every, (0, 0, None, None, None))
-    every = jax.jit(every, compiler_options=COMPILER)
-    variances, rates = (
-        jnp.asarray(values) for values in (options.w_variances, options.learning_rates)
-    )
-    return jax.device_get(every(jnp.array(options.seed_values), drawn, variances, rates, sets))
+    grid = (np.asarray(values) for values in (options.w_variances, options.learning_rates))
+    return kit.mapped(one, drawn, *grid, compiler_options=COMPILER).best()
 
 
 def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
-    """Gradients of networks that are not trained, measured and predicted."""
+    """Gradients of networks of `draw` that are not trained, measured and predicted."""
     width, depth = options.start_width, options.start_depth
     repeated = layers.repeat(block(kind, width, options.activation), depth)
 
-    def measured(seed, drawn, w_variance, x):
-        first, copies, _ = prepare(drawn, kind, depth + 1, w_variance)
+    def measured(seeded, w_variance):
+        first, copies, _ = prepare(seeded[1], kind, depth + 1, w_variance)
         h, _ = layers.dense(width, bias=True).apply(first, None, x)
-        key = jax.random.fold_in(jax.random.key(4), seed)
+        key = jax.random.fold_in(jax.random.key(4), seeded[0])
         return propagation.probe(repeated, copies, h, key=key).log_gradient
 
     def predicted(w_variance):
@@ -250,21 +227,10 @@ def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
         scaled = block(kind, width, options.activation, w_variance)
         return propagation.predict(layers.repeat(scaled, depth), first).log_gradient
 
-    every = jax.vmap(jax.vmap(measured, (None, None, 0, None)), (0, 0, None, None))
-    every = jax.jit(every, compiler_options=COMPILER)
-    variances = jnp.asarray(options.w_variances)
-    seeds = options.first_seed + jnp.arange(options.start_seeds)
-    values = every(seeds, drawn, variances, x)
+    variances = np.asarray(options.w_variances)
+    values = kit.mapped(measured, drawn, variances, compiler_options=COMPILER)
     moments = theory.moments_of(np.asarray(x, np.float64), gap=True)
-    expected = np.stack([np.asarray(predicted(w_variance)) for w_variance in options.w_variances])
-    return Start(np.asarray(values, np.float64), expected)
-
-
-class Results(NamedTuple):
-    """All measurements."""
-
-    start: dict[str, Start]  # by kind
-    trained: dict[tuple[str, int], Trained]  # by kind and depth, at the best rates
+    return Start(values.astype(np.float64), np.stack([predicted(float(v)) for v in variances]))
 
 
 def load_digits(options: Options) -> list[kit.Examples]:
@@ -274,20 +240,13 @@ def load_digits(options: Options) -> list[kit.Examples]:
 
 
 def measure(options: Options, progress: kit.Progress = None) -> Results:
-    """Measure every kind and depth; half of the time is spent compiling, one thread a program."""
-    sets, seeds = load_digits(options), jnp.array(options.seed_values)
-    drawn = draw(options.activation, options.width, max(options.depths), seeds)
-    seeds = options.first_seed + jnp.arange(options.start_seeds)
-    deep = draw(options.activation, options.start_width, options.start_depth + 1, seeds)
+    """Measure every kind and depth."""
+    sets = load_digits(options)
+    drawn = draw(options, options.width, max(options.depths), options.seeds)
+    deep = draw(options, options.start_width, options.start_depth + 1, options.start_seeds)
     x = sets[0].x[: options.start_examples]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs: dict[Any, Any] = {kind: pool.submit(start, kind, deep, x, options) for kind in KINDS}
-        for depth, kind in itertools.product(options.depths, KINDS):
-            jobs[kind, depth] = pool.submit(train, kind, depth, drawn, sets, options)
-        finished = {}
-        for name, job in jobs.items():
-            finished[name] = job.result()
-            if progress is not None:
-                progress(len(finished), len(jobs))
-    best = {name: finished[name].best() for name in finished if name not in KINDS}
-    return Results({kind: finished[kind] for kind in KINDS}, best)
+    jobs: dict[Any, Any] = {kind: partial(start, kind, deep, x, options) for kind in KINDS}
+    for depth, kind in itertools.product(options.depths, KINDS):
+        jobs[kind, depth] = partial(train, kind, depth, drawn, sets, options)
+    results = kit.in_threads(jobs, progress)
+    return Results({kind: results.pop(kind) for kind in KINDS}, results)

@@ -9,7 +9,6 @@ import pytest
 
 from experiments import _kit as kit
 from experiments.norm_layers import __main__ as command
-from experiments.norm_layers import figure as figure_module
 from experiments.norm_layers import measurement as experiment
 
 SMALL = experiment.Options(
@@ -40,13 +39,13 @@ def sets():
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Four networks of seven hidden layers."""
-    return experiment.draw("relu", 32, 7, jnp.arange(4))
+    """Seeds, and four networks of seven hidden layers."""
+    return experiment.draw(SMALL, 32, 7, 4)
 
 
 @pytest.fixture(scope="module")
 def plain(drawn):
-    return jax.tree.map(lambda a: a[1], drawn)
+    return jax.tree.map(lambda a: a[1], drawn[1])
 
 
 def test_growth_at_the_start_is_that_of_theory(sets, drawn):
@@ -95,14 +94,14 @@ def test_all_kinds_start_from_the_same_weights(plain):
 
 def test_shallow_networks_learn_and_agree_in_use(sets, drawn):
     weights = jax.tree.map(lambda a: a[: SMALL.seeds], drawn)
-    one = experiment.train("batch norm before", 3, weights, sets, SMALL).best()
+    one = experiment.train("batch norm before", 3, weights, sets, SMALL)
     assert one.rate.shape == (2,)
     assert one.gradient.shape == (2, 2, 3, 2)
     assert one.ratio().shape == (2, 2, 3)
     assert (one.test > 0.7).all()
     assert (one.train_loss < 1.0).all()
     assert np.abs(one.test - one.test_batch).max() < 0.1
-    assert (one.test.mean(axis=0) > experiment.LEARNS).all()
+    assert (one.test.mean(axis=0) > command.LEARNS).all()
 
 
 def test_the_best_rate_is_that_of_best_mean_dev_accuracy():
@@ -148,8 +147,6 @@ def test_report_and_figure_follow_the_numbers():
     explode = "gradients explode at every variance (smallest growth)"
     assert verdicts[f"batch norm before: {explode}"].outcome == "HOLDS"
     assert verdicts[f"batch norm after: {explode}"].outcome == "HOLDS"
-    assert "- plain, depth 3: weight variance 0.5." in text
-    assert "- layer norm before, depth 3: nowhere." in text
     learns = "depth 3: test accuracy above 20 % at every weight variance"
     assert verdicts[f"plain, {learns}"].outcome == "DOES NOT HOLD"
     assert verdicts[f"layer norm before, {learns}"].outcome == "HOLDS"
@@ -161,9 +158,11 @@ def test_report_and_figure_follow_the_numbers():
     assert verdicts[f"batch norm after, {gap}"].outcome == "HOLDS"
     assert verdicts[f"batch norm after, {gap}"].claim.estimate.mean == pytest.approx(-0.315)
     assert " lost\n" in text
-    figure = figure_module.figure(results, dataclasses.replace(SMALL, start_depth=10))
-    assert "plain: 1, batch norm before: 2" in figure.get_suptitle()
-    assert "0 or not finite" in figure.axes[2].texts[0].get_text()
+    figure = command.figure(results, SMALL)
+    assert "learn at 1 without norms and at 2 with any norm" in figure.get_suptitle()
+    plain_line, *_ = figure.axes[1].get_lines()
+    # The gradient is lost after the first evaluation.
+    assert np.isfinite(plain_line.get_ydata()).tolist() == [True, False, False]
     for ax in figure.axes:
         assert ax.get_title()
         assert ax.get_xlabel()
