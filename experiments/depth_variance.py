@@ -28,12 +28,6 @@ from jaxgrad import (
     theory,
 )
 
-INITIALIZERS = {
-    "normal": initializers.lecun("normal"),
-    "uniform": initializers.lecun("uniform"),
-    "truncated": initializers.lecun("truncated"),
-    "orthogonal": initializers.orthogonal(),
-}
 SIZES = {regimes.Storage.UNDERFLOW: "small", regimes.Storage.OVERFLOW: "large"}
 COMPARED = 7
 """Number of weight variances that are compared with theory in numbers."""
@@ -112,6 +106,9 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         # Raises if the folder is something else, which must not be lost.
         sweeps.open_store(options.store).close()
         shutil.rmtree(options.store)
+    kernel_init = initializers.orthogonal()
+    if options.initializer != "orthogonal":
+        kernel_init = initializers.lecun(options.initializer)
     compared = np.stack([compared_variances(options, name) for name in options.activations])
 
     def cell(key, point, x, variances, compared):
@@ -119,9 +116,9 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         key_init, key_gradient = jax.random.split(key)
 
         def network(w_variance):
-            size, variances = (options.width, options.depth), (w_variance, options.b_variance)
-            kernel_init, bias = INITIALIZERS[options.initializer], options.b_variance > 0
-            return typical.network(*size, name, *variances, bias=bias, kernel_init=kernel_init)
+            size, b_variance = (options.width, options.depth), options.b_variance
+            how = {"bias": b_variance > 0, "kernel_init": kernel_init}
+            return typical.network(*size, name, w_variance, b_variance, **how)
 
         # One draw of unit variance, which every weight variance scales.
         params, _ = layers.init(network(1.0), x.shape[1:], key=key_init)
