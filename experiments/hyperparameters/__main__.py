@@ -63,10 +63,9 @@ def claims(result: Result, options: Options) -> list[Claim]:
     lost = not_learned(result.clipped).mean(axis=1)
     # Each method is judged at the rate with its lowest mean dev error.
     error = result.clipped.test[(0, 1), result.clipped.dev.mean(axis=2).argmin(axis=1)]
-    clipped = ("no", "yes")
-    text = "clipping: fewer deep networks that do not learn"
-    claim(text, lost, clipped, "yes", "no", "+.1%")
-    claim("clipping: lower test error at the best rate", error, clipped, "yes", "no", "+.1%")
+    names = ("no", "yes")
+    claim("clipping: fewer deep networks that do not learn", lost, names, "yes", "no", "+.1%")
+    claim("clipping: lower test error at the best rate", error, names, "yes", "no", "+.1%")
     return rows
 
 
@@ -114,14 +113,10 @@ def training_tables(result: Result, options: Options) -> list[str]:
         "log10 of the loss": (Estimate.of(np.log10(trained.final), axis=1), ".2f"),
         "dev error": (Estimate.of(trained.dev, axis=1), ".1%"),
     }
-    diverged, lost = result.clipped.diverged.mean(axis=2), not_learned(result.clipped).mean(axis=2)
-    clipped = {
-        "learning rate": (options.deep_rates, "g"),
-        "diverged": (diverged[0], ".0%"),
-        "not learned": (lost[0], ".0%"),
-        "clipped: diverged": (diverged[1], ".0%"),
-        "clipped: not learned": (lost[1], ".0%"),
-    }
+    shares = {"diverged": result.clipped.diverged, "not learned": not_learned(result.clipped)}
+    clipped: dict[str, tuple[Any, str]] = {"learning rate": (options.deep_rates, "g")}
+    for i, prefix in enumerate(("", "clipped: ")):
+        clipped |= {prefix + name: (v[i].mean(axis=1), ".0%") for name, v in shares.items()}
     return [
         _table(
             optimizers,

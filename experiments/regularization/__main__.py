@@ -85,15 +85,15 @@ def report(dataset: xarray.Dataset, options: Options) -> kit.Report:
         for name in parts[0]
     ]
     small, near = f"|w| < {measurement.SMALL_WEIGHT:g}", f"|z| < {measurement.NEAR_LINEAR:g}"
-    forms = dict.fromkeys((*PARTS, small, near, "linear", "spread"), ".1%")
     headings = ("error", *PARTS, "sum w²", small, near, "linear", "spread")
+    forms = dict.fromkeys(headings, ".1%") | {"sum w²": ".1f"}
     title = (
         f"{options.train} digits to train on, {options.mislabelled:.0%} of their labels drawn at "
         f"random, {options.dev} for dev; mean over {options.seeds} seeds ± standard error. z: "
         "argument of a hidden unit; linear: share of the logits' variance that a linear function "
         "of the inputs explains; spread: 100% if a unit weighs all hidden units alike."
     )
-    table = kit.table({h: forms.get(h, ".1f") for h in headings}, rows, title)
+    table = kit.table(forms, rows, title)
     step = Estimate.of(dataset["stopped_step"][:, 0])
     words = kit.paragraph(
         f"Early stopping chose step {step:.1f} of {options.steps} in one run. The best lambda of "

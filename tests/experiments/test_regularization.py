@@ -150,6 +150,9 @@ def test_figure_orders_the_ways_and_says_how_many_help():
     names = ["none", "L1, lambda 3", "L2, lambda 8", "early stopping", "augmentation"]
     labels = [label.get_text() for label in helped.axes[0].get_yticklabels()]
     assert labels == [*names, "dropout, rate 0.5"]
+    train, test = (series.lines[0].get_xdata(orig=False) for series in helped.axes[0].containers)
+    np.testing.assert_allclose(train, [0.0, 0.1, 0.1, 0.2, 0.1, 0.1], atol=1e-12)
+    np.testing.assert_allclose(test, [0.3, 0.25, 0.15, 0.14, 0.12, 0.1])
     title = helped.get_suptitle()
     assert "5 of 5 ways" in title
     assert "the test error of 30%; the lowest is 10% (dropout, rate 0.5)" in title
