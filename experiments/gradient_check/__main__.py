@@ -1,5 +1,7 @@
 """The command: run the chosen parts, then print, draw and store what they measured."""
 
+from tqdm import tqdm
+
 from experiments._kit import Report, command, publish
 from experiments.gradient_check import dropout, kinks, regularizer, steps, training
 from experiments.gradient_check.network import Options
@@ -10,7 +12,8 @@ PARTS |= {"dropout": dropout, "training": training}
 
 def run(options: Options) -> None:
     """Show what goes right and wrong when the gradient of a small network is checked."""
-    results = {name: PARTS[name].measure(options) for name in options.parts}
+    parts = tqdm(options.parts, unit="part", disable=None, leave=False)
+    results = {name: PARTS[name].measure(options) for name in parts}
     reports = {name: PARTS[name].report(result) for name, result in results.items()}
     figures = {f"_{name}.png": PARTS[name].figure(result) for name, result in results.items()}
     sections = [section for part in reports.values() for section in part.sections]

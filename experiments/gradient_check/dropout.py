@@ -22,9 +22,8 @@ Dropout = namedtuple("Dropout", "name numeric autodiff error verdict")
 @network.precise()
 def measure(options: network.Options) -> tuple[Dropout, ...]:
     """Check a network with dropout: one mask for all calls, or a new one for each call."""
-    x, y = network.digits(options.examples, options.seed)
+    params, x, y = network.problem(options)
     key, keep = jax.random.key(options.seed), 1 - options.dropout_rate
-    params = network.draw(key, options.width)
 
     @jax.jit
     def masked(params, mask):

@@ -30,28 +30,21 @@ def measure(options: network.Options) -> Kinks:
     """Check the correct gradients of ReLU networks with three checkers."""
     jitted, rows = jax.jit(relu_loss), []
     for examples in options.kink_examples:
-        for seed in range(options.networks):
-            x, y = network.digits(examples, options.seed + seed)
-            # Every network has other digits and weights, so the networks are independent.
-            key = jax.random.fold_in(jax.random.key(options.seed), seed)
-            params = network.draw(key, options.width, initializers.he())
+        for repetition in range(options.networks):
+            params, x, y = network.problem(options, examples, initializers.he(), repetition)
+            z = x @ params["first"]["kernel"] + params["first"]["bias"][None]
+            # A weight moves a pre-activation by the step times its input, a bias by the step.
+            reach = np.maximum(np.max(np.abs(x), axis=1, keepdims=True), 1.0)
+            crossed = np.min(np.abs(z) / reach) <= STEPS
             error = network.course_error(relu_loss, params, jnp.asarray(STEPS), x, y)
             verdict = check_grads(relu_loss, params, x, y).verdict
             rejected = [_jax_rejects(jitted, params, x, y, dtype) for dtype in DTYPES]
-            rows.append((error, _distance_to_kink(params, x) <= STEPS, verdict, rejected))
+            rows.append((error, crossed, verdict, rejected))
     shape = (len(options.kink_examples), options.networks)
     columns = (np.array(c).reshape(*shape, *np.shape(c)[1:]) for c in zip(*rows, strict=True))
     error, crossed, verdicts, rejected = (np.moveaxis(column, 1, -1) for column in columns)
     jax_alarms = dict(zip(DTYPES, rejected.swapaxes(0, 1), strict=True))
     return Kinks(options.kink_examples, error, crossed, verdicts, jax_alarms)
-
-
-def _distance_to_kink(params, x) -> float:
-    """The smallest change of one weight or bias that takes a hidden unit across its kink."""
-    z = np.asarray(x @ params["first"]["kernel"] + params["first"]["bias"][None])
-    # A weight moves a pre-activation by the step times its input, a bias by the step.
-    reach = np.maximum(np.max(np.abs(x), axis=1, keepdims=True), 1.0)
-    return float(np.min(np.abs(z) / reach))
 
 
 def _jax_rejects(f, params, x, y, dtype: str) -> bool:

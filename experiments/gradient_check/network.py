@@ -52,30 +52,29 @@ class Options(_kit.Options):
 
 @contextlib.contextmanager
 def precise():
-    """Allow float64, and compute matrix products without shortcuts; also a decorator."""
-    # Accelerators may round the factors of a product to fewer bits by default.
+    """Allow float64, and matrix products whose factors accelerators do not round; a decorator."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         yield
 
 
-def digits(examples: int, seed: int) -> tuple[jax.Array, jax.Array]:
-    """Standardized images `[examples, 64]` and one-hot classes `[examples, 10]`, float64."""
-    data = _kit.load("digits")
+def problem(options: Options, examples=None, first=LECUN, repetition=None):
+    """Float64 parameters whose biases are 0, images `[examples, 64]`, one-hot classes."""
+    data, key = _kit.load("digits"), jax.random.key(options.seed)
+    # Every repetition has other digits and weights, so that they are independent.
+    key = key if repetition is None else jax.random.fold_in(key, repetition)
     # Standardized over the whole data set, so the scale does not depend on the draw.
     table = normalization.apply(normalization.fit(data.x), data.x)
-    rows = np.random.default_rng(seed).choice(len(table), examples, replace=False)
-    # Rounded to float32, so that both precisions are at the same point; weights are, too.
-    return jnp.float64(jnp.float32(table[rows])), jnp.eye(10)[data.labels[rows]]
-
-
-def draw(key: jax.Array, width: int, first: initializers.Initializer = LECUN) -> dict:
-    """Draw the float64 parameters of a 64-`width`-10 network; biases start at 0."""
+    generator = np.random.default_rng(options.seed + (repetition or 0))
+    rows = generator.choice(len(table), examples or options.examples, replace=False)
 
     def layer(key, init, *shape):
+        # Weights and digits are rounded to float32, so that both precisions are at one point.
         return {"kernel": jnp.float64(init(key, shape, jnp.float32)), "bias": jnp.zeros(shape[1])}
 
     keys = jax.random.split(key)
-    return {"first": layer(keys[0], first, 64, width), "readout": layer(keys[1], LECUN, width, 10)}
+    readout = layer(keys[1], LECUN, options.width, 10)
+    params = {"first": layer(keys[0], first, 64, options.width), "readout": readout}
+    return params, jnp.float64(jnp.float32(table[rows])), jnp.eye(10)[data.labels[rows]]
 
 
 def cross_entropy(params, x, y, phi, mask=1.0) -> jax.Array:

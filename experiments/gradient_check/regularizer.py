@@ -44,8 +44,7 @@ def measure(options: network.Options) -> Regularizer:
     # 1e-9 keeps rounding from losing a power of ten.
     exponents = np.arange(-2, np.log10(options.largest_strength) + 1e-9)
     strengths = np.append(0.0, 10.0**exponents)
-    x, y = network.digits(options.examples, options.seed)
-    params = network.draw(jax.random.key(options.seed), options.width)
+    params, x, y = network.problem(options)
     step, errors, leaves = jnp.asarray([COURSE_STEP]), [], []
     for strength in strengths:
         args = (x, y, jnp.asarray(strength), jnp.asarray(options.planted_error))

@@ -37,8 +37,7 @@ Steps = namedtuple("Steps", "steps methods gradient_error gradient_bar")
 @network.precise()
 def measure(options: network.Options) -> Steps:
     """Measure the error of numeric gradients of a tanh network at each step."""
-    x, y = network.digits(options.examples, options.seed)
-    params = network.draw(jax.random.key(options.seed), options.width)
+    params, x, y = network.problem(options)
     theta, unravel = ravel_pytree(params)
 
     def loss(theta):

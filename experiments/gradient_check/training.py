@@ -3,7 +3,6 @@
 import functools
 from collections import namedtuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,19 +17,11 @@ Training = namedtuple("Training", "steps error verdicts")
 """Numbers of optimizer steps, and the worst leaf's error and verdicts after them, by rule."""
 
 
-def tanh_near_zero(z: jax.Array) -> jax.Array:
-    """`tanh(z)` whose rule uses the first terms of the derivative's series, never below 0."""
-    # tanh'(z) = 1 - tanh(z)^2 = 1 - z^2 + O(z^4): the rule is right for small z only.
-    return network.tanh_with_slope(z, lambda z: jnp.maximum(1 - z * z, 0))
-
-
 @network.precise()
 def measure(options: network.Options) -> Training:
     """Check a right and a wrong gradient during a training that starts from small weights."""
-    x, y = network.digits(network.ROWS, options.seed)
     # With standardized images the pre-activations are then about 0.01.
-    small = initializers.normal(1e-6)
-    params = network.draw(jax.random.key(options.seed), options.width, small)
+    params, x, y = network.problem(options, network.ROWS, initializers.normal(1e-6))
 
     def batches():
         # Started again for each rule, so that both trainings see the same batches.
@@ -39,8 +30,12 @@ def measure(options: network.Options) -> Training:
             rows = generator.choice(len(x), options.batch_size, replace=False)
             yield x[rows], y[rows]
 
+    def near_zero(z):
+        # tanh'(z) = 1 - tanh(z)^2 = 1 - z^2 + O(z^4): the rule is right for small z only.
+        return network.tanh_with_slope(z, lambda z: jnp.maximum(1 - z * z, 0))
+
     errors, verdicts = {}, {}
-    for name, phi in {RIGHT: jnp.tanh, NEAR_ZERO: tanh_near_zero}.items():
+    for name, phi in {RIGHT: jnp.tanh, NEAR_ZERO: near_zero}.items():
         loss = functools.partial(network.cross_entropy, phi=phi)
         optimizer = optax.sgd(options.learning_rate, momentum=0.9)
         reports = checking.check_along_training(
