@@ -20,12 +20,15 @@ INPUT_HELP = (
 
 
 class DataSet(NamedTuple):
-    """A classification problem as it is shipped, not standardized."""
+    """A classification problem as it is shipped, not standardized.
 
-    x: np.ndarray  # inputs, `[examples, features]`, float64
-    labels: np.ndarray  # the class of each example, int32
-    classes: tuple[str, ...]  # names
-    features: tuple[str, ...]  # names
+    The inputs `[examples, features]` are float64, the labels int32; classes and features are names.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
     name: str
 
 

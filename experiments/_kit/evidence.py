@@ -25,11 +25,13 @@ class Estimate:
 
     `f"{estimate:.1%}"` formats both numbers: `70.0% ± 0.6%`. Multiplication by a number scales
     both, subtraction is of independent estimates; see `paired` for estimates from the same seeds.
+    The degrees of freedom of Student's t distribution are infinite for a normal one. An exact
+    number has such degrees of freedom and no standard error.
     """
 
     mean: Any
-    standard_error: Any  # 0 with infinite degrees of freedom for an exact number
-    degrees_of_freedom: Any = np.inf  # of Student's t distribution; infinite for a normal one
+    standard_error: Any
+    degrees_of_freedom: Any = np.inf
 
     @classmethod
     def of(cls, values: Any, axis: int = 0) -> Estimate:
@@ -59,9 +61,11 @@ class Estimate:
 
     @classmethod
     def share(cls, successes: Any, trials: int) -> Estimate:
-        """The share of successes among independent trials, approximately normal."""
+        """The share of successes among independent trials, approximately normal.
+
+        The standard error is that of a smoothed share, so that it is not 0 where all trials agree.
+        """
         successes = np.asarray(successes, np.float64)
-        # So that the standard error is not 0 where all trials agree.
         smoothed = (successes + 1) / (trials + 2)
         return cls(successes / trials, np.sqrt(smoothed * (1 - smoothed) / trials))
 
@@ -112,14 +116,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about the true value behind an estimate of one number."""
+    """A statement about the relation of the true value behind an estimate to an expected one.
+
+    `equal` needs a tolerance, the difference that does not matter. `form` is the format
+    specification of the estimate, such as `+.1%`.
+    """
 
     text: str
     estimate: Estimate
-    relation: Literal["greater", "less", "equal"]  # to `expected`
+    relation: Literal["greater", "less", "equal"]
     expected: float = 0.0
-    tolerance: float = 0.0  # for `equal`, the difference that does not matter; above 0
-    form: str = ".3g"  # format specification of the estimate, such as `+.1%`
+    tolerance: float = 0.0
+    form: str = ".3g"
 
     def __post_init__(self) -> None:
         if (self.relation == "equal") != (self.tolerance > 0):
@@ -149,11 +157,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision on a claim."""
+    """The decision on a claim: `HOLDS`, `DOES NOT HOLD` or `UNDECIDED`.
+
+    The p-value is corrected for all claims of the report; it is `None` for an exact estimate.
+    """
 
     claim: Claim
-    outcome: str  # `HOLDS`, `DOES NOT HOLD` or `UNDECIDED`
-    p_value: float | None  # corrected for all claims of the report; None for an exact estimate
+    outcome: str
+    p_value: float | None
 
     def row(self) -> tuple[str, str, str, str]:
         """Outcome, claim, estimate and p-value as text."""

@@ -33,16 +33,20 @@ OPTIMIZERS = {
 
 
 class Group(NamedTuple):
-    """The settings that all runs of one compiled program share."""
+    """The settings that all runs of one compiled program share.
+
+    `depth` counts hidden layers; with 0 it is softmax regression, whose weights start at 0. The
+    learning rate and the variance of the weights are those of a healthy run.
+    """
 
     activation: str
-    depth: int  # hidden layers; 0 for softmax regression, whose weights start at 0
+    depth: int
     optimizer: str
     data: str
-    rate: float  # of a healthy run, as is the variance
+    rate: float
     w_variance: float = 1.0
     width: int = 24
-    steps: int = 160  # a multiple of `EVERY`
+    steps: int = 160
     batch: int = 32
 
     @property
@@ -52,17 +56,24 @@ class Group(NamedTuple):
 
 
 class Plant(NamedTuple):
-    """One run: how it differs from the healthy runs of its group, which have the defaults."""
+    """One run: how it differs from the healthy runs of its group, which have the defaults.
 
-    fault: str | None  # a value of `jaxgrad.training.diagnosis.Fault`
-    seed: int = 0  # of the split of the data, the parameters and the order of examples
-    rate: float = 1.0  # factor of the learning rate, from step `since` on
-    w_variance: float = 1.0  # factor of the weights' variance at the start
-    bias: float = 0.0  # of every hidden unit at the start
-    examples: int | None = None  # distinct training examples, which are repeated
-    noise: float = 0.0  # share of the training labels that is redrawn
-    frozen: int | None = None  # index of the layer that is not updated from step `since` on
-    raw: bool = False  # whether inputs are not standardized
+    The learning rate and the variance of the weights at the start are multiplied by `rate` and
+    `w_variance`; hidden units start with `bias`. There are `examples` distinct training examples,
+    which are repeated, and a share `noise` of their labels is redrawn. Inputs that are `raw` are
+    not standardized. The layer of the index `frozen` is not updated. `rate` and `frozen` hold from
+    step `since` on. The seed draws the data, the parameters and the order of examples.
+    """
+
+    fault: str | None
+    seed: int = 0
+    rate: float = 1.0
+    w_variance: float = 1.0
+    bias: float = 0.0
+    examples: int | None = None
+    noise: float = 0.0
+    frozen: int | None = None
+    raw: bool = False
     since: int = 0
 
 

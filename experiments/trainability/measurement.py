@@ -220,14 +220,20 @@ def scales(kind: str, options: Options) -> np.ndarray:
 
 
 class Map(NamedTuple):
-    """One kind of network, trained and predicted; arrays `[w_variance, depth]`."""
+    """One kind of network, trained and predicted; arrays `[w_variance, depth]`.
 
-    accuracy: np.ndarray  # at the best rate, mean over seeds
-    learns: np.ndarray  # whether accuracy is above the threshold
-    predicted: np.ndarray  # whether the depth is at most `SCALES` depth scales
-    threshold: float  # half of the way from chance to the best accuracy of the map
-    margin: np.ndarray  # log of the largest predicted depth over the depth
-    diverged: float  # share of runs whose loss is not finite at the end
+    A cell `learns` if its accuracy at the best rate is above the threshold, half of the way from
+    chance to the best accuracy. It is predicted to if its depth is at most `SCALES` depth scales;
+    `margin` is the log of that depth over its own. `diverged` is the share of runs without a finite
+    loss at the end.
+    """
+
+    accuracy: np.ndarray
+    learns: np.ndarray
+    predicted: np.ndarray
+    threshold: float
+    margin: np.ndarray
+    diverged: float
 
     @property
     def right(self) -> np.ndarray:
