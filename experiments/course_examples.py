@@ -138,13 +138,11 @@ def normalized_inputs() -> Iterator[Claim]:
     with jax.enable_x64(True):
         standardizer = normalization.fit(x)
         squared = standardizer._replace(std=standardizer.std**2)
-        by_std, by_variance = (
-            np.asarray(normalization.apply(s, x)).var(axis=0) for s in (standardizer, squared)
-        )
+        by_std = np.asarray(normalization.apply(standardizer, x)).var(axis=0)
+        by_variance = np.asarray(normalization.apply(squared, x)).var(axis=0)
     ratio, expected = (v.max() / v.min() for v in (by_variance, x.var(axis=0)))
-    text = "wine over its standard deviation: "
-    yield equal(text + "largest variance", 1.0, by_std.max())
-    yield equal(text + "smallest variance", 1.0, by_std.min())
+    yield equal("wine over its standard deviation: largest variance", 1.0, by_std.max())
+    yield equal("wine over its standard deviation: smallest variance", 1.0, by_std.min())
     text = "wine over its variance (one text): largest over smallest variance, as if raw"
     yield equal(text, expected, ratio)
 
