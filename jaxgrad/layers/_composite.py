@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64, weighted_log_sum_exp
-from jaxgrad.layers._layer import Layer, check_is_layer, fold_key, fold_keys, layer, number, static
+from jaxgrad.layers._layer import Layer, check_is_layer, fold_key, layer, number, static
 from jaxgrad.layers._log_space import IDENTITY, Copy, Derivative, Stack, add, compose
 from jaxgrad.layers._weights import LARGE
 
@@ -202,7 +202,7 @@ class Repeat(Layer):
             return params
 
         # A loop rather than a vmap, which would compile the draws of all copies at once.
-        return jax.lax.map(draw, fold_keys(key, 1 + jnp.arange(self.depth))), shape
+        return jax.lax.map(draw, fold_key(key, 1 + jnp.arange(self.depth))), shape
 
     def init_state(self, params):
         return jax.vmap(self.block.init_state)(params)
@@ -225,9 +225,8 @@ class Repeat(Layer):
 
     def stacks(self, params, *, key=None):
         index = jnp.arange(self.depth)
-        keys = None if key is None else fold_keys(key, index)
         active = None if self.active is None else index < self.active
-        return (Stack(self.block, Copy(params, index, keys, active)),)
+        return (Stack(self.block, Copy(params, index, fold_key(key, index), active)),)
 
     def predict(self, moments):
         return jax.tree.map(lambda a: a[-1], self.predict_each(moments)[0])

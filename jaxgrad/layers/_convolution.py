@@ -86,10 +86,9 @@ class Convolution(Weights):
         """Average over the window around each position, with zeros where it is padded."""
         a = self._pad(a, range(-len(self.kernel_size), 0))
         window = (1,) * (a.ndim - len(self.kernel_size)) + self.kernel_size
-        zero = np.zeros((), a.dtype)
-        return jax.lax.reduce_window(a, zero, jax.lax.add, window, (1,) * a.ndim, "VALID") / (
-            math.prod(self.kernel_size)
-        )
+        zero, strides = np.zeros((), a.dtype), (1,) * a.ndim
+        total = jax.lax.reduce_window(a, zero, jax.lax.add, window, strides, "VALID")
+        return total / math.prod(self.kernel_size)
 
 
 def convolution(

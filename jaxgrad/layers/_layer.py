@@ -224,11 +224,7 @@ def number(value: Any) -> Any:
     return value if isinstance(value, jax.Array) else float(value)
 
 
-def fold_key(key: PRNGKeyArray | None, index: Any) -> PRNGKeyArray | None:
-    """Return the key of one part of a layer; `None` stays `None`."""
-    return None if key is None else jax.random.fold_in(key, index)
-
-
-def fold_keys(key: PRNGKeyArray, indices: Array) -> Array:
-    """Return the keys of several equal parts of a layer."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+def fold_key(key: PRNGKeyArray | None, index: Any) -> Any:
+    """Return the key of one part of a layer, or those of an array of parts; `None` stays `None`."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0)) if np.ndim(index) else jax.random.fold_in
+    return None if key is None else fold(key, index)

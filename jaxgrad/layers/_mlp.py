@@ -11,7 +11,7 @@ from jaxgrad import _validate, activations
 from jaxgrad.activations import Activation
 from jaxgrad.layers._activation import Elementwise
 from jaxgrad.layers._composite import Repeat, Sequential
-from jaxgrad.layers._layer import Layer, fold_key, fold_keys, layer, static
+from jaxgrad.layers._layer import Layer, fold_key, layer, static
 from jaxgrad.layers._weights import Dense, Parameterization, Weights, weights
 
 
@@ -31,7 +31,7 @@ class Mlp(Weights):
                 f"shape must be (in_features,) for an mlp, got {tuple(shape)}; flatten the inputs"
             )
         (in_features,), width = shape, self.features
-        keys = fold_keys(key, jnp.arange(self.depth + 1))
+        keys = fold_key(key, jnp.arange(self.depth + 1))
 
         def draw(key_layer, n_in):
             params = _draw(self, key_layer, (n_in, width), dtype)
@@ -76,10 +76,9 @@ class Mlp(Weights):
         for layer_params, depth in ((first, 1), (params["hidden"], self.depth - 1)):
             if depth:
                 parts.append(dataclasses.replace(self.layers, depth=depth))
-                weights = {
-                    name: layer_params[name] for name in layer_params if name != "activation"
-                }
-                pairs.append((weights, layer_params.get("activation", {})))
+                rest = dict(layer_params)
+                trained = rest.pop("activation", {})
+                pairs.append((rest, trained))
         if self.out_features is not None:
             parts.append(self._readout)
             pairs.append(params["readout"])
@@ -102,8 +101,7 @@ class Mlp(Weights):
 
     @property
     def _parts(self):
-        readout = () if self.out_features is None else (self._readout,)
-        return Sequential((self.layers, *readout))
+        return Sequential((self.layers, *([] if self.out_features is None else [self._readout])))
 
     def _dense(self, **changes):
         weights = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}

@@ -38,8 +38,6 @@ def normalize(
 ) -> Float[Array, "*shape"]:
     """Return `(h - mean) / sqrt(variance + epsilon)`, and 0 where that root is 0.
 
-    The statistics are of this signal or of other batches, in shapes that broadcast to `h`.
-
     Source: Ioffe, Szegedy (2015), algorithm 1; Ba, Kiros, Hinton (2016), eq. 4.
     """
     centred = h - jnp.broadcast_to(statistics.mean, h.shape)

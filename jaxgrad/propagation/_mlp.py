@@ -105,11 +105,12 @@ def _push(moved: Moved, slope: Scaled, kernel: Array, log_w: Array) -> Moved:
 
 def reverse_run(layer: Mlp, params: Any, x: Array, h: Scaled, slope: Scaled) -> Run:
     """Return how cotangents go back through the layers, from the arrays that `forward` keeps."""
-    slopes, log_slope = _with_one_scale(slope)
-    values, log_h = _with_one_scale(jax.tree.map(lambda a: a[:-1], h))
+    # With one scale for a layer small examples may underflow, which changes no norm over all.
+    inputs = jax.tree.map(lambda a: a[:-1], h)
+    slope, inputs = (jax.vmap(Scaled.shared)(arrays) for arrays in (slope, inputs))
     # The first layer's inputs are x, those of any other the outputs of the layer before.
-    gram = jnp.concatenate([(x @ x.T)[None], values @ values.mT])
-    log_input = jnp.concatenate([jnp.zeros(1, x.dtype), log_h])
+    gram = jnp.concatenate([(x @ x.T)[None], inputs.value @ inputs.value.mT])
+    log_input = jnp.concatenate([jnp.zeros(1, x.dtype), inputs.log_scale[:, 0]])
     log_w = jnp.asarray(layer.log_gains[0], x.dtype)
 
     def fresh(cotangents):
@@ -117,10 +118,10 @@ def reverse_run(layer: Mlp, params: Any, x: Array, h: Scaled, slope: Scaled) -> 
         return Moved(cotangents, ones, jnp.zeros_like(ones))
 
     def pull(rows, index):
-        delta = rows.value * rows.factor[:, None, None] * slopes[index][None]
+        delta = rows.value * rows.factor[:, None, None] * slope.value[index][None]
         # Now delta is the gradient with respect to z, divided by the sizes of the layers after.
         square = jnp.sum(delta * delta, axis=(1, 2))
-        log_square = rows.log_square + jnp.log(square) + 2 * log_slope[index]
+        log_square = rows.log_square + jnp.log(square) + 2 * slope.log_scale[index, 0]
         # |h^T delta|^2 = sum((h h^T) * (delta delta^T)), from matrices [batch, batch].
         weight_square = jnp.sum((delta @ delta.mT) * gram[index][None], axis=(1, 2))
         log_weight = log_square + jnp.log(weight_square / square) + 2 * log_input[index]
@@ -132,15 +133,6 @@ def reverse_run(layer: Mlp, params: Any, x: Array, h: Scaled, slope: Scaled) -> 
         return Moved(delta, factor, log_square), (log_square, log_weight)
 
     return Run(layer.depth, fresh, pull)
-
-
-def _with_one_scale(arrays: Scaled):
-    """Return arrays `[depth, batch, width]` and one log scale for each layer, `[depth]`.
-
-    Small examples may underflow, which does not change a norm over all of them.
-    """
-    top = jnp.max(arrays.log_scale, axis=1)
-    return arrays.value * jnp.exp(arrays.log_scale - top[:, None])[..., None], top
 
 
 def _log_mean_square(a: Scaled) -> Float[Array, " batch"]:

@@ -87,7 +87,9 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "name", ["sequence", "residual", pytest.param("means", marks=pytest.mark.slow)]
+)
 def test_predictions_hold(name):
     result = measured(BLOCKS[name])
     expected = propagation.predict(layers.repeat(BLOCKS[name], DEPTH), START)
