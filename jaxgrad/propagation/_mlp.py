@@ -108,7 +108,6 @@ def reverse_run(layer: Mlp, params: Any, x: Array, h: Scaled, slope: Scaled) -> 
     # With one scale for a layer small examples may underflow, which changes no norm over all.
     inputs = jax.tree.map(lambda a: a[:-1], h)
     slope, inputs = (jax.vmap(Scaled.shared)(arrays) for arrays in (slope, inputs))
-    # The first layer's inputs are x, those of any other the outputs of the layer before.
     gram = jnp.concatenate([(x @ x.T)[None], inputs.value @ inputs.value.mT])
     log_input = jnp.concatenate([jnp.zeros(1, x.dtype), inputs.log_scale[:, 0]])
     log_w = jnp.asarray(layer.log_gains[0], x.dtype)
