@@ -73,18 +73,17 @@ def report(results: dict[str, Any], options: Options) -> kit.Report:
             dev_rows.append((name, size, Estimate.of(trained), Estimate.of(separate), change))
     title = (
         "Least squares of a linear model with bias: condition number of the Hessian without its "
-        "flat directions (their largest number); steps of gradient descent at the best constant "
-        f"rate to {options.shrink:g} of the loss's excess, bound by the condition number, exact "
-        "from all curvatures, and taken; largest stable rate. Mean over "
-        f"{options.seeds} training sets and starts ± standard error."
+        "flat directions; steps of gradient descent at the best constant rate to "
+        f"{options.shrink:g} of the loss's excess, bound by the condition number, exact, and "
+        f"taken; largest stable rate. Mean over {options.seeds} training sets ± standard error."
     )
     headings = {"data": "", "inputs": "", "log10 condition": ".2f", "flat": "d", "bound": ",.3g"}
     headings |= {"exact": ",.3g", "steps taken": ",.1f", "largest rate": ".2g"}
     first = kit.table(headings, rows, title, left=2)
     title = (
-        "Dev error of a model of standardized inputs, mean over "
-        f"{options.seeds} training sets with {options.dev_draws} dev sets each ± standard error; "
-        "dev inputs standardized by the statistics of the training set or by their own."
+        "Dev error of a model of standardized inputs, those of the dev set standardized by the "
+        f"statistics of the training set or by its own; mean over {options.seeds} training sets "
+        f"with {options.dev_draws} dev sets each ± standard error."
     )
     headings = {"data": "", "dev set": "d", "training statistics": ".1%", "its own": ".1%"}
     second = kit.table({**headings, "difference": "+.1%"}, dev_rows, title)

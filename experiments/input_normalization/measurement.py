@@ -187,11 +187,11 @@ def bowls(options: Options) -> list[dict[str, Any]]:
             problem = jax.device_get(quadratic(x, y - bias))
             hessian, best, curvatures, directions, low, high = problem
             # An excess of 1/2 in each direction: curvature * offset^2 = 1.
-            offset = 1 / np.sqrt(curvatures)
-            start, rate = best + (directions.T @ offset)[:, None], 2 / (low + high)
+            offset, rate = 1 / np.sqrt(curvatures), 2 / (low + high)
+            start = best + (directions.T @ offset)[:, None]
             steps, _ = descend(problem, start, rate, options.shrink, options.cap)
             decay = (1 - rate * curvatures) ** np.arange(int(steps) + 1)[:, None]
-            path = best[:, 0] + (decay * offset) @ directions
-            shape = {"hessian": hessian, "best": best[:, 0], "path": path}
-            results.append({**shape, "condition": high / low})
+            path, best = best[:, 0] + (decay * offset) @ directions, best[:, 0]
+            shape = {"hessian": hessian, "best": best, "path": path, "condition": high / low}
+            results.append(shape)
     return results

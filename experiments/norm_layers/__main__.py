@@ -79,23 +79,20 @@ def report(results: Results, options: Options) -> kit.Report:
     title = (
         f"{options.activation}, before training: growth per layer of the log squared gradient, "
         f"layers {options.start_depth // 2} to {options.start_depth}, width {options.start_width}, "
-        f"one batch of {options.start_examples} digits; mean over {options.start_seeds} seeds ± "
-        "standard error. Theory: infinite width, large batch; a plain relu network of finite width "
-        f"grows less, by 2.5 / width = {2.5 / options.start_width:.3f}."
+        f"{options.start_examples} digits; mean over {options.start_seeds} seeds ± standard error. "
+        f"Theory is of infinite width; plain relu grows {2.5 / options.start_width:.3f} less."
     )
     headings = {"kind": "", "w var": "g", "measured": "+.3f", "theory": "+.3f"}
     before = kit.table({**headings, "factor": ".3g", "in theory": ".4g"}, rows, title)
     title = (
-        f"After {options.steps} steps of gradient descent with momentum 0.9 (width "
-        f"{options.width}, batches of {options.batch_size}) at the rate of best dev accuracy; "
+        f"After {options.steps} steps at the rate of best dev accuracy, width {options.width}; "
         "first/last: log10 of the gradient's norm at the input of the first repeated layer over "
         f"that of the last; mean over {options.seeds} seeds ± standard error; lost: 0 or no longer "
         "finite. Loss gaps are compared below where both train accuracies reach 95 %."
     )
     headings = {"kind, depth": "", "w var": "g", "rate": "g", "train accuracy": ".1%"}
-    headings |= {"test accuracy": ".1%", "by batch statistics": ".1%"}
-    headings |= {"first/last, start": "+.2f", "end": "+.2f"}
-    after = kit.table(headings, trained_rows, title)
+    headings |= {"test accuracy": ".1%", "by batch statistics": ".1%", "first/last, start": "+.2f"}
+    after = kit.table({**headings, "end": "+.2f"}, trained_rows, title)
     return kit.Report([before, after], claims(results, options), numbers)
 
 
@@ -107,16 +104,16 @@ def figure(results: Results, options: Options) -> Any:
     values, trained = np.sort(options.w_variances), {k: results.trained[k, depth] for k in KINDS}
     figures.curves(accuracy, values, {k: Estimate.of(t.test[:, order]) for k, t in trained.items()})
     accuracy.axhline(0.1, color="0.6", linewidth=0.8, label="chance")
-    accuracy.set(xscale="log", ylim=(0, 1.03), xlabel="weight variance × fan-in")
-    accuracy.set(ylabel="test accuracy", title="After training")
+    accuracy.set(xscale="log", ylim=(0, 1.03), title="After training", ylabel="test accuracy")
+    accuracy.set_xlabel("weight variance × fan-in")
     figures.ticks(accuracy.xaxis, values)
     figures.percent(accuracy.yaxis)
     steps = np.arange(0, options.steps + 1, options.every)
     ratios = {k: Estimate.of(t.ratio()[:, order[0]]) for k, t in trained.items()}
     figures.curves(gradient, steps, ratios)
     gradient.axhline(0, color="0.6", linewidth=0.8)
-    gradient.set(xlabel="step", ylabel="log10 of gradient norm, first over last layer")
-    gradient.set_title(f"In training, weight variance {values[0]:g}")
+    gradient.set(xlabel="step", title=f"In training, weight variance {values[0]:g}")
+    gradient.set_ylabel("log10 of gradient norm, first over last layer")
     figures.legend_below(result, accuracy, 5)
     # The message of the figure: without norms most variances fail.
     counts = {kind: (t.test.mean(axis=0) > LEARNS).sum() for kind, t in trained.items()}

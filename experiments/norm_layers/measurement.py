@@ -233,15 +233,10 @@ def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
     return Start(values.astype(np.float64), np.stack([predicted(float(v)) for v in variances]))
 
 
-def load_digits(options: Options) -> list[kit.Examples]:
-    """Train, dev and test set, 60/20/20, standardized alike."""
-    digits, key = kit.load("digits"), jax.random.key(options.first_seed)
-    return kit.split(digits.x, digits.labels, (0.6, 0.2, 0.2), key=key)
-
-
 def measure(options: Options, progress: kit.Progress = None) -> Results:
     """Measure every kind and depth."""
-    sets = load_digits(options)
+    digits, key = kit.load("digits"), jax.random.key(options.first_seed)
+    sets = kit.split(digits.x, digits.labels, (0.6, 0.2, 0.2), key=key)
     drawn = draw(options, options.width, max(options.depths), options.seeds)
     deep = draw(options, options.start_width, options.start_depth + 1, options.start_seeds)
     x = sets[0].x[: options.start_examples]

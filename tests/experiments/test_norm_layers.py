@@ -34,7 +34,8 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sets():
-    return experiment.load_digits(SMALL)
+    digits = kit.load("digits")
+    return kit.split(digits.x, digits.labels, (0.6, 0.2, 0.2), key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
