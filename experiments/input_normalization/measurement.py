@@ -119,13 +119,15 @@ def measure_all(options: Options, progress: kit.Progress = None) -> dict[str, di
 
     def of_all_seeds(name):
         with jax.enable_x64(True):
-            return kit.mapped(partial(measure, name, options), jnp.array(options.seed_values))
+            # Not by vmap: on the CPU, batches of SVDs in two threads can wait forever for each other.
+            every = jax.jit(lambda seeds: jax.lax.map(partial(measure, name, options), seeds))
+            return jax.device_get(every(jnp.array(options.seed_values)))
 
     return kit.in_threads({name: partial(of_all_seeds, name) for name in options.data}, progress)
 
 
 def measure(name: str, options: Options, seed: Any) -> dict[str, jax.Array]:
-    """All treatments of one training set, `[treatments]`, and errors on dev sets."""
+    """All treatments of one training set, `[treatments]`, and errors on dev sets, `[sizes, 2]`."""
     data = kit.load(name)
     x, y = jnp.asarray(data.x), jnp.asarray(np.eye(len(data.classes))[data.labels])
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 4)
@@ -167,8 +169,7 @@ def measure(name: str, options: Options, seed: Any) -> dict[str, jax.Array]:
     draws = jax.random.split(keys[2], options.dev_draws)
     sizes = [size for size in options.dev_sizes if size <= len(dev)]
     errors = [jax.vmap(partial(dev_errors, size))(draws).mean(axis=0) for size in sizes]
-    # [sizes, 2], also if all sizes are too large.
-    return {**jax.vmap(treatment)(inputs), "dev_error": jnp.array(errors).reshape(-1, 2)}
+    return {**jax.lax.map(treatment, inputs), "dev_error": jnp.array(errors).reshape(-1, 2)}
 
 
 def bowls(options: Options) -> list[dict[str, Any]]:
