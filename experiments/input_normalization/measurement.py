@@ -119,7 +119,7 @@ def measure_all(options: Options, progress: kit.Progress = None) -> dict[str, di
 
     def of_all_seeds(name):
         with jax.enable_x64(True):
-            # Not by vmap: on the CPU, batches of SVDs in two threads can wait forever for each other.
+            # Not by vmap: batches of SVDs in two CPU threads can wait forever for each other.
             every = jax.jit(lambda seeds: jax.lax.map(partial(measure, name, options), seeds))
             return jax.device_get(every(jnp.array(options.seed_values)))
 
