@@ -27,6 +27,7 @@ def in_threads(jobs: Mapping[Any, Callable[[], Any]], progress: Any = None) -> d
     """Results of functions by name, one thread for each core; `progress` is `(done, total)`.
 
     Most of the time of many experiments is spent compiling, which JAX does in one thread a program.
+    Programs with batches of SVDs or other LAPACK calls can wait forever for each other in threads.
     """
     results = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
