@@ -21,14 +21,19 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
-    """Keep compiled programs from one run to the next, in pytest's own cache."""
+    """All processes and the next run share compiled programs, in pytest's own cache."""
     if hasattr(config, "cache"):
-        # A folder for each worker, since a file may be read while another process writes it.
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-        folder = config.cache.mkdir(f"jax_{jax.__version__}_{worker}")
+        folder = config.cache.mkdir(f"jax_{jax.__version__}")
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # Names of programs then do not depend on the folder.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_xdist_auto_num_workers():
+    """One more process than cores: tests also wait for files and for other processes."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.fixture(autouse=True, scope="module")
