@@ -40,13 +40,15 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 class FileStyle:
     """What is measured of one file.
 
-    `private_names` and `changes` are pairs of a line number and a description.
+    `private_names` and `changes` are pairs of a line number and a description; `field_comments` are
+    those of the `comments` that describe a field of a class, or a constant, beside it.
     """
 
     path: Path
     lines: int
     code_lines: int
     comments: int
+    field_comments: int
     longest_function: tuple[int, str]
     bound_names: int
     private_names: tuple[tuple[int, str], ...]
@@ -55,8 +57,8 @@ class FileStyle:
 
     @property
     def comment_density(self) -> float:
-        """Comments per 100 lines of code."""
-        return 100 * self.comments / max(self.code_lines, 1)
+        """Comments per 100 lines of code, without those that only describe a field or constant."""
+        return 100 * (self.comments - self.field_comments) / max(self.code_lines, 1)
 
 
 def measure(path: Path) -> FileStyle:
@@ -64,6 +66,13 @@ def measure(path: Path) -> FileStyle:
     source = path.read_text()
     tree = ast.parse(source)
     code, comments = _code_and_comments(source, tree)
+    fields = {
+        field.end_lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef | ast.Module)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign | ast.Assign)
+    }
     names = list(_bound_names(tree))
     functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     sizes = [(_code_lines_within(node, code), node.name) for node in functions]
@@ -71,7 +80,8 @@ def measure(path: Path) -> FileStyle:
         path=path,
         lines=len(source.splitlines()),
         code_lines=len(code),
-        comments=comments,
+        comments=len(comments),
+        field_comments=len(fields.intersection(comments)),
         longest_function=max(sizes, default=(0, "")),
         bound_names=len(names),
         private_names=tuple(sorted((line, name) for line, name in names if _is_private(name))),
@@ -88,13 +98,14 @@ def python_files(paths) -> list[Path]:
     return sorted(files)
 
 
-def _code_and_comments(source: str, tree: ast.AST) -> tuple[set[int], int]:
-    """Return the numbers of the lines that hold code, and how many comments there are."""
+def _code_and_comments(source: str, tree: ast.AST) -> tuple[set[int], list[int]]:
+    """Return the numbers of the lines that hold code, and those of the comments."""
     code: set[int] = set()
-    comments = 0
+    comments: list[int] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            comments += not token.string.lstrip("#! ").startswith(DIRECTIVES)
+            if not token.string.lstrip("#! ").startswith(DIRECTIVES):
+                comments.append(token.start[0])
         elif token.type not in NOT_CODE:
             code.update(range(token.start[0], token.end[0] + 1))
     # A string that stands as a statement is documentation, below a field as well.

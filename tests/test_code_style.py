@@ -19,7 +19,7 @@ COMMENTS_PER_100 = (4.0, 8.0)
 # Shorter files are tables, options or lists of names.
 DENSE_CODE_LINES = 60
 # The packages may only become shorter; 11,500 and 4,500 lines are the aim.
-PACKAGE_LINES = {"jaxgrad": 13_800, "experiments": 8_050}
+PACKAGE_LINES = {"jaxgrad": 12_300, "experiments": 6_000}
 
 
 @pytest.mark.parametrize("file", ALL_FILES)
@@ -32,8 +32,10 @@ def test_files_and_functions_are_short(file):
 @pytest.mark.parametrize("file", ALL_FILES)
 def test_dense_code_has_comments(file):
     low, high = COMMENTS_PER_100
-    density = file.comment_density if file.code_lines >= DENSE_CODE_LINES else low
-    assert low <= density <= high
+    # A comment beside a field or constant helps a reader, but does not interrupt code.
+    if file.code_lines >= DENSE_CODE_LINES:
+        assert low <= 100 * file.comments / file.code_lines
+        assert file.comment_density <= high
 
 
 @pytest.mark.parametrize("file", ALL_FILES)
@@ -52,12 +54,11 @@ def test_no_class_changes_after_construction(file):
 @pytest.mark.parametrize("folder", FILES)
 def test_packages_do_not_grow(folder):
     files = FILES[folder]
-    lines, code_lines, comments = (
-        sum(getattr(file, name) for file in files) for name in ("lines", "code_lines", "comments")
-    )
+    lines, comments = (sum(getattr(file, name) for file in files) for name in ("lines", "comments"))
     assert lines <= PACKAGE_LINES[folder]
+    # Of all lines, blank ones and documentation included.
     low, high = COMMENTS_PER_100
-    assert low <= 100 * comments / code_lines <= high
+    assert low <= 100 * comments / lines <= high
 
 
 def test_measures_of_a_small_file(tmp_path):
@@ -72,6 +73,8 @@ def test_measures_of_a_small_file(tmp_path):
             class Total:
                 """A class that changes."""
 
+                name: str  # a field
+
                 def __init__(self, start):
                     self.value = start
                     self.items = []
@@ -85,8 +88,9 @@ def test_measures_of_a_small_file(tmp_path):
         ''').lstrip()
     )
     file = code_style.measure(path)
-    assert (file.lines, file.code_lines, file.comments) == (18, 10, 2)
+    assert (file.lines, file.code_lines, file.comments) == (20, 11, 3)
+    assert file.field_comments == 1
     assert file.longest_function == (5, "add")
     assert [name for _, name in file.private_names] == ["own", "x_kept", "at"]
-    assert [line for line, _ in file.changes] == [15, 16, 17]
+    assert [line for line, _ in file.changes] == [17, 18, 19]
     assert file.private_module

@@ -140,7 +140,7 @@ def slopes(problem: Problem, autodiff: Autodiff, directions: list[Direction], mo
             return np.array([float(part @ values.astype(np.float64)) for part, values in parts])
     try:
         return evaluate(problem, "tangents", directions, np.ones((len(directions), 1)))[:, 0]
-    except Exception as error:  # whatever a user's rule raises
+    except Exception as error:
         raise ValueError(
             f"f cannot be differentiated in forward mode: {first_line(error)}; check reverse mode "
             'alone with modes=("rev",)'

@@ -129,7 +129,6 @@ def numeric_derivatives(
     with steps that again do not depend on the expected ones.
     """
     leaves = leaf_indices(directions)
-    # Pilots are measured already.
     rows = np.flatnonzero([d is not plan.pilots[d.leaf] for d in directions])
     rest, owners = [directions[i] for i in rows], leaves[rows]
     numeric = measure(problem, rest, plan.largest[owners], FEW_STEPS, plan.noise[owners])

@@ -67,7 +67,6 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
                 continue
             obstacle = "" if wide else f"{type(errors[-2]).__name__}: {first_line(errors[-2])}"
             return *attempt, obstacle
-    # A traced call as the user would make it; if it cannot be traced, a plain call.
     error = errors[-1 if isinstance(errors[2], jax.errors.ConcretizationTypeError) else 2]
     raise ValueError(
         f"f raised {type(error).__name__} at the given arguments: {first_line(error)}"

@@ -91,7 +91,6 @@ def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
     sides = inside_left.astype(int) + inside_right
     kink &= sides == 2
 
-    # Where the function is finite on one side only, that side's estimate is all there is.
     value, error, noise, step = (
         np.where(sides == 2, both, np.where(inside_right, from_right, from_left))
         for both, from_right, from_left in zip(central, right, left, strict=True)
@@ -124,7 +123,6 @@ def _best(raw, steps, order, floor) -> tuple[np.ndarray, ...]:
         noise[:, k] = np.nanmax(np.where(np.isfinite(error), error, 0.0), axis=1)
     error = curvature + (RATIO * noise + 4 * floor[:, None]) / steps
     error += 4 * np.finfo(np.float64).eps * np.abs(value)
-    # A step without a smaller one has no witness.
     error = np.where(np.isfinite(error) & np.isfinite(smaller), error, np.inf)
     best = np.argmin(error, axis=1)
     rows = np.arange(len(raw))
@@ -158,7 +156,6 @@ def _kink(steps, plus, minus, noise):
     gone &= np.arange(jump.shape[1])[None] > last[:, None]
     kink = stays.any(axis=1) & ~gone.any(axis=1)
 
-    # One-sided slopes err by a term linear in the step, removed as above with p = 1.
     slopes = np.stack([-minus, plus]) / steps
     change = (slopes[..., 1:] - slopes[..., :-1]) / (RATIO - 1)
     spread = np.where(stays, np.max(np.abs(change), axis=0) + doubt[:, 1:], np.inf)
