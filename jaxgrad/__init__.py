@@ -34,17 +34,5 @@ from jaxgrad.checking import check_grads
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "activations",
-    "check_grads",
-    "checking",
-    "initializers",
-    "layers",
-    "plotting",
-    "propagation",
-    "regimes",
-    "sweeps",
-    "testing",
-    "theory",
-    "training",
-]
+__all__ = ["activations", "checking", "initializers", "layers", "plotting", "propagation"]
+__all__ += ["check_grads", "regimes", "sweeps", "testing", "theory", "training"]

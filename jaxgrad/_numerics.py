@@ -56,20 +56,6 @@ def _for_caller(leaf: Any) -> Any:
     return leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf
 
 
-def compiled_in_float64(*static: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Compile a function with some static arguments; all others become arrays of float64."""
-
-    def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        @functools.wraps(function)
-        def convert(*args):
-            numbered = enumerate(args)
-            return function(*(a if i in static else jnp.asarray(a, float) for i, a in numbered))
-
-        return in_float64(jax.jit(convert, static_argnums=static))
-
-    return decorate
-
-
 def float_eps(dtype: Any) -> float:
     """Return the machine epsilon of a floating or complex type, and 0 for any other type."""
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
@@ -128,8 +114,8 @@ def rescale(
 
 def log_mean_exp(logs: Floats, axis: Axes = -1) -> Floats:
     """Return `log(mean(exp(logs)))` along an axis, without overflow."""
-    count = np.prod([logs.shape[one] for one in np.atleast_1d(axis)])
-    return jax.nn.logsumexp(logs, axis=axis) - math.log(count)
+    total = jax.nn.logsumexp(logs, axis=axis)
+    return total - math.log(logs.size / total.size)
 
 
 def weighted_log_sum_exp(weights: Sequence[Values], logs: Sequence[Values]) -> Floats:

@@ -135,6 +135,7 @@ def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array,
     return mean, jnp.where(finite, deviation / math.sqrt(len(values)), jnp.nan)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array, "..."]:
     """Find out whether a floating-point type can represent numbers of a given log mean square.
 
@@ -147,11 +148,6 @@ def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array,
     """
     if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
-    return _storage(log_mean_square, jnp.dtype(dtype))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _storage(log_mean_square, dtype):
     info = jnp.finfo(dtype)
     log_size = 0.5 * jnp.asarray(log_mean_square)
     low, high = (float(np.log(np.float64(edge))) for edge in (info.tiny, info.max))

@@ -47,12 +47,5 @@ def check_grads(
     >>> check_grads(jnp.tanh, (jnp.arange(3.0),), order=2)
     """
     del atol, eps
-    args = tuple(args)
-    assert_grads(
-        f,
-        *args,
-        argnums=tuple(range(len(args))),
-        order=order,
-        modes=modes,
-        rtol=max(1e-5, rtol or 0.0),
-    )
+    argnums, rtol = tuple(range(len(args))), max(1e-5, rtol or 0.0)
+    assert_grads(f, *args, argnums=argnums, order=order, modes=modes, rtol=rtol)

@@ -7,42 +7,26 @@ the same weights in every precision. A shape that does not fit is reported when 
 """
 
 from jaxgrad.initializers._critical import Critical, critical
-from jaxgrad.initializers._fans import Fans, fans
-from jaxgrad.initializers._fixup import Fixup, fixup
-from jaxgrad.initializers._orthogonal import delta_orthogonal, orthogonal
 from jaxgrad.initializers._random import (
     TRUNCATED_STD,
+    Fans,
+    Fixup,
     Initializer,
     constant,
+    delta_orthogonal,
+    fans,
+    fixup,
     glorot,
     he,
     lecun,
     normal,
+    orthogonal,
     uniform,
     variance_scaling,
     zeros,
 )
 from jaxgrad.initializers._unit_variance import UnitVariance, unit_variance
 
-__all__ = [
-    "TRUNCATED_STD",
-    "Critical",
-    "Fans",
-    "Fixup",
-    "Initializer",
-    "UnitVariance",
-    "constant",
-    "critical",
-    "delta_orthogonal",
-    "fans",
-    "fixup",
-    "glorot",
-    "he",
-    "lecun",
-    "normal",
-    "orthogonal",
-    "uniform",
-    "unit_variance",
-    "variance_scaling",
-    "zeros",
-]
+__all__ = ["TRUNCATED_STD", "Critical", "Fans", "Fixup", "Initializer", "UnitVariance"]
+__all__ += ["constant", "glorot", "he", "lecun", "normal", "uniform", "variance_scaling", "zeros"]
+__all__ += ["critical", "delta_orthogonal", "fans", "fixup", "orthogonal", "unit_variance"]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _validate, activations, theory
@@ -70,23 +69,17 @@ def critical(
     w_variance = point.w_variance
     # Inside a traced program nothing can be raised, and NaN is returned.
     if not _validate.is_traced(w_variance) and not np.isfinite(w_variance):
-        request = _request(b_variance, q)
-        raise ValueError(f"activation {phi.name!r} has no stable critical point for {request}")
+        if q is not None:
+            # b = q - M / D.
+            rest = f"q {float(q):g}, which would need a negative bias variance; pass another q"
+        elif b_variance is not None:
+            rest = f"b_variance {float(b_variance):g}; leave it out for the smallest that has one"
+        else:
+            rest = "any b_variance; choose another activation or normalize the layers"
+        raise ValueError(f"activation {phi.name!r} has no stable critical point for {rest}")
     if width is not None:
-        _validate.scalar("width", width, minimum=1.0)
         # A point in the limit of small signals has q = 0, where averages are not defined.
-        traced = _validate.is_traced(point.q)
-        near = jnp.maximum(point.q, _SMALL_SIGNAL) if traced else max(point.q, _SMALL_SIGNAL)
+        near = point.q + _SMALL_SIGNAL * (point.q == 0)
         w_variance = finite_width.critical_w_variance(phi, near, width)
     kernel = variance_scaling(w_variance, "fan_in", distribution, **convolution)
     return Critical(kernel, normal(point.b_variance), w_variance, point.b_variance, point.q)
-
-
-def _request(b_variance, q) -> str:
-    """The variance that was asked for, and what to do if it has no critical point."""
-    if q is not None:
-        # b = q - M / D.
-        return f"q {float(q):g}, which would need a negative bias variance; pass another q"
-    if b_variance is not None:
-        return f"b_variance {float(b_variance):g}; leave it out for the smallest that has one"
-    return "any b_variance; choose another activation or normalize the layers"

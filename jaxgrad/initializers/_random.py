@@ -1,19 +1,19 @@
-"""Constant weights, and independent random weights whose variance follows from the fans."""
+"""Constant, independent and orthogonal weights; the fans from which a variance follows."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxgrad import _validate
-from jaxgrad.initializers._fans import Strides, fans
 
 Distribution = Literal["normal", "uniform", "truncated"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
+Strides = int | Sequence[int]
 
 TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of a standard normal variable truncated to (-2, 2)."""
@@ -29,6 +29,52 @@ class Initializer(Protocol):
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         """Draw an array of `shape` and `dtype` from `key`."""
         ...
+
+
+class Fans(NamedTuple):
+    """Numbers of values that a unit sums, and of units that use its value; strides divide them."""
+
+    fan_in: float
+    fan_out: float
+
+
+def fans(
+    shape: Sequence[int], *, groups: int = 1, strides: Strides = 1, transposed: bool = False
+) -> Fans:
+    """Count the effective fans of a kernel: the numbers that a variance has to be divided by.
+
+    A window of `k` positions with total stride `s` gives `fan_in = k in`,
+    `fan_out = k out / (groups s)`. If transposed, each output sums only every s-th position:
+    `fan_in = k in / s`, `fan_out = k out / groups`. Source: He et al. (2015), sec. 2.2.
+
+    Args:
+      shape: kernel shape `(*window, in, out)`, as in `flax.linen.Conv` and in JAX's `HWIO`; a dense
+        kernel is `(in, out)`. With groups, `in` counts the input channels of one group, and `out`
+        the output channels of all.
+      groups: number of groups; for a depthwise convolution the number of input channels.
+      strides: strides of the window, one number for all dimensions or one for each.
+      transposed: whether the convolution is transposed (fractionally strided).
+
+    >>> fans((3, 3, 16, 32))
+    Fans(fan_in=144.0, fan_out=288.0)
+    >>> fans((4, 4, 16, 8), strides=2, transposed=True)
+    Fans(fan_in=64.0, fan_out=128.0)
+    """
+    *window, n_in, n_out = _validate.shape("shape", shape, 2)
+    groups = _validate.integer("groups", groups, 1)
+    if n_out % groups:
+        rule = f"divide the {n_out} output channels of shape {tuple(shape)}"
+        raise ValueError(f"groups must {rule}, got {groups}")
+    per_axis = [strides] * len(window) if isinstance(strides, int) else list(strides)
+    if len(per_axis) != len(window):
+        axes = f"{len(window)} window dimensions of shape {tuple(shape)}"
+        raise ValueError(f"strides must give one number for each of the {axes}, got {strides!r}")
+    # A unit sums one product for each position of the window and input channel of its group.
+    size = math.prod(window)
+    stride = math.prod(_validate.integer("strides", step, 1) for step in per_axis)
+    fan_in, fan_out = float(size * n_in), size * n_out / groups
+    # A stride thins the outputs; transposed, it thins the inputs that an output meets.
+    return Fans(fan_in / stride, fan_out) if transposed else Fans(fan_in, fan_out / stride)
 
 
 @jax.tree_util.register_dataclass
@@ -153,3 +199,78 @@ def he(
     _validate.scalar("negative_slope", negative_slope)
     # E phi(z)^2 = (1 + a^2) / 2 E z^2 for z symmetric about 0.
     return variance_scaling(2.0 / (1 + negative_slope**2), mode, distribution, **convolution)
+
+
+class Fixup(NamedTuple):
+    """Initializers of `inner` kernels of a branch, and zeros for its `last` and the classifier."""
+
+    inner: Initializer
+    last: Initializer
+
+
+def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
+    """Start each residual block as the identity, with smaller inner weights in deeper networks.
+
+    Then one step of gradient descent changes the output by the same amount at any depth. `inner` is
+    He's initializer by `fan_out`, with the standard deviation times `blocks^(-1 / (2 layers - 2))`.
+    Start biases at 0, and the scalar multiplier that the source adds to each branch at 1.
+
+    There are at least 1 `blocks`, which may be traced, and at least 2 `layers` (kernels) in each
+    branch. For `convolution` see `variance_scaling`. Source: Zhang, Dauphin, Ma (2019), sec. 3.
+    """
+    _validate.scalar("blocks", blocks, minimum=1.0)
+    layers = _validate.integer("layers", layers, 2)
+    # A branch of m kernels with standard deviations times L^(-1 / (2 m - 2)), of which m - 1 are
+    # not zero, contributes L^(-1/2) times the step of its last kernel.
+    variance = 2.0 * jnp.asarray(blocks, jnp.float32) ** (-1 / (layers - 1))
+    return Fixup(variance_scaling(variance, "fan_out", **convolution), zeros())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Orthogonal:
+    gain: Any
+    delta: bool = field(metadata=_STATIC)
+
+    def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        *window, n_in, n_out = sizes = _validate.shape("shape", shape, 2)
+        if self.delta and any(size % 2 == 0 for size in window):
+            rule = "have odd window sizes, whose kernel has a centre"
+            remedy = "use orthogonal for an even window"
+            raise ValueError(f"shape must {rule}, got {tuple(shape)}; {remedy}")
+        drawn = (n_in, n_out) if self.delta else sizes
+        # More columns than rows: the norm is spread over more units, so each has less variance.
+        correction = max(math.sqrt(n_out / math.prod(drawn[:-1])), 1.0)
+        # In float32, so that a key gives the same matrix in every precision.
+        matrix = jax.nn.initializers.orthogonal(1.0)(key, drawn, jnp.float32)
+        matrix = (matrix * (self.gain * correction)).astype(dtype)
+        centre = tuple(size // 2 for size in window)
+        return jnp.zeros(sizes, dtype).at[centre].set(matrix) if self.delta else matrix
+
+
+def orthogonal(gain: Any = 1.0) -> Initializer:
+    """Draw a uniformly random orthogonal matrix, times `gain`, a finite number that may be traced.
+
+    The kernel is read as a matrix of `window * in` rows and `out` columns. With more columns than
+    rows, an orthogonal matrix keeps the norm of a signal but lowers its mean square. The factor
+    `max(sqrt(out / rows), 1)` corrects this, so the mean square is multiplied by `gain^2` for every
+    shape. Source: Saxe, McClelland, Ganguli (2014); the correction by counting rows and columns.
+
+    >>> kernel = orthogonal()(jax.random.key(0), (8, 8))
+    >>> bool(jnp.allclose(kernel.T @ kernel, jnp.eye(8), atol=1e-5))
+    True
+    """
+    _validate.scalar("gain", gain)
+    return _Orthogonal(gain, delta=False)
+
+
+def delta_orthogonal(gain: Any = 1.0) -> Initializer:
+    """Draw a convolution kernel that is zero except for a matrix at its centre, as of `orthogonal`.
+
+    A linear circular convolution with this kernel keeps the norm of every image, whatever its
+    wavelengths, if it has at least as many output as input channels. Drawing a window of even size,
+    which has no centre, raises a `ValueError`. Source: Xiao, Bahri, Sohl-Dickstein, Schoenholz,
+    Pennington (2018), sec. 3.
+    """
+    _validate.scalar("gain", gain)
+    return _Orthogonal(gain, delta=True)

@@ -1,12 +1,12 @@
 """Layer-sequential unit variance: scale weights until every layer's output has unit variance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from jaxgrad import _numerics, _validate
@@ -66,42 +66,39 @@ def unit_variance(
     # A new closure over new data: there is nothing that a later call could use again.
     leaves, value, passes = jax.jit(lambda: _fit(scaling, tolerance, iterations))()
     std: list[Any] = [None] * len(leaves)
-    # The vector of standard deviations is cut into the leaves that were scaled.
-    for index, start, size in scaling.slots():
-        std[index] = value[start : start + size] if scaling.stacked[index] else value[start]
+    for index, part in scaling.slots(value):
+        std[index] = part
     return UnitVariance(scaling.treedef.unflatten(leaves), scaling.treedef.unflatten(std), passes)
 
 
 @dataclass(frozen=True)
 class _Scaling:
-    """The `selected` leaves to be scaled, with `sizes` entries each of a vector of log scales."""
+    """The leaves, of which those `selected` are scaled, by a vector of the logs of all scales."""
 
     outputs: Callable[[Any], Any]
     treedef: Any
-    leaves: tuple[Array, ...]
-    stacked: tuple[bool, ...]
-    selected: tuple[int, ...]
-    sizes: tuple[int, ...]
+    leaves: list[Array]
+    selected: list[int]
+    start: Float[Array, " scales"]
+    unravel: Callable[[Array], list[Array]]
 
-    def slots(self) -> list[tuple[int, int, int]]:
-        """Index of each selected leaf, first entry of its log scales, and their number."""
-        starts = np.cumsum([0, *self.sizes]).tolist()
-        return list(zip(self.selected, starts, self.sizes, strict=False))
+    def slots(self, vector: Float[Array, " scales"]) -> Iterator[tuple[int, Array]]:
+        """Index of each selected leaf, and its part of a vector, `[]` or `[layers]`."""
+        return zip(self.selected, self.unravel(vector), strict=True)
 
     def apply(self, log_scale: Float[Array, " scales"]) -> list[Array]:
         scaled = list(self.leaves)
-        for index, start, size in self.slots():
+        for index, part in self.slots(log_scale):
             leaf = self.leaves[index]
-            shape = (size,) + (1,) * (leaf.ndim - 1) if self.stacked[index] else ()
-            factor = jnp.exp(log_scale[start : start + size]).reshape(shape)
+            factor = jnp.exp(jnp.expand_dims(part, tuple(range(part.ndim, leaf.ndim))))
             scaled[index] = (leaf.astype(factor.dtype) * factor).astype(leaf.dtype)
         return scaled
 
     def log_std(self, log_scale: Float[Array, " scales"]) -> Float[Array, " scales"]:
         """Log standard deviation of the output of every scaled layer, without overflow."""
-        parts, logs = _layer_outputs(self.outputs, self.treedef, self.apply(log_scale)), []
-        for index, _, size in self.slots():
-            rows = parts[index].reshape(size, -1).astype(log_scale.dtype)
+        outputs, logs = _layer_outputs(self.outputs, self.treedef, self.apply(log_scale)), []
+        for index, part in self.slots(log_scale):
+            rows = outputs[index].reshape(part.size, -1).astype(part.dtype)
             scaled, log_divisor = _numerics.divide_by_largest(rows, axis=1)
             logs.append(0.5 * jnp.log(jnp.var(scaled, axis=1)) + log_divisor[:, 0])
         return jnp.concatenate(logs)
@@ -131,8 +128,9 @@ def _prepare(params, outputs, stacked) -> _Scaling:
                 f"{jax.tree_util.keystr(paths[index])} of shape {leaf.shape}, got {shape}; set "
                 "stacked to False for it or stack its layers' outputs"
             )
-    sizes = tuple(leaves[index].shape[0] if flags[index] else 1 for index in selected)
-    return _Scaling(outputs, treedef, tuple(leaves), tuple(flags), tuple(selected), sizes)
+    dtype = jnp.result_type(jnp.float32, *(leaves[index] for index in selected))
+    scales = [jnp.zeros(leaves[i].shape[:1] if flags[i] else (), dtype) for i in selected]
+    return _Scaling(outputs, treedef, leaves, selected, *ravel_pytree(scales))
 
 
 def _layer_outputs(outputs, treedef, leaves):
@@ -163,8 +161,6 @@ def _fit(scaling: _Scaling, tolerance, iterations):
         log_scale = log_scale + jnp.where(jnp.isfinite(step), step, 0.0)
         return log_scale, scaling.log_std(log_scale), passes + 1
 
-    selected = (scaling.leaves[index] for index in scaling.selected)
-    log_scale = jnp.zeros(sum(scaling.sizes), jnp.result_type(jnp.float32, *selected))
-    state = (log_scale, scaling.log_std(log_scale), jnp.zeros((), jnp.int32))
+    state = (scaling.start, scaling.log_std(scaling.start), jnp.zeros((), jnp.int32))
     log_scale, value, passes = jax.lax.while_loop(unfinished, improve, state)
     return scaling.apply(log_scale), jnp.exp(value), passes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxgrad import regimes
-from jaxgrad.plotting.style import LINES, THEORY, halo, middle, shades
+from jaxgrad.plotting.style import LINES, THEORY, halo, heat_map, name_region
 
 if TYPE_CHECKING:
     import xarray
@@ -40,9 +40,6 @@ def depth_map(
       theory: to be drawn over the measurement: `log_ratio` and `log_profile` as in `dataset` but
         without seeds, and `xi`, the depth scale in layers, over (activation, fine_w_variance).
         `None` for the measurement alone.
-
-    Returns:
-      A matplotlib figure, to be shown or saved by the caller.
     """
     from matplotlib.figure import Figure
 
@@ -57,36 +54,30 @@ def depth_map(
         # The variance of a level gradient, and the regime of every cell.
         level = regimes.level(log_ratio, measured["w_variance"].values)
         classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
-        mesh = _map(left, measured, classes, level, name)
+        _map(figure, left, measured, classes, level, name)
         if predicted is not None:
             _predictions(left, predicted)
-        figure.colorbar(
-            mesh,
-            ax=left,
-            extend="both",
-            label="gradient at the first layer / at the last layer",
-            ticks=range(-4, 5),
-            format=lambda decades, _: "unchanged" if decades == 0 else f"$10^{{{decades:g}}}$",
-        )
         _profile(right, measured, predicted, float(np.asarray(level.variance)[-1]), name)
+    look = {"loc": "outside lower center", "ncols": 3, "frameon": False}
     figure.legend(
-        handles=_handles(theory is not None),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        title="lines of the maps on the left",
+        handles=_handles(theory is not None), title="lines of the maps on the left", **look
     )
     figure.suptitle("Where gradients vanish, survive or explode before training", fontsize=15)
     return figure
 
 
-def _map(ax: Any, measured: Any, classes: Any, level: regimes.Level, name: str) -> Any:
+def _map(
+    figure: Any, ax: Any, measured: Any, classes: Any, level: regimes.Level, name: str
+) -> None:
     depth, variance = measured["depth"].values, measured["w_variance"].values
     # Half, since the logs are of squared norms.
     decades = np.asarray(classes.log_ratio) / (2 * np.log(10))
-    mesh = ax.pcolormesh(
-        depth, variance, decades, cmap=shades(), vmin=-DECADES, vmax=DECADES, rasterized=True
-    )
+    bar = {
+        "label": "gradient at the first layer / at the last layer",
+        "ticks": range(-4, 5),
+        "format": lambda value, _: "unchanged" if value == 0 else f"$10^{{{value:g}}}$",
+    }
+    heat_map(figure, ax, depth, variance, decades, DECADES, **bar)
     # Regimes are -1, 0 and 1, so that their borders are contours at -1/2 and 1/2.
     regime = np.asarray(classes.regime, float)
     for value, edge, style, _ in BORDERS:
@@ -95,23 +86,19 @@ def _map(ax: Any, measured: Any, classes: Any, level: regimes.Level, name: str) 
             border.set_path_effects(halo(4))
     words = ("vanishes", "survives", "explodes")
     order = (regimes.Regime.VANISHING, regimes.Regime.STABLE, regimes.Regime.EXPLODING)
-    look = {"ha": "center", "va": "center", "fontsize": 13, "fontweight": "bold", "zorder": 6}
     for value, word in zip(order, words, strict=True):
-        # The word stands where its region has most room.
-        spot = middle(regime == value)
-        if spot is not None:
-            ax.text(depth[spot[1]], variance[spot[0]], word, path_effects=halo(4), **look)
+        name_region(ax, depth, variance, regime == value, word, 13)
     ax.plot(depth[1:], np.asarray(level.variance)[1:], color="black", linestyle="dotted", zorder=5)
     ax.set_yscale("log")
-    _plain_ticks(ax.yaxis, variance)
+    # Plain numbers at powers of 2.
+    low, high = np.ceil(np.log2(variance.min())), np.floor(np.log2(variance.max()))
+    marks = 2.0 ** np.arange(low, high + 1)
+    ax.set_yticks(marks, [f"{mark:g}" for mark in marks])
+    ax.set_yticks([], minor=True)
     ax.set_xticks([int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])])
     ax.set_xlim(depth[0] - 0.5, depth[-1] + 0.5)
-    ax.set(
-        xlabel="depth (number of layers)",
-        ylabel="weight variance × fan-in",
-        title=f"{name}: gradient change through the network",
-    )
-    return mesh
+    ax.set(xlabel="depth (number of layers)", ylabel="weight variance × fan-in")
+    ax.set_title(f"{name}: gradient change through the network")
 
 
 def _predictions(ax: Any, predicted: Any) -> None:
@@ -167,29 +154,12 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, name: str) ->
         ax.plot([], [], color=THEORY, linestyle="dashed", linewidth=1, label="theory,\nall of them")
     ax.set_yscale("log")
     # Outside of the panel, where it covers no line.
-    ax.legend(
-        title="weight variance\n× fan-in",
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-    )
-    ax.set(
-        xlabel="layer (1 is next to the input)",
-        ylabel="gradient norm / that of the last layer",
-        title=f"{name}: gradient in the {len(layer)}-layer network\n"
-        "(mean over seeds ± standard error)",
-    )
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    ax.legend(title="weight variance\n× fan-in", frameon=False, **place)
+    heading = f"{name}: gradient in the {len(layer)}-layer network"
+    ax.set_title(f"{heading}\n(mean over seeds ± standard error)")
+    ax.set(xlabel="layer (1 is next to the input)", ylabel="gradient norm / that of the last layer")
 
 
 def _decades(profile: np.ndarray) -> np.ndarray:
     return (profile - profile[..., -1:]) / (2 * np.log(10))
-
-
-def _plain_ticks(axis: Any, values: np.ndarray) -> None:
-    """Label an axis in base 2 by plain numbers, and only at powers of 2."""
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
-
-    marks = 2.0 ** np.arange(np.ceil(np.log2(values.min())), np.floor(np.log2(values.max())) + 1)
-    axis.set_major_locator(FixedLocator(list(marks)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting.style import THEORY, halo, middle, shades
+from jaxgrad.plotting.style import THEORY, halo, heat_map, name_region
 
 if TYPE_CHECKING:
     import xarray
@@ -29,9 +29,6 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
         attributes the name of the `activation` and the weight and bias variance of a `critical`
         point, or NaN.
       title: a sentence for the title, such as where the critical point is.
-
-    Returns:
-      A matplotlib figure, to be shown or saved by the caller.
     """
     from matplotlib.figure import Figure
 
@@ -39,24 +36,13 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
     ax = figure.subplots()
     growth = measured["growth"].transpose("seed", "b_variance", "w_variance").values.mean(axis=0)
     # Symmetric around 0, so that the middle colour is a level gradient.
-    reach = np.log(FACTORS[-1])
-    mesh = ax.pcolormesh(
-        measured["w_variance"].values,
-        measured["b_variance"].values,
-        growth,
-        cmap=shades(),
-        vmin=-reach,
-        vmax=reach,
-        rasterized=True,
-    )
-    figure.colorbar(
-        mesh,
-        ax=ax,
-        extend="both",
-        label="measured: factor of the squared gradient per layer, on its way back",
-        ticks=np.log(FACTORS),
-        format=lambda value, _: "level" if value == 0 else f"× {np.exp(value):.2g}",
-    )
+    bar = {
+        "label": "measured: factor of the squared gradient per layer, on its way back",
+        "ticks": np.log(FACTORS),
+        "format": lambda value, _: "level" if value == 0 else f"× {np.exp(value):.2g}",
+    }
+    w, b = (measured[name].values for name in ("w_variance", "b_variance"))
+    heat_map(figure, ax, w, b, growth, np.log(FACTORS[-1]), **bar)
     w, b = (theory[name].values for name in ("w_variance", "b_variance"))
     q, chi = (
         theory[name].transpose("b_variance", "w_variance").values for name in ("q", "chi_perp")
@@ -128,7 +114,6 @@ def _undefined(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[
 
 def _regions(ax: Any, w: np.ndarray, b: np.ndarray, q: np.ndarray, chi: np.ndarray) -> None:
     """Name the phases, each in the middle of its region."""
-    look = {"ha": "center", "va": "center", "fontsize": 15, "fontweight": "bold"}
     for region, words in (
         (chi < 1, "ordered:\ngradients vanish"),
         (chi > 1, "chaotic:\ngradients explode"),
@@ -136,6 +121,5 @@ def _regions(ax: Any, w: np.ndarray, b: np.ndarray, q: np.ndarray, chi: np.ndarr
         # A phase that is mostly without a bounded signal is not called chaotic.
         if (region & np.isinf(q)).sum() > region.sum() / 2:
             words = words.replace("chaotic", "no stable length")
-        spot = middle(region)
-        if spot is not None and region.mean() > 0.02:
-            ax.text(w[spot[1]], b[spot[0]], words, path_effects=halo(4), **look)
+        if region.mean() > 0.02:
+            name_region(ax, w, b, region, words, 15)

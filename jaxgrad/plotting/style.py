@@ -19,13 +19,6 @@ THEORY = "#b3157f"
 """The colour of predictions, drawn over measurements."""
 
 
-def shades() -> Any:
-    """The diverging colour map of `SHADES`, grey where there is no number."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("unchanged", SHADES).with_extremes(bad="0.5")
-
-
 def halo(width: float) -> list[Any]:
     """A white border around text or lines that are drawn over colours."""
     from matplotlib.patheffects import withStroke
@@ -33,22 +26,26 @@ def halo(width: float) -> list[Any]:
     return [withStroke(linewidth=width, foreground="white")]
 
 
-def middle(region: np.ndarray) -> tuple[int, int] | None:
-    """The cell of a boolean region that is farthest from its border, for a label there."""
+def heat_map(figure: Any, ax: Any, x: Any, y: Any, values: Any, reach: float, **bar: Any) -> None:
+    """Draw values from -`reach` to `reach` in the colours of `SHADES`, grey where they are NaN."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("unchanged", SHADES).with_extremes(bad="0.5")
+    mesh = ax.pcolormesh(x, y, values, cmap=colors, vmin=-reach, vmax=reach, rasterized=True)
+    figure.colorbar(mesh, ax=ax, extend="both", **bar)
+
+
+def name_region(ax: Any, x: Any, y: Any, region: np.ndarray, words: str, size: float) -> None:
+    """Write words in the cell of a boolean region that is farthest from its border."""
+    from scipy.ndimage import distance_transform_cdt
+
     if not region.any():
-        return None
-    padded = np.pad(region, 1)
-    room = np.zeros(region.shape, int)
-    # Each pass takes off the cells at the border, so that `room` counts the distance to it.
-    while padded.any():
-        room += padded[1:-1, 1:-1]
-        inner = padded[1:-1, 1:-1]
-        for shift in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-            inner = inner & shift
-        padded = np.pad(inner, 1)
+        return
+    room = np.asarray(distance_transform_cdt(np.pad(region, 1), "taxicab"))[1:-1, 1:-1]
     best = np.argwhere(room == room.max())
     row, column = best[np.abs(best - best.mean(axis=0)).sum(axis=1).argmin()]
-    return int(row), int(column)
+    look = {"ha": "center", "va": "center", "fontweight": "bold", "path_effects": halo(4)}
+    ax.text(x[column], y[row], words, fontsize=size, zorder=6, **look)
 
 
 def scientific(value: float) -> str:

@@ -15,13 +15,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, bisect, compiled_in_float64, golden_section
+from jaxgrad._numerics import FloatArray, bisect, golden_section
 from jaxgrad.activations import Activation
-from jaxgrad.theory import _moments
 from jaxgrad.theory._fixed_points import first_index
-from jaxgrad.theory._maps import ActivationLike
-from jaxgrad.theory._mesh import versions
-from jaxgrad.theory._tables import GRID, interpolate, known_range, table
+from jaxgrad.theory._maps import ActivationLike, prediction
+from jaxgrad.theory._moments import statistics
+from jaxgrad.theory._quadrature import interpolate, table, versions
 
 # Tolerances, relative to q: of a stable length, of the limit of small signals, and of the table.
 _STABLE, _NEAR_ZERO, _ROUNDING = 1 + 1e-9, 1e-5, 1e-7
@@ -39,14 +38,17 @@ class Critical(NamedTuple):
     chi_par: FloatArray
 
 
+@prediction(_validate.numbers)
 def critical_line(activation: ActivationLike, q: ArrayLike) -> Critical:
     """Compute the point of the critical line whose pre-activations have variance `q`.
 
     The variances `q`, of any shape, are above 0 and may be traced; for `activation` see
     `jaxgrad.activations.get`. The result is NaN where the bias variance would be negative.
     """
-    _validate.numbers("q", q, minimum=0.0, above=True)
-    return _line(activations.get(activation), q)
+    point = _point(activations.get(activation), q)
+    # A homogeneous activation has M = q D; what remains of the difference is rounding.
+    b_variance = jnp.where(jnp.abs(point.b_variance) < 1e-13 * q, 0.0, point.b_variance)
+    return _nan_unless(b_variance >= 0, point._replace(b_variance=b_variance))
 
 
 def critical(activation: ActivationLike, b_variance: ArrayLike | None = None) -> Critical:
@@ -64,22 +66,22 @@ def critical(activation: ActivationLike, b_variance: ArrayLike | None = None) ->
     1.760955
     """
     phi = activations.get(activation)
-    if b_variance is None:
-        return _smallest(phi)
-    _validate.scalar("b_variance", b_variance, minimum=0.0)
-    return _critical(phi, b_variance)
-
-
-@compiled_in_float64(0)
-def _line(phi, q):
-    point = _point(phi, q)
-    # A homogeneous activation has M = q D; what remains of the difference is rounding.
-    b_variance = jnp.where(jnp.abs(point.b_variance) < 1e-13 * q, 0.0, point.b_variance)
-    return _nan_unless(b_variance >= 0, point._replace(b_variance=b_variance))
+    if b_variance is not None:
+        return _critical(phi, b_variance)
+    every, only_limit, _ = _small_signals(phi)
+    if every or only_limit:
+        return _critical(phi, 0.0)
+    grid, relative, chi_par = _on_grid(phi)
+    allowed = (chi_par <= _STABLE) & (relative > _ROUNDING)
+    if not allowed.any():
+        return Critical(*[np.asarray(np.nan)] * 4)
+    index = int(np.argmin(np.where(allowed, relative * np.exp(grid), np.inf)))
+    low, high = (grid[np.clip(index + i, 0, len(grid) - 1)] for i in (-1, 1))
+    return _smallest_between(phi, low, high)
 
 
 def _point(phi: Activation, q) -> Critical:
-    averages = _moments.statistics(phi, jnp.log(q))
+    averages = statistics(phi, jnp.log(q))
     ratio = jnp.exp(averages.log_square - averages.log_slope)
     # chi_par = w M' = (d log M / d log q) M / (q D).
     return Critical(jnp.exp(-averages.log_slope), q - ratio, q, averages.elasticity * ratio / q)
@@ -91,21 +93,17 @@ def _nan_unless(exists, point: Critical) -> Critical:
 
 def _from_table(phi: Activation, log_q):
     """`b_variance / q` and `chi_par` on the critical line."""
-    rows = table(phi)
-    square, elasticity = interpolate(rows.square, log_q)
-    slope, _ = interpolate(rows.slope, log_q)
+    square, elasticity, slope = interpolate(table(phi), log_q)
     # b = q - M / D and w = 1 / D, so b / q = 1 - M / (q D), and chi_par = w M' = e M / (q D).
     return -jnp.expm1(square - slope - log_q), elasticity * jnp.exp(square - slope - log_q)
 
 
 def _on_grid(phi: Activation):
-    """The known part of the grid, and `b_variance / q` and `chi_par` on it."""
-    first, last = known_range(phi)
-    rows = table(phi)
-    grid, square, slope = (a[first : last + 1] for a in (GRID, rows.square.T, rows.slope.T))
-    log_ratio = square[:, 0] - slope[:, 0] - grid
-    relative = np.where(np.abs(np.expm1(log_ratio)) < 1e-11, 0.0, -np.expm1(log_ratio))
-    return grid, relative, square[:, 1] * np.exp(log_ratio)
+    """The grid of the table, and `b_variance / q` and `chi_par` on it."""
+    grid = table(phi).log_q
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        relative, chi_par = map(np.asarray, _from_table(phi, jnp.asarray(grid)))
+    return grid, np.where(np.abs(relative) < 1e-11, 0.0, relative), chi_par
 
 
 @functools.lru_cache(maxsize=64)
@@ -120,26 +118,25 @@ def _small_signals(phi: Activation) -> tuple[bool, bool, float]:
     w_variance = 1 / slope if slope > 0 else math.inf
     every = bool(np.all(np.abs(relative) < 1e-10))
     # Without biases a small signal must shrink, or it would leave the limit.
-    first, last = known_range(phi)
-    square, elasticity = table(phi).square[:2, first : last + 1]
+    square, elasticity = table(phi).rows[:2, 0]
     change = square + math.log(w_variance) - grid
     shrinks = change[np.argmax(np.abs(change) > 1e-9)] < 0
     linear = abs(relative[0]) < _NEAR_ZERO and abs(elasticity[0] - 1) < _NEAR_ZERO
     return every, bool(linear and shrinks), w_variance
 
 
-@compiled_in_float64(0)
-def _critical(phi, b_variance):
-    log_q, exists = _root(phi, b_variance)
-
+@prediction(_validate.scalar)
+def _critical(activation: Activation, b_variance: ArrayLike) -> Critical:
+    log_q, exists = _root(activation, b_variance)
     # A Newton step with exact averages, through which derivatives pass.
     one = jnp.ones_like(log_q)
-    pair = jax.jvp(lambda x: _point(phi, jnp.exp(x)).b_variance, (log_q,), (one,))
+    pair = jax.jvp(lambda x: _point(activation, jnp.exp(x)).b_variance, (log_q,), (one,))
     value, slope = jax.lax.stop_gradient(pair)
     step = (b_variance - value) / jnp.where(slope == 0, jnp.inf, slope)
     log_q = log_q + jnp.where(jnp.abs(step) < 1e-3, step, 0.0)
-    point = _nan_unless(exists, _point(phi, jnp.exp(log_q))._replace(b_variance=b_variance))
-    every, only_limit, w_variance = _small_signals(phi)
+    point = _point(activation, jnp.exp(log_q))._replace(b_variance=b_variance)
+    point = _nan_unless(exists, point)
+    every, only_limit, w_variance = _small_signals(activation)
     if every or only_limit:
         # Without biases: any q is as good as 1, or the point is the limit of small signals.
         unbiased = Critical(*map(jnp.asarray, (w_variance, 0.0, 1.0 if every else 0.0, 1.0)))
@@ -168,24 +165,11 @@ def _root(phi: Activation, b_variance):
     return jnp.where(jnp.any(good), roots[first_index(good)], 0.0), jnp.any(good)
 
 
-def _smallest(phi: Activation) -> Critical:
-    every, only_limit, _ = _small_signals(phi)
-    if every or only_limit:
-        return _critical(phi, 0.0)
-    grid, relative, chi_par = _on_grid(phi)
-    allowed = (chi_par <= _STABLE) & (relative > _ROUNDING)
-    if not allowed.any():
-        return _line(phi, np.nan)
-    index = int(np.argmin(np.where(allowed, relative * np.exp(grid), np.inf)))
-    low, high = (grid[np.clip(index + i, 0, len(grid) - 1)] for i in (-1, 1))
-    return _smallest_between(phi, low, high)
-
-
-@compiled_in_float64(0)
-def _smallest_between(phi, low, high):
+@prediction(_validate.scalar)
+def _smallest_between(activation: Activation, low: ArrayLike, high: ArrayLike) -> Critical:
     def cost(log_q):
-        relative, chi_par = _from_table(phi, log_q)
+        relative, chi_par = _from_table(activation, log_q)
         excess = jnp.maximum(chi_par - 1, 0.0) + jnp.maximum(-relative, 0.0)
         return jnp.where(excess > 0, 1e9 + excess, relative * jnp.exp(log_q))
 
-    return _line(phi, jnp.exp(golden_section(cost, low, high, steps=70)))
+    return critical_line(activation, jnp.exp(golden_section(cost, low, high, steps=70)))

@@ -14,11 +14,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int8
 
-from jaxgrad import activations
-from jaxgrad._numerics import bisect, compiled_in_float64
+from jaxgrad import _validate, activations
+from jaxgrad._numerics import bisect
 from jaxgrad.theory import _moments
-from jaxgrad.theory._maps import ActivationLike, check_variances, next_log_q
-from jaxgrad.theory._tables import GRID, interpolate, known_range, table
+from jaxgrad.theory._maps import ActivationLike, next_log_q, prediction
+from jaxgrad.theory._quadrature import Table, interpolate, table
 
 SLOTS = 8  # The largest number of fixed points that is returned.
 # A map touches the identity if it comes this close, relative to q. Where |chi_par| is marginally
@@ -52,6 +52,7 @@ class FixedPoints(NamedTuple):
     stability: Int8[Array | np.ndarray, "8"]
 
 
+@prediction(_validate.scalar)
 def fixed_points(
     activation: ActivationLike, w_variance: ArrayLike, b_variance: ArrayLike = 0.0
 ) -> FixedPoints:
@@ -64,7 +65,41 @@ def fixed_points(
     >>> round(float(points.q[0]), 6), round(float(points.chi_perp[0]), 6)
     (0.315316, 0.880164)
     """
-    return _fixed_points(activations.get(activation), *check_variances(w_variance, b_variance))
+    phi = activations.get(activation)
+    known = table(phi)
+    log_w, log_b = logs(w_variance, b_variance)
+    grid, value = _refined_grid(known, log_w, log_b)
+    neutral = jnp.all(value == 0)
+    # A root lies between two points of opposite sign, or where the map touches.
+    crossing = value[:-1] * value[1:] < 0
+    touching = jnp.concatenate([jnp.zeros(1, bool), (value[1:-1] == 0) & (value[:-2] != 0)])
+    index = jnp.nonzero((crossing | touching) & ~neutral, size=SLOTS - 1, fill_value=-1)[0]
+    touches = touching[index]
+    low, high = grid[index], grid[jnp.minimum(index + 1, len(grid) - 1)]
+    root = jnp.where(touches, low, solve(known, low, high, log_w, log_b))
+
+    def averages(log_q):
+        exact = _moments.statistics(phi, log_q)
+        return exact.log_square, exact.elasticity, exact.log_slope
+
+    root, chi_par, chi_perp = polish(averages, root, log_w, b_variance)
+    stability = _stability(value, index, touches, chi_par)
+    # A vanishing signal is a fixed point without biases if phi(0) = 0; else M ~ q^e with e < 1.
+    end_par, end_perp = end_slopes(known, 0, log_w)
+    linear = (known.rows[1, 0, 0] > 1 - 1e-6) & (log_w > -jnp.inf)
+    zero_is_fixed = (log_b == -jnp.inf) & (linear | (log_w == -jnp.inf))
+    end = jnp.where(value[first_index(value != 0)] < 0, Stability.STABLE, Stability.UNSTABLE)
+    end = jnp.where(neutral, Stability.NEUTRAL, end)
+
+    def entries(end_value, values):
+        both = jnp.concatenate([end_value[None], jnp.where(index >= 0, values, jnp.nan)])
+        return jnp.where(zero_is_fixed, both, jnp.append(both[1:], jnp.nan))
+
+    stability = entries(end.astype(jnp.float64), stability.astype(jnp.float64))
+    stability = jnp.where(jnp.isnan(stability), Stability.NONE, stability).astype(jnp.int8)
+    ends, inside = (jnp.zeros(()), end_par, end_perp), (jnp.exp(root), chi_par, chi_perp)
+    q, chi_par, chi_perp = map(entries, ends, inside)
+    return FixedPoints(q, chi_par, chi_perp, stability)
 
 
 def excess(log_square: ArrayLike, log_q: ArrayLike, log_w: ArrayLike, log_b: ArrayLike) -> Array:
@@ -83,12 +118,12 @@ def logs(*values: ArrayLike) -> list[Array]:
     return [jnp.where(a > 0, jnp.log(jnp.where(a > 0, a, 1.0)), -jnp.inf) for a in arrays]
 
 
-def solve(rows: np.ndarray, low: Array, high: Array, log_w: Array, log_b: Array) -> Array:
+def solve(known: Table, low: Array, high: Array, log_w: Array, log_b: Array) -> Array:
     """Bisect on the table for the log variance at which the excess changes its sign."""
-    return bisect(lambda x: excess(interpolate(rows, x)[0], x, log_w, log_b), low, high, steps=34)
+    return bisect(lambda x: excess(interpolate(known, x)[0], x, log_w, log_b), low, high, steps=34)
 
 
-def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tuple[Array, ...]:
+def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Any) -> tuple[Array, ...]:
     """Take a Newton step to a fixed point, through which derivatives pass.
 
     `averages` maps a log variance to `log M`, `d log M / d log q` and `log D`. Returns the fixed
@@ -105,63 +140,22 @@ def polish(averages: Any, log_q: Array, log_w: Array, b_variance: Array) -> tupl
     return log_q, elasticity * jnp.exp(log_w + log_square - log_q), jnp.exp(log_w + log_slope)
 
 
-def end_slopes(phi: activations.Activation, index: int, log_w: Array) -> tuple[Array, Array]:
-    """`chi_par` and `chi_perp` at the first or last known entry of the table."""
-    rows = table(phi)
-    square, slope = rows.square[:, index], rows.slope[:, index]
-    return square[1] * jnp.exp(log_w + square[0] - GRID[index]), jnp.exp(log_w + slope[0])
+def end_slopes(known: Table, end: int, log_w: Array) -> tuple[Array, Array]:
+    """`chi_par` and `chi_perp` at the first (0) or the last (-1) entry of the table."""
+    (square, slope), (elasticity, _), _ = known.rows[..., end]
+    return elasticity * jnp.exp(log_w + square - known.log_q[end]), jnp.exp(log_w + slope)
 
 
-@compiled_in_float64(0)
-def _fixed_points(phi, w_variance, b_variance):
-    log_w, log_b = logs(w_variance, b_variance)
-    grid, value = _refined_grid(phi, log_w, log_b)
-    neutral = jnp.all(value == 0)
-    # A root lies between two points of opposite sign, or where the map touches.
-    crossing = value[:-1] * value[1:] < 0
-    touching = jnp.concatenate([jnp.zeros(1, bool), (value[1:-1] == 0) & (value[:-2] != 0)])
-    index = jnp.nonzero((crossing | touching) & ~neutral, size=SLOTS - 1, fill_value=-1)[0]
-    touches = touching[index]
-    low, high = grid[index], grid[jnp.minimum(index + 1, len(grid) - 1)]
-    root = jnp.where(touches, low, solve(table(phi).square, low, high, log_w, log_b))
-
-    def averages(log_q):
-        exact = _moments.statistics(phi, log_q)
-        return exact.log_square, exact.elasticity, exact.log_slope
-
-    root, chi_par, chi_perp = polish(averages, root, log_w, b_variance)
-    stability = _stability(value, index, touches, chi_par)
-    # A vanishing signal is a fixed point without biases if phi(0) = 0; else M ~ q^e with e < 1.
-    first = known_range(phi)[0]
-    end_par, end_perp = end_slopes(phi, first, log_w)
-    linear = (table(phi).square[1, first] > 1 - 1e-6) & (log_w > -jnp.inf)
-    zero_is_fixed = (log_b == -jnp.inf) & (linear | (log_w == -jnp.inf))
-    end = jnp.where(value[first_index(value != 0)] < 0, Stability.STABLE, Stability.UNSTABLE)
-    end = jnp.where(neutral, Stability.NEUTRAL, end)
-
-    def entries(end_value, values):
-        both = jnp.concatenate([end_value[None], jnp.where(index >= 0, values, jnp.nan)])
-        return jnp.where(zero_is_fixed, both, jnp.append(both[1:], jnp.nan))
-
-    stability = entries(end.astype(jnp.float64), stability.astype(jnp.float64))
-    stability = jnp.where(jnp.isnan(stability), Stability.NONE, stability).astype(jnp.int8)
-    ends, inside = (jnp.zeros(()), end_par, end_perp), (jnp.exp(root), chi_par, chi_perp)
-    q, chi_par, chi_perp = map(entries, ends, inside)
-    return FixedPoints(q, chi_par, chi_perp, stability)
-
-
-def _refined_grid(phi, log_w, log_b):
+def _refined_grid(known, log_w, log_b):
     """The grid with the turning points of the excess added, and the excess on it.
 
     If the excess touches or crosses zero twice between two points, it has a turning point there.
     """
-    rows = table(phi).square
-    first, last = known_range(phi)
-    grid = jnp.asarray(GRID[first : last + 1])
-    value = excess(jnp.asarray(rows[0, first : last + 1]), grid, log_w, log_b)
+    grid = jnp.asarray(known.log_q)
+    value = excess(known.rows[0, 0], grid, log_w, log_b)
 
     def derivative(log_q):
-        log_square, elasticity = interpolate(rows, log_q)
+        log_square, elasticity, _ = interpolate(known, log_q)
         share = jnp.exp(log_w + log_square - jnp.logaddexp(log_w + log_square, log_b))
         return share * elasticity - 1
 
@@ -170,7 +164,7 @@ def _refined_grid(phi, log_w, log_b):
     index = jnp.nonzero(turns, size=SLOTS, fill_value=-1)[0]
     extra = bisect(derivative, grid[index], grid[index + 1], steps=40)
     extra = jnp.where(index >= 0, extra, grid[0])  # Entries that are not used.
-    exact = excess(interpolate(rows, extra)[0], extra, log_w, log_b)
+    exact = excess(interpolate(known, extra)[0], extra, log_w, log_b)
     grid, value = jnp.append(grid, extra), jnp.append(value, exact)
     order = jnp.argsort(grid)
     return grid[order], jnp.where(jnp.abs(value) < TOUCH, 0.0, value)[order]

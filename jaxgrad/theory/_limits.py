@@ -1,5 +1,6 @@
-"""The length and the correlation that deep layers approach, and over how many layers."""
+"""The length and correlation that deep layers approach, how fast, and a ReLU chosen by that."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxgrad import activations
-from jaxgrad._numerics import FloatArray, bisect, compiled_in_float64
+from jaxgrad import _validate, activations
+from jaxgrad._numerics import FloatArray, bisect, in_float64
+from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
 from jaxgrad.theory._fixed_points import TOUCH, end_slopes, excess, first_index, logs, polish, solve
-from jaxgrad.theory._maps import ActivationLike, check_variances
-from jaxgrad.theory._tables import GRID, interpolate, known_range, table
+from jaxgrad.theory._maps import ActivationLike, prediction
+from jaxgrad.theory._quadrature import interpolate, table
 
 
 class Limit(NamedTuple):
@@ -62,6 +64,7 @@ def _depth_scale(chi):
         return -1 / xp.log(chi)
 
 
+@prediction(_validate.numbers)
 def limit(
     activation: ActivationLike,
     w_variance: ArrayLike,
@@ -77,9 +80,11 @@ def limit(
     >>> round(float(limit("relu", 1.0, 0.5).q), 9)
     1.0
     """
-    return _limit(activations.get(activation), *check_variances(w_variance, b_variance), q)
+    one = functools.partial(_limit_of_one, table(activations.get(activation)))
+    return _moments.map_elements(one, w_variance, b_variance, q, batch_size=256)
 
 
+@prediction(_validate.numbers)
 def correlation(
     activation: ActivationLike,
     w_variance: ArrayLike,
@@ -93,50 +98,10 @@ def correlation(
     >>> round(float(correlation("tanh", 1.3, 0.05).xi_c), 3)
     7.834
     """
-    return _correlation(activations.get(activation), *check_variances(w_variance, b_variance), q)
-
-
-@compiled_in_float64(0)
-def _limit(phi, w_variance, b_variance, q):
-    def one(*scalars):
-        return _limit_of_one(phi, *scalars)
-
-    return _moments.map_elements(one, w_variance, b_variance, q, batch_size=256)
-
-
-def _limit_of_one(phi, w_variance, b_variance, q):
-    rows = table(phi)
-    first, last = known_range(phi)
-    grid = GRID[first : last + 1]
-    log_w, log_b, start = logs(w_variance, b_variance, q)
-    start = jnp.clip(start, grid[0], grid[-1])
-    value = excess(jnp.asarray(rows.square[0, first : last + 1]), grid, log_w, log_b)
-    here = excess(interpolate(rows.square, start)[0], start, log_w, log_b)
-    still, up = jnp.abs(here) < TOUCH, here > 0
-    # The length moves in one direction, up to the first point where the excess has no such sign.
-    stops = jnp.where(up, (grid > start) & (value <= TOUCH), (grid < start) & (value >= -TOUCH))
-    index = jnp.where(up, first_index(stops), len(grid) - 1 - first_index(stops[::-1]))
-    near = jnp.clip(jnp.where(up, index - 1, index + 1), 0, len(grid) - 1)
-    inner, outer = jnp.asarray(grid)[near], jnp.asarray(grid)[index]
-    inner = jnp.where(up, jnp.maximum(inner, start), jnp.minimum(inner, start))
-    root = jnp.where(still, start, solve(rows.square, inner, outer, log_w, log_b))
-    converges = jnp.any(stops) | still
-
-    def averages(log_q):
-        return *interpolate(rows.square, log_q), interpolate(rows.slope, log_q)[0]
-
-    root, chi_par, chi_perp = polish(averages, jnp.where(converges, root, 0.0), log_w, b_variance)
-    low, high = (end_slopes(phi, end, log_w) for end in (first, last))
-    ends = Limit(*(jnp.where(up, *pair) for pair in ((jnp.inf, 0.0), *zip(high, low, strict=True))))
-    inside = Limit(jnp.exp(root), chi_par, chi_perp)
-    return jax.tree.map(lambda a, b: jnp.where(converges, a, b), inside, ends)
-
-
-@compiled_in_float64(0)
-def _correlation(phi, w_variance, b_variance, q):
+    phi = activations.get(activation)
     w_variance, b_variance, q = jnp.broadcast_arrays(w_variance, b_variance, q)
     # The c-map is that of two examples whose lengths have reached their limit.
-    length = _limit(phi, w_variance, b_variance, q)
+    length = limit(phi, w_variance, b_variance, q)
     log_q = jnp.log(jnp.where((length.q > 0) & jnp.isfinite(length.q), length.q, jnp.nan))
     square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)
     # Equal biases bring examples closer: of the next variance, only the share w M differs.
@@ -158,3 +123,78 @@ def _correlation(phi, w_variance, b_variance, q):
     ordered = length.chi_perp <= 1
     chi = jnp.where(ordered, length.chi_perp, step(jnp.log(jnp.where(ordered, 1.0, newton)))[1])
     return Correlation(jnp.where(ordered, 0.0 * length.q, newton), chi)
+
+
+def _limit_of_one(known, w_variance, b_variance, q):
+    grid = known.log_q
+    log_w, log_b, start = logs(w_variance, b_variance, q)
+    start = jnp.clip(start, grid[0], grid[-1])
+    value = excess(known.rows[0, 0], grid, log_w, log_b)
+    here = excess(interpolate(known, start)[0], start, log_w, log_b)
+    still, up = jnp.abs(here) < TOUCH, here > 0
+    # The length moves in one direction, up to the first point where the excess has no such sign.
+    stops = jnp.where(up, (grid > start) & (value <= TOUCH), (grid < start) & (value >= -TOUCH))
+    index = jnp.where(up, first_index(stops), len(grid) - 1 - first_index(stops[::-1]))
+    near = jnp.clip(jnp.where(up, index - 1, index + 1), 0, len(grid) - 1)
+    inner, outer = jnp.asarray(grid)[near], jnp.asarray(grid)[index]
+    inner = jnp.where(up, jnp.maximum(inner, start), jnp.minimum(inner, start))
+    root = jnp.where(still, start, solve(known, inner, outer, log_w, log_b))
+    converges = jnp.any(stops) | still
+    averages, root = functools.partial(interpolate, known), jnp.where(converges, root, 0.0)
+    root, chi_par, chi_perp = polish(averages, root, log_w, b_variance)
+    low, high = (end_slopes(known, end, log_w) for end in (0, -1))
+    ends = Limit(*(jnp.where(up, *pair) for pair in ((jnp.inf, 0.0), *zip(high, low, strict=True))))
+    inside = Limit(jnp.exp(root), chi_par, chi_perp)
+    return jax.tree.map(lambda a, b: jnp.where(converges, a, b), inside, ends)
+
+
+def tailored_relu(depth: int, target: float = 0.9) -> Activation:
+    """Choose the leaky ReLU that takes uncorrelated examples to a correlation of `target`.
+
+    A deep ReLU network makes all examples alike; a linear one keeps their angles but computes only
+    linear functions. The slope in between is chosen for the depth; it is in the `constants` of the
+    result. Draw the weights with `jaxgrad.initializers.he(negative_slope=...)` of this slope,
+    without biases. Source: Zhang, Botev, Martens (2022), Deep learning without shortcuts, sec. 4.
+
+    Args:
+      depth: number of layers, each a matrix product and the activation.
+      target: correlation, between 0 and 1, after the last layer, of two examples that have none. A
+        `ValueError` reports that even ReLU stays below it at this depth, so no slope is needed.
+    """
+    depth = _validate.integer("depth", depth, 1)
+    _validate.scalar("target", target, minimum=0.0, above=True)
+    if target >= 1:
+        raise ValueError(f"target must be less than 1, got {target:g}; pass a smaller number")
+    with jax.ensure_compile_time_eval():
+        relu_gap, slope = map(float, _solve(depth, float(target)))
+    if relu_gap > 1 - target:
+        bound = f"{1 - relu_gap:.6g}, the correlation that plain ReLU reaches in {depth} layers"
+        remedy = f"depth {depth} needs no tailoring, use 'relu'"
+        raise ValueError(f"target must be at most {bound}, got {target:g}; {remedy}")
+    return activations.leaky_relu(slope)
+
+
+@in_float64
+@jax.jit
+def _solve(depth, target):
+    """The gap after `depth` layers of ReLU, and the slope that leads to the target."""
+
+    def final_gap(factor):
+        return jax.lax.fori_loop(0, depth, lambda _, gap: _next_gap(gap, factor), 1.0)
+
+    # The speed at which angles shrink is a factor from 0, for a linear network, to 1, for ReLU:
+    # factor = (1 - a)^2 / (1 + a^2) for a slope of a.
+    factor = bisect(lambda f: final_gap(f) - (1 - target), 0.0, 1.0, steps=60, sign=1.0)
+    # Its root with a <= 1, without cancellation.
+    slope = (1 - factor) / (1 + jnp.sqrt(factor * (2 - factor)))
+    return final_gap(1.0), slope
+
+
+def _next_gap(gap, factor):
+    """`1 - c` after a layer, `c' = c + factor (sin t - t cos t) / pi` with `t = arccos c`."""
+    angle = 2 * jnp.arcsin(jnp.sqrt(gap / 2))
+    # A series for small angles, where the difference cancels: t^3 / 3 - t^5 / 30 + t^7 / 840.
+    square = angle * angle
+    series = angle * square * (1 / 3 - square / 30 * (1 - square / 28))
+    change = jnp.where(angle > 0.05, jnp.sin(angle) - angle * jnp.cos(angle), series)
+    return gap - factor * change / np.pi

@@ -4,8 +4,10 @@ Weights have variance `w_variance / fan_in` and biases `b_variance`; `q` is the 
 pre-activations. Poole et al. (2016) derive the maps, Schoenholz et al. (2017) their slopes.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,56 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, compiled_in_float64, in_float64
+from jaxgrad._numerics import FloatArray, in_float64
 from jaxgrad.activations import Activation
-from jaxgrad.theory import _moments
+from jaxgrad.theory._moments import pair, statistics
 
+P = ParamSpec("P")
+R = TypeVar("R")
 ActivationLike = str | Activation | Callable[..., Any]
 
+_MINIMUM = {"q": 0.0, "w_variance": 0.0, "b_variance": 0.0, "input_square": 0.0}
+_MINIMUM |= {"width": 1.0, "depth": 0.0}
 
+
+def prediction(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compile a function of an activation in float64, with its arguments checked by their names.
+
+    Arguments annotated as `ArrayLike` are numbers: they pass `check` and are converted to float64.
+    All others are static; integers are at least 1.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        kinds = {name: part.annotation for name, part in signature.parameters.items()}
+        static = [name for name, kind in kinds.items() if kind != ArrayLike]
+
+        @in_float64
+        @functools.partial(jax.jit, static_argnames=static)
+        def compiled(**arguments: Any) -> Any:
+            numbers = {name: jnp.asarray(arguments[name], float) for name in kinds.keys() - static}
+            return function(**(arguments | numbers))  # pyright: ignore[reportCallIssue]
+
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = bound.arguments
+            arguments["activation"] = activations.get(arguments["activation"])
+            for name, kind in kinds.items():
+                if kind is int:
+                    arguments[name] = _validate.integer(name, arguments[name], 1)
+                elif kind == ArrayLike and name in _MINIMUM:
+                    above = name in ("q", "input_square")
+                    check(name, arguments[name], minimum=_MINIMUM[name], above=above)
+            return compiled(**arguments)
+
+        return wrapper
+
+    return decorate
+
+
+@prediction(_validate.numbers)
 def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
     """Compute `M(q) = E phi(sqrt(q) z)^2`, `z` standard normal, with a relative error of 1e-12.
 
@@ -27,14 +72,16 @@ def second_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
     The result has the shape of `q`, NaN where `M` diverges. A `ValueError` reports an activation
     that is not elementwise, is NaN somewhere, or is nowhere smooth.
     """
-    return _average(activations.get(activation), _positive("q", q), "log_square")
+    return jnp.exp(statistics(activations.get(activation), jnp.log(q)).log_square)
 
 
+@prediction(_validate.numbers)
 def slope_moment(activation: ActivationLike, q: ArrayLike) -> FloatArray:
     """Compute `D(q) = E phi'(sqrt(q) z)^2`, with `z` standard normal; see `second_moment`."""
-    return _average(activations.get(activation), _positive("q", q), "log_slope")
+    return jnp.exp(statistics(activations.get(activation), jnp.log(q)).log_slope)
 
 
+@prediction(_validate.numbers)
 def q_map(
     activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike, b_variance: ArrayLike = 0.0
 ) -> FloatArray:
@@ -42,10 +89,10 @@ def q_map(
 
     The variances are at least 0 and broadcast with `q`; see `second_moment`.
     """
-    w_variance, b_variance = check_variances(w_variance, b_variance)
-    return _affine(w_variance, second_moment(activation, q), b_variance)
+    return w_variance * second_moment(activation, q) + b_variance
 
 
+@prediction(_validate.numbers)
 def c_map(
     activation: ActivationLike,
     gap: ArrayLike,
@@ -61,26 +108,25 @@ def c_map(
     >>> round(float(c_map("relu", 1.0, 1.0, 2.0)), 6)  # 1 - 1 / pi
     0.68169
     """
-    w_variance, b_variance = check_variances(w_variance, b_variance)
-    return _c_map(activations.get(activation), gap, _positive("q", q), w_variance, b_variance)
+    q, gap = jnp.broadcast_arrays(q, gap)
+    square = w_variance * second_moment(activation, q)
+    # Equal biases bring examples closer: of the next variance, only the share w M differs.
+    share = square / (square + b_variance)
+    return pair(activations.get(activation), jnp.log(q), gap)[0] * share
 
 
+@prediction(_validate.numbers)
 def chi_perp(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
     """Compute `w_variance D(q)`, the growth per layer of a squared gradient or a squared angle."""
-    return _affine(check_variances(w_variance, 0.0)[0], slope_moment(activation, q), 0.0)
+    return w_variance * slope_moment(activation, q)
 
 
+@prediction(_validate.numbers)
 def chi_par(activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike) -> FloatArray:
     """Compute `w_variance M'(q)`, the slope of `q_map`: below 1 the length is stable."""
-    slope = _average(activations.get(activation), _positive("q", q), "slope")
-    return _affine(check_variances(w_variance, 0.0)[0], slope, 0.0)
-
-
-def check_variances(w_variance: Any, b_variance: Any) -> tuple[Any, Any]:
-    """Return both variances if they are finite and at least 0, or raise."""
-    for name, value in (("w_variance", w_variance), ("b_variance", b_variance)):
-        _validate.numbers(name, value, minimum=0.0)
-    return w_variance, b_variance
+    averages = statistics(activations.get(activation), jnp.log(q))
+    # M' = (d log M / d log q) M / q.
+    return w_variance * averages.elasticity * jnp.exp(averages.log_square) / q
 
 
 def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> Array:
@@ -92,30 +138,3 @@ def next_log_q(log_square: Any, log_w: Any, b_variance: Any) -> Array:
     # At b = 0, d/db log(w M + b) = 1 / (w M).
     inverse = jnp.exp(-jnp.where(jnp.isfinite(weighted), weighted, 0.0))
     return jnp.where(positive, both, weighted + b_variance * jax.lax.stop_gradient(inverse))
-
-
-def _positive(name: str, value: Any) -> Any:
-    _validate.numbers(name, value, minimum=0.0, above=True)
-    return value
-
-
-@in_float64
-def _affine(w_variance, average, b_variance):
-    return jnp.asarray(w_variance) * average + jnp.asarray(b_variance)
-
-
-@compiled_in_float64(0, 2)
-def _average(phi, q, quantity):
-    averages = _moments.statistics(phi, jnp.log(q))
-    if quantity == "slope":
-        # M' = (d log M / d log q) M / q.
-        return averages.elasticity * jnp.exp(averages.log_square) / q
-    return jnp.exp(getattr(averages, quantity))
-
-
-@compiled_in_float64(0)
-def _c_map(phi, gap, q, w_variance, b_variance):
-    log_q, gap = jnp.broadcast_arrays(jnp.log(q), gap)
-    square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)
-    # Equal biases bring examples closer: of the next variance, only the share w M differs.
-    return _moments.pair(phi, log_q, gap)[0] * square / (square + b_variance)

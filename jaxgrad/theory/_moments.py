@@ -20,8 +20,7 @@ from jaxtyping import Array, Float
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
-from jaxgrad.theory._mesh import REACH, mesh, versions
-from jaxgrad.theory._quadrature import FAR, extends_beyond, nodes, sample
+from jaxgrad.theory._quadrature import FAR, REACH, extends_beyond, mesh, nodes, sample, versions
 
 _LINEAR = 1e-16  # Below this gap two examples see the same slope.
 # With more panels than this, averages over pairs use those with |x| below the bound only.
@@ -146,7 +145,7 @@ def _statistics(activation, log_q):
     square, slope_square = value * value * weights, slope * slope * weights
     m, d = jnp.sum(square), jnp.sum(slope_square)
     z = x * jnp.exp(-0.5 * near)
-    m = jnp.where(extends_beyond(z, square, m), jnp.nan, m)
+    m = jnp.where(extends_beyond(z, square), jnp.nan, m)
     # With x = sqrt(q) z: q dM/dq = E phi phi' x. For D, whose terms may jump, the derivative is
     # taken of the density instead: q dD/dq = E phi'^2 (z^2 - 1) / 2.
     elasticity = jnp.sum(value * slope * x * weights) / m
@@ -158,7 +157,7 @@ def _statistics(activation, log_q):
 
 
 def _pair(activation, log_q, gap):
-    """Averages with `u = a + b` and `v = a - b`, where `a` and `b` are independent.
+    """Average over `u = a + b` and `v = a - b`, where `a` and `b` are independent.
 
     Their variances are `q (1 - gap / 2)` and `q gap / 2`. Then the new gap is an average of
     `(phi(u) - phi(v))^2 / 2`, which loses no digits if the gap is small.

@@ -18,10 +18,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, compiled_in_float64, in_float64
+from jaxgrad._numerics import FloatArray, in_float64
 from jaxgrad.activations import Activation
-from jaxgrad.theory import _moments
-from jaxgrad.theory._maps import ActivationLike, next_log_q
+from jaxgrad.theory._maps import ActivationLike, next_log_q, prediction
+from jaxgrad.theory._moments import statistics
 from jaxgrad.theory._quadrature import FAR, sample
 
 # Grid of u for integrals over P(log X - log S > u), and this probability for S = 1.
@@ -59,6 +59,7 @@ class GradientLaw(NamedTuple):
     var_log: FloatArray
 
 
+@prediction(_validate.scalar)
 def layer_law(
     activation: ActivationLike, q: ArrayLike, w_variance: ArrayLike, width: ArrayLike
 ) -> LayerLaw:
@@ -73,10 +74,13 @@ def layer_law(
     >>> round(float(law.log_mean), 12), round(100 * float(law.mean_log), 2)
     (0.0, -2.54)
     """
-    _validate.scalar("q", q, minimum=0.0, above=True)
-    _validate.scalar("w_variance", w_variance, minimum=0.0)
-    _validate.scalar("width", width, minimum=1.0)
-    return _layer_law(activations.get(activation), q, w_variance, width)
+    phi = activations.get(activation)
+    log_q = jnp.log(q)
+    log_mean = jnp.log(w_variance) + statistics(phi, log_q).log_slope
+    mean, variance = _log_moments(phi, log_q, width)
+    # E g^4 = 3, so the squared factor has the mean (1 + k / n) times the squared mean.
+    k = 3 * fourth_moments(phi, log_q)[2] - 1
+    return LayerLaw(log_mean, log_mean + mean, variance, jnp.log1p(k / width))
 
 
 @in_float64
@@ -102,6 +106,7 @@ def alive_probability(width: ArrayLike, depth: ArrayLike) -> FloatArray:
     return jnp.exp(depth * jnp.log1p(-jnp.exp2(-width)))
 
 
+@prediction(_validate.scalar)
 def gradient_law(
     activation: ActivationLike,
     depth: int,
@@ -127,12 +132,13 @@ def gradient_law(
     -1.246
     """
     phi = activations.get(activation)
-    depth = _validate.integer("depth", depth, 1)
-    for name, value in (("w_variance", w_variance), ("b_variance", b_variance)):
-        _validate.scalar(name, value, minimum=0.0)
-    _validate.scalar("width", width, minimum=1.0)
-    _validate.scalar("input_square", input_square, minimum=0.0, above=True)
-    return _gradient_law(phi, depth, w_variance, b_variance, width, input_square)
+    log_w, zero = jnp.log(w_variance), jnp.zeros((), jnp.float64)
+
+    def step(state, _):
+        return _layer_step(phi, state, log_w, b_variance, width)
+
+    start = _State(next_log_q(jnp.log(input_square), log_w, b_variance), *(zero,) * 8)
+    return jax.lax.scan(step, start, length=depth)[1]
 
 
 def fourth_moments(phi: Activation, log_q: Array) -> tuple[Array, Array, Array]:
@@ -180,16 +186,6 @@ def _log_moments(phi, log_q, width):
     return jnp.where(covered, mean, jnp.nan), jnp.where(covered, variance, jnp.nan)
 
 
-@compiled_in_float64(0)
-def _layer_law(phi, q, w_variance, width):
-    log_q = jnp.log(q)
-    log_mean = jnp.log(w_variance) + _moments.statistics(phi, log_q).log_slope
-    mean, variance = _log_moments(phi, log_q, width)
-    # E g^4 = 3, so the squared factor has the mean (1 + k / n) times the squared mean.
-    k = 3 * fourth_moments(phi, log_q)[2] - 1
-    return LayerLaw(log_mean, log_mean + mean, variance, jnp.log1p(k / width))
-
-
 _State = namedtuple("_State", "log_q log_mean drift layer_variance mean var cov var_log turned")
 """Moments before a layer, to first order in `1 / width`; `log_q` is that of infinite width.
 
@@ -199,20 +195,9 @@ mean squared correlation of a change with the signal; `drift` and `layer_varianc
 """
 
 
-@compiled_in_float64(0, 1)
-def _gradient_law(phi, depth, w_variance, b_variance, width, input_square):
-    log_w, zero = jnp.log(w_variance), jnp.zeros((), jnp.float64)
-
-    def step(state, _):
-        return _layer_step(phi, state, log_w, b_variance, width)
-
-    start = _State(next_log_q(jnp.log(input_square), log_w, b_variance), *(zero,) * 8)
-    return jax.lax.scan(step, start, length=depth)[1]
-
-
 def _layer_step(phi, state: _State, log_w, b_variance, width) -> tuple[_State, GradientLaw]:
     def elasticities(log_q):
-        averages = _moments.statistics(phi, log_q)
+        averages = statistics(phi, log_q)
         return (averages.elasticity, averages.slope_elasticity), averages
 
     # e = d log M / d log q and f = d log D / d log q.

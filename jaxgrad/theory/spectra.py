@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, compiled_in_float64, in_float64
+from jaxgrad._numerics import FloatArray, in_float64
 from jaxgrad.theory import finite_width
-from jaxgrad.theory._maps import ActivationLike
+from jaxgrad.theory._maps import ActivationLike, prediction
 
 Weights = Literal["gaussian", "orthogonal"]
 
@@ -53,6 +53,7 @@ def largest_eigenvalue(depth: ArrayLike) -> FloatArray:
     return (depth + 1) * jnp.exp(depth * jnp.log1p(1 / depth))
 
 
+@prediction(_validate.scalar)
 def spectrum_variance(
     activation: ActivationLike, q: ArrayLike, depth: ArrayLike, weights: Weights = "gaussian"
 ) -> FloatArray:
@@ -63,12 +64,6 @@ def spectrum_variance(
     The variance `q` of the pre-activations of every layer is above 0, the depth at least 0; both
     may be traced. Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
     """
-    _validate.scalar("q", q, minimum=0.0, above=True)
-    _validate.scalar("depth", depth, minimum=0.0)
     _validate.choice("weights", weights, ("gaussian", "orthogonal"))
-    return _spectrum_variance(activations.get(activation), weights == "gaussian", q, depth)
-
-
-@compiled_in_float64(0, 1)
-def _spectrum_variance(phi, gaussian, q, depth):
+    phi, gaussian = activations.get(activation), weights == "gaussian"
     return depth * (finite_width.fourth_moments(phi, jnp.log(q))[2] - 1 + gaussian)

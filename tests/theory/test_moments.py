@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxgrad import activations, theory
-from jaxgrad.theory import _mesh
+from jaxgrad.theory import _quadrature
 
 SCALES = (1e-8, 1e-3, 0.3, 1.0, 30.0, 1e4)
 PI = np.pi
@@ -90,7 +90,7 @@ def test_moments_equal_those_of_mpmath(name, q):
 
 
 def test_kinks_that_are_not_declared_are_found():
-    found = _mesh.mesh(activations.get(lambda x: jnp.abs(x - 0.3) + (x > 1.7)))
+    found = _quadrature.mesh(activations.get(lambda x: jnp.abs(x - 0.3) + (x > 1.7)))
     np.testing.assert_allclose(found.kinks, [0.3, 1.7], atol=1e-12)
     told = activations.Activation("told", lambda x: jnp.abs(x - 0.3), kinks=(0.3,))
     hidden = activations.get(lambda x: jnp.abs(x - 0.3))
