@@ -196,10 +196,8 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
         return activation
     if isinstance(activation, str):
         if activation not in TABLE:
-            names = ", ".join(TABLE)
-            raise ValueError(
-                f"activation must be one of {names}, or a callable; got {activation!r}"
-            )
+            rule = f"be one of {', '.join(TABLE)}, or a callable"
+            raise ValueError(f"activation must {rule}; got {activation!r}")
         return TABLE[activation]
     if not callable(activation):
         remedy = "see jaxgrad.activations.TABLE for the names"
@@ -208,14 +206,11 @@ def get(activation: str | Activation | Callable[..., Any]) -> Activation:
     try:
         out = jax.eval_shape(activation, example)
     except Exception as error:
-        raise TypeError(
-            f"activation must accept one floating-point array, but calling {activation!r} on "
-            f"shape (2, 3) raised {type(error).__name__}: {error}"
-        ) from error
+        raised = f"calling {activation!r} on shape (2, 3) raised {type(error).__name__}: {error}"
+        message = f"activation must accept one floating-point array, but {raised}"
+        raise TypeError(message) from error
     shape = getattr(out, "shape", type(out).__name__)
     if shape != example.shape:
-        raise ValueError(
-            f"activation must act element by element, but {activation!r} maps shape (2, 3) to "
-            f"{shape}; return an array of the input's shape"
-        )
+        rest = f"{activation!r} maps shape (2, 3) to {shape}; return an array of the input's shape"
+        raise ValueError(f"activation must act element by element, but {rest}")
     return Activation(getattr(activation, "__name__", type(activation).__name__), activation)

@@ -98,8 +98,7 @@ def classify(
         raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; measure more seeds")
     if depths.shape != log_ratio.shape[-1:]:
         rule = f"have shape {log_ratio.shape[-1:]} as the last axis of log_ratio"
-        remedy = "pass the depth of each entry"
-        raise ValueError(f"depths must {rule}, got {depths.shape}; {remedy}")
+        raise ValueError(f"depths must {rule}, got {depths.shape}; pass the depth of each entry")
     return _classify(log_ratio, depths, thresholds)
 
 
@@ -177,8 +176,7 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
         raise ValueError(f"variances must {rule}, got {values.tolist()}")
     if log_ratio.ndim < 2 or log_ratio.shape[1] != len(values):
         rule = f"have shape [seeds, {len(values)}, ...] to fit the variances"
-        remedy = "put seeds first and variances second"
-        raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; {remedy}")
+        raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; put seeds first")
     return _level(log_ratio, jnp.log(jnp.asarray(values, log_ratio.dtype)))
 
 

@@ -81,13 +81,11 @@ def _check_elementwise(name: str, function: Callable) -> None:
         together = np.asarray(compiled(np.roll(x.T, 3)))
         alone = np.concatenate([np.asarray(compiled(row[None])) for row in x], axis=1)
     except Exception as error:
-        raised = f"it raised {type(error).__name__}: {error}"
-        raise ValueError(
-            f"activation {name!r} must accept any array of numbers, but {raised}"
-        ) from error
-    if together.shape != (1, 7) or not np.allclose(
-        np.roll(together, -3), alone, rtol=1e-9, atol=1e-12, equal_nan=True
-    ):
+        rest = f"must accept any array of numbers, but it raised {type(error).__name__}: {error}"
+        raise ValueError(f"activation {name!r} {rest}") from error
+    alone = np.roll(alone, 3)
+    equal = together.shape == (1, 7) and np.allclose(together, alone, 1e-9, 1e-12, equal_nan=True)
+    if not equal:
         raise ValueError(
             f"activation must act element by element, but {name!r} gives an element another value "
             "among others than alone; pass the elementwise part alone"
