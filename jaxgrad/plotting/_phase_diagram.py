@@ -66,8 +66,6 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
 
 def _scales(ax: Any, w: np.ndarray, b: np.ndarray, chi: np.ndarray) -> list[Any]:
     """Draw lines of equal depth scale `1 / |log chi|`."""
-    from matplotlib.lines import Line2D
-
     with np.errstate(divide="ignore"):
         log_chi = np.log(chi)
     # A squared gradient changes by e over this many layers; infinitely many on the line.
@@ -80,13 +78,11 @@ def _scales(ax: Any, w: np.ndarray, b: np.ndarray, chi: np.ndarray) -> list[Any]
         values = sorted(np.sign(side.sum()) / level for level in levels)
         lines = ax.contour(w, b, side, values, colors="black", linestyles="solid", linewidths=0.8)
         ax.clabel(lines, fmt=lambda value: f"{1 / abs(value):.3g}", fontsize=9)
-    return [Line2D([], [], color="black", lw=0.8, label="theory: depth scale ξ in layers")]
+    return ax.plot([], [], color="black", lw=0.8, label="theory: depth scale ξ in layers")
 
 
 def _critical_line(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[Any]:
     """Draw where `chi` is 1 and lengths are bounded."""
-    from matplotlib.lines import Line2D
-
     with np.errstate(divide="ignore"):
         bounded = np.ma.masked_where(np.isinf(q), np.log(chi))
     if not (bounded.count() and bounded.min() < 0 < bounded.max()):
@@ -94,7 +90,7 @@ def _critical_line(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> l
     # log chi = 0.
     border = ax.contour(w, b, bounded, [0.0], colors=THEORY, linewidths=3.5)
     border.set_path_effects(halo(6))
-    return [Line2D([], [], color=THEORY, linewidth=3.5, label="theory: gradient level")]
+    return ax.plot([], [], color=THEORY, linewidth=3.5, label="theory: gradient level")
 
 
 def _undefined(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[Any]:
