@@ -75,6 +75,7 @@ def run(seed, x, labels, strength=1.0, rate=0.2, width=32, steps=60):
     )
 
 
+@pytest.mark.slow
 def test_everything_jits_and_maps_over_seeds(digits):
     x, labels = digits
     traces = []

@@ -9,6 +9,8 @@ import pytest
 from experiments import course_examples
 from experiments._kit import command, verdicts
 
+pytestmark = pytest.mark.slow
+
 SAMPLED = 7
 CLAIMS = [
     "mean weight 0.9, 20 linear layers: output of input 1",

@@ -9,6 +9,8 @@ from experiments import depth_variance
 from experiments._kit import typical
 from jaxgrad import plotting
 
+pytestmark = pytest.mark.slow
+
 SMALL = depth_variance.Options(
     activations=("relu",), depth=8, width=64, w_variances=9, examples=8, seeds=12
 )

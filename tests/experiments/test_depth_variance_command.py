@@ -15,6 +15,8 @@ import xarray
 from experiments import _kit, depth_variance
 from jaxgrad import plotting, regimes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {"depth": 6, "width": 12, "w_variances": 5, "examples": 8, "seeds": 3}
 

@@ -21,6 +21,8 @@ from experiments.diagnosis.planted_faults import (
 )
 from jaxgrad.training.diagnosis import Diagnosis, Fault, Finding
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(seeds=2, repeats=3)
 GROUP = Group(
     "relu", 3, "sgd", "breast_cancer", rate=0.05, w_variance=2.0, width=8, steps=2 * EVERY

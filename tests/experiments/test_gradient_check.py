@@ -16,6 +16,8 @@ from experiments.gradient_check import dropout, kinks, regularizer, steps, train
 from experiments.gradient_check.network import Options
 from jaxgrad.checking import Verdict
 
+pytestmark = pytest.mark.slow
+
 SMALL = Options(
     width=5,
     examples=4,

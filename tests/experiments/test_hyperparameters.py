@@ -13,6 +13,8 @@ from experiments.hyperparameters import __main__ as experiment
 from experiments.hyperparameters import runs as training_runs
 from jaxgrad.training import schedules, search
 
+pytestmark = pytest.mark.slow
+
 SMALL = training_runs.Options(
     grid=2,
     rounds=2,

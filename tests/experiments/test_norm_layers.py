@@ -11,6 +11,8 @@ from experiments import _kit as kit
 from experiments.norm_layers import __main__ as command
 from experiments.norm_layers import measurement as experiment
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(
     w_variances=(0.5, 2.0),
     learning_rates=(0.002, 0.05),

@@ -12,6 +12,8 @@ from experiments import _kit as kit
 from experiments.regularization import __main__ as command
 from experiments.regularization import measurement as experiment
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(
     l2=(8.0,),
     l1=(3.0,),

@@ -17,6 +17,8 @@ from experiments.trainability import __main__ as trainability
 from experiments.trainability import measurement
 from jaxgrad import sweeps, theory
 
+pytestmark = pytest.mark.slow
+
 SMALL = measurement.Options(
     activation="relu",
     depths=(1, 3),

@@ -33,6 +33,7 @@ def test_fans_by_counting(shape, options, expected):
     assert initializers.fans(shape, **options) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "options"),
     [

@@ -99,6 +99,7 @@ EXTREMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTREMES)
 @pytest.mark.parametrize("log_scale", [-150.0, 150.0])
 def test_float32_equals_float64_where_only_that_holds_the_signal(key, name, log_scale):

@@ -107,6 +107,7 @@ RECORDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case[0])
 @pytest.mark.parametrize("parameterization", ["standard", "ntk"])
 def test_draws_and_outputs_are_those_of_version_01(key, case, parameterization):

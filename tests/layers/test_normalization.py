@@ -82,6 +82,7 @@ def test_running_statistics_come_to_those_of_the_data(key):
     np.testing.assert_allclose(state.variance, 9 * 63 / 64, rtol=4 * np.sqrt(2 / (64 * 19)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [layers.batch_norm(1e-5), layers.layer_norm(1e-5), layers.batch_norm()],

@@ -12,6 +12,8 @@ from jaxgrad.theory import Moments
 from tests.propagation import cases
 from tests.tolerances import within_errors
 
+pytestmark = pytest.mark.slow
+
 WIDTH, DEPTH, SEEDS, BATCH = 256, 4, 10, 16
 START = Moments(0.0, 0.0, 0.0, None, gaussian=True, fresh=True)
 

@@ -93,6 +93,7 @@ def test_exact_equals_autodiff_for_every_depth_and_layer(key, activation, segmen
     np.testing.assert_allclose(out.log_layer_gradient, np.log(shifts), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exact_equals_autodiff_for_any_layer(key, name):
     network, shape = NETWORKS[name]
@@ -126,6 +127,7 @@ def test_an_mlp_equals_blocks_of_dense_layers_and_activations(key):
 # Random losses and selected depths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "convolution"])
 def test_random_loss_of_a_depth_is_the_same_whichever_depths_are_selected(key, name):
     network, shape = NETWORKS.get(name, (cases.mlp(16, 9), (10,)))
@@ -186,6 +188,7 @@ def test_randomized_activation_draws_as_in_the_network(key):
 # The two ways agree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "w_variance"), [("tanh", 2.5), ("relu", 1.6)])
 def test_probe_and_exact_agree_within_standard_errors(key, activation, w_variance):
     seeds, depth = 300, 12
@@ -208,6 +211,7 @@ def test_probe_and_exact_agree_within_standard_errors(key, activation, w_varianc
         within_errors(difference, 0.0, k=4.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["batch norm", "convolution"])
 def test_probe_and_exact_agree_for_any_layer(key, name):
     network, shape = NETWORKS[name]
@@ -241,6 +245,7 @@ def test_exact_survives_depth(key):
         assert slope == pytest.approx(np.log(w_variance / 2), abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "growth"),
     [

@@ -210,6 +210,7 @@ def test_copies_that_do_not_act_return_what_they_get(key, active):
 # Depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu", "erf", "sin", "gelu", "softplus"])
 def test_ten_thousand_layers_stay_finite_at_any_variance(ten_thousand_layers, key, activation):
     x = jax.random.normal(key, (3, 10))
@@ -233,6 +234,7 @@ def ten_thousand_layers():
     return cases.draw(cases.mlp(24, 10_000), jax.random.key(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("w_variance", "residual"), [(0.5, False), (1.0, True)])
 def test_thousands_of_blocks_stay_finite(key, w_variance, residual):
     block = layers.sequential(layers.activation("relu"), layers.dense(32, w_variance=w_variance))
@@ -247,6 +249,7 @@ def test_thousands_of_blocks_stay_finite(key, w_variance, residual):
         assert abs(logs[-1] / 3000 - expected) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "w_variance", "b_variance"),
     [

@@ -53,6 +53,7 @@ def test_equal_those_of_numpy_for_images(key):
     assert np.sum(np.isfinite(result)) == 2 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [

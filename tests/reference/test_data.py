@@ -62,6 +62,7 @@ def test_early_stopping():
     hold("regularization.early_stopping", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation(name):
     change = getattr(augmentation, name.split("_")[0])

@@ -6,6 +6,7 @@ import pytest
 from jaxgrad import theory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tanh", "erf", "hard_tanh", "elu", "selu", "gelu", "sigmoid"])
 def test_critical_points_lie_on_the_critical_line(name):
     line = theory.critical_line(name, np.geomspace(1e-3, 1e3, 13))

@@ -18,6 +18,7 @@ WIDTHS = [1, 2, 5, 8, 64, 1000]
 DEPTH = 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [*WIDTHS, 10**6])
 def test_linear_layer_is_log_chi_square(width):
     law = layer_law("linear", 0.3, 1.3, width)

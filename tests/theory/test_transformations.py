@@ -38,6 +38,7 @@ def predicted(activation, b_variance):
     return propagation.predict(network, Moments(log_q=0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [

@@ -33,6 +33,7 @@ def test_every_fault_is_planted_in_two_settings():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", CASES, ids=lambda group: f"{group.activation}-{group.depth}")
 def test_the_first_finding_is_the_planted_fault(group):
     plants, missed = CASES[group], []
