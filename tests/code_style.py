@@ -41,7 +41,7 @@ class FileStyle:
     """What is measured of one file.
 
     `private_names` and `changes` are pairs of a line number and a description; `field_comments` are
-    those of the `comments` that describe a field of a class, or a constant, beside it.
+    those of the `comments` that describe a field of a class or a constant, or continue a comment.
     """
 
     path: Path
@@ -66,12 +66,21 @@ def measure(path: Path) -> FileStyle:
     source = path.read_text()
     tree = ast.parse(source)
     code, comments = _code_and_comments(source, tree)
+    # Beside a field or a constant, or above it.
     fields = {
-        field.end_lineno
+        line
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef | ast.Module)
         for field in node.body
         if isinstance(field, ast.AnnAssign | ast.Assign)
+        for line in (field.end_lineno, field.lineno - 1)
+    }
+    # The second line of a comment is no second comment.
+    texts = source.splitlines()
+    fields |= {
+        line
+        for line in comments
+        if line > 1 and all(texts[i - 1].lstrip().startswith("#") for i in (line - 1, line))
     }
     names = list(_bound_names(tree))
     functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]

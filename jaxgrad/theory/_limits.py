@@ -100,7 +100,6 @@ def correlation(
     """
     phi = activations.get(activation)
     w_variance, b_variance, q = jnp.broadcast_arrays(w_variance, b_variance, q)
-    # The c-map is that of two examples whose lengths have reached their limit.
     length = limit(phi, w_variance, b_variance, q)
     log_q = jnp.log(jnp.where((length.q > 0) & jnp.isfinite(length.q), length.q, jnp.nan))
     square = w_variance * jnp.exp(_moments.statistics(phi, log_q).log_square)

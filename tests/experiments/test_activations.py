@@ -10,6 +10,8 @@ from experiments._kit import Estimate
 from experiments._kit import options as kit_options
 from jaxgrad import activations
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(
     activations=("selu",), width=48, depth=30, seeds=8, examples=4, data="gaussian"
 )

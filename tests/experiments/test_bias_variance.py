@@ -9,6 +9,8 @@ from experiments import _kit as kit
 from experiments import bias_variance as experiment
 from jaxgrad.training.bias_variance import diagnose
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(
     widths=(1, 16), examples=(32, 64, 128), steps=60, batch_size=16, seeds=3, learning_rate=0.03
 )

@@ -8,6 +8,8 @@ import pytest
 from experiments import _kit as kit
 from experiments import data_splits as experiment
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(
     splits=100, train_examples=100, dev_sizes=(20, 80), trials=12, permutations=39, shift=1.5
 )

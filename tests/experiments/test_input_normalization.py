@@ -12,6 +12,8 @@ from experiments import _kit as kit
 from experiments.input_normalization import __main__ as command
 from experiments.input_normalization import measurement as experiment
 
+pytestmark = pytest.mark.slow
+
 SMALL = experiment.Options(
     data=("wine",), seeds=2, cap=200, starts=2, dev_sizes=(2, 20, 1000), dev_draws=20
 )

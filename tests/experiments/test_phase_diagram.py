@@ -11,6 +11,8 @@ from experiments._kit import options as kit_options
 from experiments._kit import typical
 from jaxgrad import plotting
 
+pytestmark = pytest.mark.slow
+
 SMALL = phase_diagram.Options(
     activation="relu",
     w_variance_min=1.0,

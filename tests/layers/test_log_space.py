@@ -45,6 +45,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_derivatives_equal_those_of_apply(x64, key, name):
     layer, shape = CASES[name]

@@ -8,6 +8,8 @@ import pytest
 from jaxgrad import activations, regimes
 from tests.reference.record import hold
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 GRID = np.concatenate([np.linspace(-6, 6, 25), [-30.0, 1e-3, 30.0]]).astype(np.float32)
 

@@ -8,6 +8,8 @@ import pytest
 from jaxgrad.training import augmentation, bias_variance, normalization, regularization, splits
 from tests.reference.record import hold
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 PARAMS = {
     "a": {"kernel": jnp.arange(6.0).reshape(2, 3) - 2, "bias": jnp.ones(3)},
@@ -62,7 +64,6 @@ def test_early_stopping():
     hold("regularization.early_stopping", out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation(name):
     change = getattr(augmentation, name.split("_")[0])

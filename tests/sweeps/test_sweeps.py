@@ -287,6 +287,7 @@ class StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_resumes_after_a_stop_at_every_chunk_and_computes_none_twice(key, tmp_path):
     whole = sweep(key, chunk_cells=4, store=tmp_path / "whole")
     store, log = tmp_path / "stopped", []

@@ -8,6 +8,7 @@ from jaxgrad import theory
 from jaxgrad.theory import Stability
 
 
+@pytest.mark.slow
 def test_all_fixed_points_with_their_stability():
     def kinds(*args):
         found = theory.fixed_points(*args)
@@ -33,6 +34,7 @@ def _step(x):
     return jnp.tanh(x / 4) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phi", "w", "b"), [(_step, 60.0, 0.5), ("gelu", 1.985, 0.17)], ids=["step", "gelu"]
 )

@@ -6,6 +6,7 @@ import pytest
 from jaxgrad import theory
 
 
+@pytest.mark.slow
 def test_limits_are_where_iteration_ends():
     for name, w, b, start in (
         ("tanh", 2.5, 0.3, 7.0),
@@ -34,6 +35,7 @@ def test_correlations_of_arrays_are_those_of_their_elements():
         np.testing.assert_allclose(together.chi[i, j], alone.chi, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_chaotic_angle_is_a_fixed_point_of_the_correlation_map():
     w, b = 2.5, 0.05
     where, angle = theory.limit("tanh", w, b), theory.correlation("tanh", w, b)
@@ -47,6 +49,7 @@ def test_the_chaotic_angle_is_a_fixed_point_of_the_correlation_map():
     assert theory.correlation("tanh", 1.3, 0.05).gap == 0
 
 
+@pytest.mark.slow
 def test_a_phase_diagram_has_no_nan():
     w, b = np.meshgrid(np.linspace(0.01, 4.0, 60), np.linspace(0.0, 1.0, 50))
     found = theory.limit("tanh", w, b)

@@ -70,6 +70,7 @@ def test_optimizer_numbers_and_keys_are_data(key, data):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
     traces = []
 
