@@ -3,7 +3,6 @@
 They satisfy identities that need no finite differences.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxgrad._numerics import norm
 from jaxgrad.checking._directions import SIGNS, Direction, evaluate
-from jaxgrad.checking._precision import first_line, trace
+from jaxgrad.checking._precision import first_line
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._programs import coordinates, gradient_coordinates, gradient_of, precision
 from jaxgrad.checking._report import Identity
@@ -46,17 +45,14 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
     if not reverse:
         return Autodiff(checked.eps)
     inputs = (checked.moved, checked.fixed, cotangents)
-    backward = functools.partial(gradient_of, problem.function)
-    eps, eager = checked.eps, None
+    # The backward pass may round where the function does not, as by a cast in a rule.
+    eps, eager = max(checked.eps, facts.backward_eps), None
     options = {"batched": problem.batched, "forward": facts.forward}
     try:
         leaves, several, pushed = checked.programs.gradients(*inputs, stacked, signs, **options)
-        with precision(checked.wide):
-            if facts.fingerprint:
-                # The backward pass may round where the function does not, as by a cast in a rule.
-                eps = max(eps, trace(backward, *inputs).eps)
-            if not facts.loops and facts.equations <= EAGER_LIMIT:
-                eager = gradient_coordinates(backward(*inputs))
+        if not facts.loops and facts.equations <= EAGER_LIMIT:
+            with precision(checked.wide):
+                eager = gradient_coordinates(gradient_of(problem.function, *inputs))
     except Exception as error:  # whatever a user's rule raises
         raise ValueError(
             f"f cannot be differentiated in reverse mode: {first_line(error)}; mend its rule, or "

@@ -3,6 +3,7 @@
 A derivative shows best in float64, but some functions do not accept it, and some cannot be traced.
 """
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -24,7 +25,7 @@ PRECISIONS = ((True, True), (True, False), (False, False))
 
 
 class Facts(NamedTuple):
-    """Facts about one trace."""
+    """Facts about the trace of a function, and about that of its gradient by reverse mode."""
 
     fingerprint: str  # equal for traces of the same computation with the same constants
     eps: float  # machine epsilon of the narrowest floating-point type that values pass through
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
     stops: bool  # whether `stop_gradient` is called
     rules: tuple[str, ...]  # names of the functions with a custom derivative rule
     forward: bool  # whether forward mode is defined; a `custom_vjp` does not define it
+    backward_eps: float = 0.0  # as `eps`, of the gradient
 
 
 # Of a function that cannot be traced nothing is known: it may have loops and no forward mode.
@@ -49,6 +51,7 @@ class Computation(NamedTuple):
     wide: bool
     eps: float  # machine epsilon of the narrowest type that values pass through
     key: Any
+    conversions: Any = None  # see `_convert_arrays`
 
 
 def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, str]:
@@ -58,19 +61,42 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
     it raised in float64, or "".
     """
     errors: list[Exception] = []
+    conversions = _convert_arrays(arguments)
     for traced in (True, False):
         for wide, wide_fixed in PRECISIONS:
             try:
-                attempt = _attempt(arguments, traced, wide, wide_fixed)
+                checked, *facts = _attempt(arguments, traced, wide, wide_fixed)
             except Exception as error:
                 errors.append(error)
                 continue
             obstacle = "" if wide else f"{type(errors[-2]).__name__}: {first_line(errors[-2])}"
-            return *attempt, obstacle
+            return checked._replace(conversions=conversions), *facts, obstacle
     error = errors[-1 if isinstance(errors[2], jax.errors.ConcretizationTypeError) else 2]
     raise ValueError(
         f"f raised {type(error).__name__} at the given arguments: {first_line(error)}"
     ) from error
+
+
+def _convert_arrays(arguments: Arguments) -> list[Any]:
+    """Trace the function and its gradient in the caller's precision, and return the traces.
+
+    JAX converts a NumPy array that a function holds once, and remembers the result for as long as
+    a program uses it, even if another precision is set. While these traces exist, the function's
+    arrays are what they are in the caller's own calls, and no conversion to float64 replaces them.
+    """
+    traces = []
+    for program in (arguments.function, functools.partial(_pull_back, arguments.function)):
+        # A function that cannot be traced, or not differentiated, is reported later.
+        with contextlib.suppress(Exception):
+            made = jax.make_jaxpr(lambda *args, program=program: program(*args))
+            traces.append(made(arguments.moved, arguments.fixed))
+    return traces
+
+
+def _pull_back(function: Callable[..., Any], moved: Any, fixed: Any) -> Any:
+    """Return the gradient of the sum of the outputs by reverse mode."""
+    outputs, pullback = jax.vjp(lambda leaves: function(leaves, fixed), moved)
+    return pullback([jnp.ones_like(output) for output in outputs])
 
 
 def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
@@ -90,11 +116,22 @@ def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
             facts, deterministic = UNTRACED, False
         build = functools.partial(build_programs, function, moved, fixed, wide=wide)
         if facts.fingerprint and deterministic:
+            # A rule can change while the values of the function stay what they are.
+            facts = _with_gradient(facts, function, moved, fixed)
             key = (function, facts.fingerprint, wide)
         # Nothing is known of a function that cannot be traced, so nothing is stored.
         programs = reuse(key, build) if key else build(compiled=False)
     eps = max(facts.eps, *map(_epsilon, moved))
     return Computation(programs, moved, fixed, wide, eps, key), facts, deterministic
+
+
+def _with_gradient(facts: Facts, function: Callable[..., Any], moved: Any, fixed: Any) -> Facts:
+    try:
+        gradient = trace(functools.partial(_pull_back, function), moved, fixed)
+    except Exception:  # whatever a user's rule raises; there may be forward mode
+        return facts
+    fingerprint = facts.fingerprint + gradient.fingerprint
+    return facts._replace(fingerprint=fingerprint, backward_eps=gradient.eps)
 
 
 def first_line(error: BaseException) -> str:

@@ -82,7 +82,9 @@ def prepare(
             if any(v.size and not np.any(np.isfinite(v)) for v in outputs):
                 rejection = (Verdict.NONFINITE, "f itself is not finite at these arguments")
         cotangents, total = _choose_cotangents(outputs, holomorphic, seed)
-        numeric = without_rounding(arguments.function, checked, outputs)
+        numeric, reason = without_rounding(arguments.function, checked, outputs)
+        if reason:
+            notes.append(f"f rounds to a narrower type inside, so error bars are wide: {reason}")
         if not numeric.wide:
             notes.append(f"float64 was not possible, so error bars are wide: {obstacle}")
         if not facts.fingerprint:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxgrad._numerics import float_eps
 
@@ -44,7 +45,7 @@ def build_programs(function: Function, moved, fixed, *, wide: bool, compiled=Tru
     along = _rows_compiled if compiled else _rows_one_by_one
 
     def compile(program, **options):
-        return jax.jit(program, **options) if compiled else program
+        return jax.jit(with_copies(program), **options) if compiled else program
 
     gradients = functools.partial(_gradients, function)
     return Programs(
@@ -99,6 +100,29 @@ def equal_within(share: float, a: Any, b: np.ndarray) -> bool:
     """Whether two arrays differ by at most that share of the largest number; NaN equals NaN."""
     size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
     return np.allclose(a, b, rtol=0, atol=share * size, equal_nan=True)
+
+
+def traced(program: Callable[..., Any], *args: Any) -> tuple[ClosedJaxpr, Any]:
+    """Trace `program` anew, with copies of the NumPy arrays that it holds.
+
+    A trace that is stored then keeps nothing alive of what JAX remembers about the originals.
+    Returns the structure of the outputs, too.
+    """
+    # JAX remembers the trace of a function, so a new function is traced each time.
+    closed, shapes = jax.make_jaxpr(lambda *args: program(*args), return_shape=True)(*args)
+    consts = [np.array(c) if isinstance(c, np.ndarray) else c for c in closed.consts]
+    return ClosedJaxpr(closed.jaxpr, consts), jax.tree.structure(shapes)
+
+
+def with_copies(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function to be compiled that holds copies of the arrays that `program` holds."""
+
+    @functools.wraps(program)
+    def call(*args, **options):
+        closed, structure = traced(functools.partial(program, **options), *args)
+        return jax.tree.unflatten(structure, jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+
+    return call
 
 
 def gradient_of(function: Function, moved: Any, fixed: Any, cotangents: Any) -> list[jax.Array]:
@@ -162,6 +186,7 @@ def _rows_compiled(program, function):
 
     # `program` and `function` are fixed here, so that each pair is compiled on its own.
     @jax.jit
+    @with_copies
     def loop(moved, fixed, cotangents, directions, indices, steps, count):
         base = function(moved, fixed)
 

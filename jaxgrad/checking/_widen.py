@@ -5,7 +5,7 @@ of two of its values then says little about its derivative. The trace of the fun
 operations, and this file carries them out without the rounding.
 
 This is the only file that reads JAX's program representation operation by operation. If it does not
-know an operation, `widen` returns `None`, and the function is evaluated as it is.
+know an operation, the function is evaluated as it is, and the report says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._precision import Computation, is_program
-from jaxgrad.checking._programs import build_programs, equal_within, precision, reuse, to_float64
+from jaxgrad.checking._precision import Computation, first_line, is_program
+from jaxgrad.checking._programs import (
+    build_programs,
+    equal_within,
+    precision,
+    reuse,
+    to_float64,
+    traced,
+)
 
 EPS64 = float(np.finfo(np.float64).eps)
 INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
@@ -25,45 +32,51 @@ ACCUMULATED = ("add", "mul", "min", "max")
 OPAQUE = ("callback", "ffi", "custom_call", "pallas", "shard_map")
 
 
-def without_rounding(function: Callable, checked: Computation, outputs) -> Computation:
-    """Return the function without rounding inside, or `checked` if its `outputs` would change."""
+def without_rounding(function: Callable, checked: Computation, outputs) -> tuple[Computation, str]:
+    """Return the function without rounding inside, and "".
+
+    If that is not possible, or if its `outputs` would change, return `checked` and the reason.
+    """
     if checked.eps <= EPS64 or checked.key is None:
-        return checked
+        return checked, ""
 
     def build():
-        wide = widen(function, checked.moved, checked.fixed, wide=checked.wide)
-        return wide and build_programs(wide, moved, fixed, wide=True)
+        try:
+            wide = widen(function, checked.moved, checked.fixed, wide=checked.wide)
+        except NotImplementedError as error:
+            return str(error)
+        return build_programs(wide, moved, fixed, wide=True)
 
     with precision(True):
         moved, fixed = jax.tree.map(to_float64, (checked.moved, checked.fixed))
     programs = reuse(("without rounding", *checked.key), build)
-    if programs is None or programs.mapped != checked.programs.mapped:
-        return checked
+    if isinstance(programs, str):
+        return checked, programs
+    if programs.mapped != checked.programs.mapped:
+        return checked, "jax.vmap maps f in one precision only"
     for wide, narrow in zip(programs.outputs(moved, fixed), outputs, strict=True):
         # Rounding may be meant, as by a large constant that swallows the rest.
         if not equal_within(checked.eps**0.5, wide, narrow):
-            return checked
-    return Computation(programs, moved, fixed, True, EPS64, None)
+            return checked, "without rounding f has other values"
+    return Computation(programs, moved, fixed, True, EPS64, None), ""
 
 
-def widen(function: Callable, moved: Any, fixed: Any, *, wide: bool = False) -> Callable | None:
-    """Return `function` in float64 throughout, or `None` if that is not possible.
+def widen(function: Callable, moved: Any, fixed: Any, *, wide: bool = False) -> Callable:
+    """Return `function` in float64 throughout.
 
     It is traced at `moved` and `fixed`, in float64 if `wide`. Call the result, a function of the
-    same arguments, under `jax.enable_x64(True)`.
+    same arguments, under `jax.enable_x64(True)`. A `NotImplementedError` names an operation that
+    cannot be carried out in float64.
     """
 
     def widened(moved, fixed):
         return _evaluate(closed, jax.tree.leaves((list(moved), list(fixed))))
 
     with precision(wide):
-        closed = jax.make_jaxpr(lambda *args: function(*args))(list(moved), list(fixed))
+        closed, _ = traced(function, list(moved), list(fixed))
 
     with jax.enable_x64(True):
-        try:
-            jax.eval_shape(widened, *jax.tree.map(to_float64, (moved, fixed)))
-        except Exception:  # an unknown operation, or one that JAX does not allow in float64
-            return None
+        jax.eval_shape(widened, *jax.tree.map(to_float64, (moved, fixed)))
     return widened
 
 
@@ -78,15 +91,22 @@ def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
     values.update(zip(jaxpr.constvars, map(to_float64, consts), strict=True))
     values.update(zip(jaxpr.invars, map(to_float64, args), strict=True))
     for equation in jaxpr.eqns:
-        results = _apply(equation, [read(atom) for atom in equation.invars])
+        try:
+            results = _apply(equation, [read(atom) for atom in equation.invars])
+        except NotImplementedError:
+            raise
+        except Exception as error:  # what JAX raises where an operation does not allow float64
+            words = f"{equation.primitive.name} raised {type(error).__name__}: {first_line(error)}"
+            raise NotImplementedError(words) from error
         values.update(zip(equation.outvars, map(to_float64, results), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
+    unknown = NotImplementedError(f"{name} is not known in float64")
     if equation.effects:
-        raise NotImplementedError(name)
+        raise unknown
     if name in _CONTROL:
         return _CONTROL[name](params, args)
     # A call of an inner program (jit, checkpoint, a custom rule) becomes its operations.
@@ -94,7 +114,7 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
     if len(inner) == 1 and not isinstance(inner[0], tuple):
         return _evaluate(inner[0], args)
     if any(map(is_program, params.values())) or any(word in name for word in OPAQUE):
-        raise NotImplementedError(name)
+        raise unknown
 
     def bind(params):
         results = equation.primitive.bind(*args, **params)
@@ -104,7 +124,7 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
         return bind(params)
     # The bits of a float64 are others, and twice as many.
     if name == "bitcast_convert_type":
-        raise NotImplementedError(name)
+        raise unknown
     # The roundings themselves: nothing is left of them but a change to complex numbers.
     out = equation.outvars[0].aval
     if name == "reduce_precision" or (name == "convert_element_type" and float_eps(out.dtype)):
@@ -129,14 +149,18 @@ def _wide_parameter(key: str, value: Any) -> Any:
 
 
 def _scan(params, args):
-    consts, carry = params["num_consts"], params["num_consts"] + params["num_carry"]
+    if "ft_in" in params:  # from JAX 0.11 on
+        consts, carry, xs = map(list, params["ft_in"].update(args).unpack())
+    else:
+        start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
+        consts, carry, xs = args[:start], args[start:stop], args[stop:]
 
     def body(state, xs):
-        out = _evaluate(params["jaxpr"], [*args[:consts], *state, *xs])
-        return out[: params["num_carry"]], out[params["num_carry"] :]
+        out = _evaluate(params["jaxpr"], [*consts, *state, *xs])
+        return out[: len(carry)], out[len(carry) :]
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    last, stacked = jax.lax.scan(body, args[consts:carry], args[carry:], **options)
+    last, stacked = jax.lax.scan(body, carry, xs, **options)
     return [*last, *stacked]
 
 

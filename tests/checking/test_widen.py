@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrad import check_grads
 from jaxgrad.checking._widen import widen
 
 WEIGHTS = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(3, 4)
@@ -49,7 +50,6 @@ def test_widening_removes_the_rounding_inside(inner, narrow):
 
     with jax.enable_x64(True):
         wide = widen(lambda moved, fixed: [f(moved[0])], [x], [])
-        assert wide is not None
         found = wide([x], [])[0]
         assert found.dtype == jnp.float64
         np.testing.assert_allclose(found, inner(jnp.asarray(x)), rtol=1e-13, atol=1e-13)
@@ -64,4 +64,18 @@ def test_what_cannot_be_widened_is_left_as_it_is():
         kind = jax.ShapeDtypeStruct((), jnp.float32)
         return jax.pure_callback(lambda v: np.float32(v.sum()), kind, x)
 
-    assert widen(lambda moved, fixed: [host(moved[0])], [jnp.ones(2)], []) is None
+    with pytest.raises(NotImplementedError, match="pure_callback is not known in float64"):
+        widen(lambda moved, fixed: [host(moved[0])], [jnp.ones(2)], [])
+    report = check_grads(
+        lambda x: jnp.sum(x.astype(jnp.bfloat16)) * host(jax.lax.stop_gradient(x)), jnp.ones(2)
+    )
+    assert any("pure_callback is not known" in note for note in report.notes)
+
+
+def test_an_operation_that_fails_in_float64_is_named():
+    def f(x):
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+        return jnp.sum(jax.lax.bitcast_convert_type(bits, jnp.float32) * x)
+
+    report = check_grads(f, jnp.ones(2))
+    assert any("bitcast_convert_type" in note for note in report.notes)
