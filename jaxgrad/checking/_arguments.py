@@ -87,9 +87,23 @@ class Arguments:
     scales: np.ndarray  # root mean square of each leaf, or 1 if it is zero, [L]
 
 
-def sort_arguments(f: Callable, args: tuple, argnums: Any, has_aux, holomorphic) -> Arguments:
+@dataclass(frozen=True)
+class _WithKeywords:
+    """A function whose last positional argument holds its keyword arguments."""
+
+    f: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.f(*args[:-1], **args[-1])
+
+
+def sort_arguments(
+    f: Callable[..., Any], args: tuple[Any, ...], argnums: Any, has_aux, holomorphic, kwargs=None
+) -> Arguments:
     """Sort the leaves of `args`; see `check_grads` for the arguments."""
     indices = _indices(argnums, len(args))
+    if kwargs is not None:
+        f, args = _WithKeywords(f), (*args, _validate.mapping("kwargs", kwargs))
     kinds, moved, fixed, leaves, left_out = [], [], [], [], []
     start = 0
     for position, arg in enumerate(args):

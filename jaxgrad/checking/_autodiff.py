@@ -3,7 +3,9 @@
 They satisfy identities that need no finite differences.
 """
 
+import functools
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +49,14 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
     inputs = (checked.moved, checked.fixed, cotangents)
     # The backward pass may round where the function does not, as by a cast in a rule.
     eps, eager = max(checked.eps, facts.backward_eps), None
-    options = {"batched": problem.batched, "forward": facts.forward}
+    batched, program = problem.batched, checked.programs.gradients
+    program = functools.partial(program, *inputs, stacked, signs, forward=facts.forward)
     try:
-        leaves, several, pushed = checked.programs.gradients(*inputs, stacked, signs, **options)
+        try:
+            leaves, several, pushed = program(batched=batched)
+        except NotImplementedError:  # a rule of reverse mode that cannot be mapped
+            batched = False
+            leaves, several, pushed = program(batched=batched)
         if not facts.loops and facts.equations <= EAGER_LIMIT:
             with precision(checked.wide):
                 eager = gradient_coordinates(gradient_of(problem.function, *inputs))
@@ -67,7 +74,7 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
         "holomorphic" if problem.holomorphic else "linear": gradient_coordinates(nonlinear),
         "zero": gradient_coordinates(from_zero),
     }
-    if problem.batched:
+    if batched:
         violations["vmap"] = mapped - gradient
     if eager is not None:
         violations["jit"] = eager - gradient
@@ -75,7 +82,7 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
     if pushed is not None:
         # <cotangent, J v> by forward mode equals <J^T cotangent, v> by reverse mode.
         parts = gradient * signs
-        pulled = [math.fsum(parts[info.part]) for info in problem.leaves]
+        pulled = [_sum(parts[info.part]) for info in problem.leaves]
         violations["transpose"] = np.abs(np.asarray(pushed, np.float64) - pulled)
     identities = _identities(problem, eps, gradient, violations, rtol)
     return Autodiff(eps, gradient, _in_original_types(problem), mapped, identities)
@@ -123,6 +130,11 @@ def _identity(name: str, violation, size, tolerance) -> Identity:
     return Identity(name, holds, float(error[leaf]), leaf)
 
 
+def _sum(values: np.ndarray) -> float:
+    """Return the sum of numbers without rounding between; `math.fsum` refuses infinite ones."""
+    return math.fsum(values) if np.all(np.isfinite(values)) else float(np.sum(values))
+
+
 def _leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
     """Return the norm of each leaf's part of a vector of all coordinates, `[L]`."""
     return np.array([norm(vector[info.part]) for info in problem.leaves])
@@ -159,6 +171,9 @@ def _in_original_types(problem: Problem) -> np.ndarray | None:
         return None
     inputs = (problem.moved, problem.fixed, problem.cotangents)
     try:
-        return gradient_coordinates(problem.checked.programs.backward(*inputs))
+        # JAX warns of a constant in float64, which has nothing to do with the gradient.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return gradient_coordinates(problem.checked.programs.backward(*inputs))
     except Exception:  # whatever a user's rule raises in those types
         return None

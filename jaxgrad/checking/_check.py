@@ -1,7 +1,7 @@
 """`check_grads`: the gradient of any function against numeric derivatives, leaf by leaf."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ def check_grads(
     rtol: float = 1e-5,
     strict: bool = False,
     key: jax.Array | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Report:
     """Check the gradient of `f` at `args` against numeric derivatives; `print` the report.
 
@@ -56,6 +57,7 @@ def check_grads(
       rtol: relative error of an element, or of a whole leaf, that may pass.
       strict: whether `report.ok` is false for `UNRESOLVED`.
       key: PRNG key of directions and cotangents; `None` takes the same ones each time.
+      kwargs: arguments that `f` takes by name; they are not differentiated.
 
     Raises:
       TypeError, ValueError: if an argument is not as described, if nothing can be differentiated,
@@ -94,7 +96,15 @@ def check_grads(
     # Each stage hands a frozen value to the next; only `generator` goes on from draw to draw.
     report = None
     for problem in problems(
-        f, args, order, seed, argnums=argnums, has_aux=has_aux, holomorphic=holomorphic
+        f,
+        args,
+        order,
+        seed,
+        "rev" in modes,
+        argnums=argnums,
+        has_aux=has_aux,
+        holomorphic=holomorphic,
+        kwargs=kwargs,
     ):
         if problem.rejection is not None:
             result = reject(problem, *problem.rejection, strict)

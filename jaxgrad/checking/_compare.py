@@ -41,10 +41,10 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
             slope, part = slopes[rows], numeric.derivative.select(rows)
             allowed = tolerance.of(j, part)
             # No error bar is small beside a gradient that is nothing but rounding.
-            rounding = _is_rounding(autodiff, info)
+            rounding = _is_rounding(autodiff, info, slope)
             least = 1e-3 * problem.total / problem.scales[j] if rounding else 0.0
             size = np.maximum(np.abs(part.value), max(rms(part.value), least))
-            verdicts = judge(slope, part, allowed, TOO_WIDE * size)
+            verdicts = judge(slope, part, allowed, TOO_WIDE * size, problem.partial)
             numbers = (slope, part, allowed, verdicts)
             complete = bool(tolerance.complete[j])
             worst, row = _worst_and_row(info, *numbers, complete, mode=mode, order=problem.order)
@@ -52,18 +52,19 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
     return comparisons
 
 
-def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide) -> np.ndarray:
+def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide, partial=False) -> np.ndarray:
     """Return the verdict on each number, as its position in `ORDER`, `[P]`.
 
     Besides the error bar a difference is `allowed`; an error bar from `wide` on decides nothing.
+    If the function is finite only in a part of its outputs (`partial`), so may be its derivative.
     """
     with np.errstate(invalid="ignore"):
         slack = numeric.error + allowed
         far = np.abs(autodiff - numeric.value) > slack
         outside = (autodiff < numeric.left - slack) | (autodiff > numeric.right + slack)
     known = np.isfinite(numeric.error)
-    # The slope of a cusp is infinite, so at an edge of the domain an infinity may be right.
-    finite = (numeric.sides == 2) | ((numeric.sides == 1) & np.isnan(autodiff))
+    # At an edge of the domain an infinite slope may be right, but nobody can use it.
+    finite = (numeric.sides > 0) & (not partial)
     verdicts = np.full(autodiff.shape, ORDER.index(Verdict.AGREE))
     # Each line overrules those before it.
     for verdict, where in (
@@ -77,10 +78,10 @@ def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide) -> np.ndarra
     return verdicts
 
 
-def _is_rounding(autodiff: Autodiff, info: LeafInfo) -> bool:
+def _is_rounding(autodiff: Autodiff, info: LeafInfo, slope: np.ndarray) -> bool:
     """Whether the gradient of a leaf is zero, or another one if it is rounded otherwise."""
     if autodiff.gradient is None:
-        return False
+        return not np.any(slope)
     gradient = autodiff.gradient[info.part]
     others = [g[info.part] for g in (autodiff.original, autodiff.mapped) if g is not None]
     with np.errstate(invalid="ignore", over="ignore"):

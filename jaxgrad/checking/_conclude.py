@@ -22,7 +22,8 @@ def conclude(
         # The leaves repeat for each mode.
         index = i % len(problem.leaves)
         row = _with_working_error(row, problem.leaves[index], autodiff)
-        rows.append(_with_identities(row, index, autodiff.identities))
+        others = [other.verdict for other in leaves[index :: len(problem.leaves)]]
+        rows.append(_with_identities(row, index, autodiff.identities, others))
     notes = list(problem.notes)
     if tolerance.raised:
         notes.append(
@@ -93,13 +94,23 @@ def _with_working_error(row: Leaf, info: LeafInfo, autodiff: Autodiff) -> Leaf:
     )
 
 
-def _with_identities(row: Leaf, index: int, identities: Sequence[Identity]) -> Leaf:
-    """Mark a leaf as wrong where the error of an identity that fails is largest."""
+def _with_identities(row: Leaf, index: int, identities: Sequence[Identity], others) -> Leaf:
+    """Mark a leaf as wrong where the error of an identity that fails is largest.
+
+    `others` are the verdicts on the same leaf in all modes.
+    """
     for identity in identities:
         # Symmetry is a property of the whole second derivative, not of a leaf.
-        if identity.holds is False and identity.leaf == index and identity.name != "symmetry":
-            words = f"does not hold: {NAMES[identity.name]}"
-            verdict = row.verdict if row.verdict in FAILURES else Verdict.WRONG
-            reason = f"{row.reason}; {words}" if row.reason else words
-            row = dataclasses.replace(row, verdict=verdict, reason=reason)
+        if identity.holds is not False or identity.leaf != index or identity.name == "symmetry":
+            continue
+        words = f"does not hold: {NAMES[identity.name]}"
+        if identity.name == "transpose" and row.verdict is Verdict.AGREE:
+            # The mode that agrees with the numeric derivative is not the one to blame.
+            if Verdict.WRONG in others:
+                continue
+            blamed = "forward" if row.mode == "rev" else "reverse"
+            words += f"; this mode agrees with the numeric derivative, so {blamed} mode is wrong"
+        verdict = row.verdict if row.verdict in FAILURES else Verdict.WRONG
+        reason = f"{row.reason}; {words}" if row.reason else words
+        row = dataclasses.replace(row, verdict=verdict, reason=reason)
     return row

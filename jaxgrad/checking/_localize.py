@@ -66,7 +66,10 @@ def localize(
 def _why(problem: Problem, verdict: Verdict, numeric: Derivative, worst: int, slopes) -> str:
     """Explain why a number is not finite or could not be resolved, and what would help."""
     if verdict is Verdict.NONFINITE:
-        return f"autodiff is {slopes[worst]:.3g} where the function is finite around"
+        where = "around" if numeric.sides[worst] == 2 else "here and on one side"
+        return f"autodiff is {slopes[worst]:.3g} where the function is finite {where}"
+    if problem.partial and not np.isfinite(slopes[worst]):
+        return "an output of f is not finite here, and neither is autodiff; move the point"
     if numeric.sides[worst] == 0:
         return "the function is not finite close by; move the point inside the domain"
     if numeric.sides[worst] == 1:

@@ -19,6 +19,8 @@ from jaxgrad.checking._arguments import Arguments
 from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
 
 LOOPS = {"scan", "while", "cond"}
+# Operations with such names may have a rule for reverse mode alone.
+NO_FORWARD = ("vjp", "callback", "ffi")
 HOST_EPS = float(np.finfo(np.float32).eps)
 # Whether the moved leaves, and whether the fixed arrays, are converted to float64.
 PRECISIONS = ((True, True), (True, False), (False, False))
@@ -72,8 +74,11 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
             obstacle = "" if wide else f"{type(errors[-2]).__name__}: {first_line(errors[-2])}"
             return checked._replace(conversions=conversions), *facts, obstacle
     error = errors[-1 if isinstance(errors[2], jax.errors.ConcretizationTypeError) else 2]
+    first, *rest = arguments.function.arguments(arguments.moved, arguments.fixed)
+    as_in_jax = isinstance(first, (tuple, list)) and rest and isinstance(rest[0], int)
+    hint = "; jaxgrad.testing.check_grads takes arguments as JAX's does" if as_in_jax else ""
     raise ValueError(
-        f"f raised {type(error).__name__} at the given arguments: {first_line(error)}"
+        f"f raised {type(error).__name__} at the given arguments: {first_line(error)}{hint}"
     ) from error
 
 
@@ -147,6 +152,8 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
     names = [equation.primitive.name for equation in equations]
     rules = [_rule_name(e) for e in equations if e.primitive.name.startswith("custom_")]
     inputs = (_epsilon(variable.aval) for variable in closed.jaxpr.invars)
+    reverse_only = any(name.startswith("custom_vjp") for name in names)
+    doubtful = any(word in name for name in names for word in NO_FORWARD)
     return Facts(
         fingerprint=_fingerprint(closed, equations),
         eps=max([0.0, *inputs, *map(_narrowed_to, equations)]),
@@ -155,8 +162,19 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
         iterates="while" in names,
         stops="stop_gradient" in names,
         rules=tuple(dict.fromkeys(rules)),
-        forward=not any(name.startswith("custom_vjp") for name in names),
+        forward=not doubtful or (not reverse_only and _has_forward_mode(function, *args)),
     )
+
+
+def _has_forward_mode(function: Callable[..., Any], moved: Any, fixed: Any) -> bool:
+    def tangent(leaves):
+        return jax.jvp(lambda leaves: function(leaves, fixed), (leaves,), (leaves,))[1]
+
+    try:
+        jax.jit(tangent).lower(moved)
+    except Exception:  # whatever a user's rule raises
+        return False
+    return True
 
 
 def _fingerprint(closed: Any, equations: list[Any]) -> str:
@@ -203,9 +221,14 @@ def is_program(value: Any) -> bool:
 
 
 def _rule_name(equation: Any) -> str:
-    inner = equation.params.get("call_jaxpr") or equation.params.get("jaxpr")
+    """The name of a function with a rule, and where the rule is."""
+    params = equation.params
+    inner = params.get("call_jaxpr") or params.get("jaxpr")
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
-    return str(getattr(info, "func_name", None) or equation.params.get("name", "")) or "a function"
+    name = str(getattr(info, "func_name", None) or params.get("name", "")) or "a function"
+    rule = getattr(params.get("bwd") or params.get("jvp_jaxpr_fun"), "debug_info", None)
+    place = getattr(rule, "func_src_info", None)
+    return f"{name} (rule: {place})" if place else name
 
 
 def _bytes(value: Any) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxgrad._numerics import rms
 from jaxgrad.checking._arguments import Arguments, sort_arguments
 from jaxgrad.checking._precision import Computation, Facts, choose_precision
-from jaxgrad.checking._programs import Function, equal_within, gradient_of
+from jaxgrad.checking._programs import Function, equal_within, forward_derivative, gradient_of
 from jaxgrad.checking._report import Verdict
 from jaxgrad.checking._widen import without_rounding
 
@@ -39,16 +39,19 @@ class Problem(Arguments):
     holomorphic: bool
     notes: tuple[str, ...] = ()
     rejection: tuple[Verdict, str] | None = None  # if the function cannot be checked at all
+    partial: bool = False  # whether a part of the outputs is not finite
     order: int = 1
     nearby: bool = False  # whether the arguments are not those of the user, but close to them
     swap: tuple[list[np.ndarray], int] | None = None
 
 
-def problems(f: Callable, args: tuple, order: int, seed: int, **options) -> Iterator[Problem]:
+def problems(
+    f: Callable, args: tuple, order: int, seed: int, reverse: bool = True, **options
+) -> Iterator[Problem]:
     """Yield the problems of a check, each prepared when it is asked for.
 
     The derivative of order `k` along random weights is a function, and its gradient is the problem
-    of order `k + 1`.
+    of order `k + 1`. It is taken by reverse mode, or by forward mode if not `reverse`.
     """
     problem = prepare(f, args, seed=seed, **options)
     yield problem
@@ -57,22 +60,33 @@ def problems(f: Callable, args: tuple, order: int, seed: int, **options) -> Iter
         # Autodiff and differences of that gradient then both say that its derivative is zero.
         generator, moved = np.random.default_rng([seed, 3]), []
         for value in problem.moved:
-            factor = 1 + 0.03 * generator.standard_normal(value.shape)
-            moved.append(value * jnp.asarray(factor, jnp.finfo(value.dtype).dtype))
-        nearby = problem.function.arguments(moved, problem.fixed)
+            change = 0.03 * generator.standard_normal(value.shape)
+            if value.ndim == 2 and np.array_equal(value, np.transpose(value)):
+                # A solver may be right for symmetric matrices alone.
+                change = (change + change.T) / 2
+            moved.append(value * jnp.asarray(1 + change, value.dtype))
+        nearby = problem.function.arguments(moved, problem.fixed)[: len(args)]
         yield dataclasses.replace(prepare(f, nearby, seed=seed, **options), nearby=True)
     for level in range(2, order + 1):
-        problem = _derivative(problem, level, seed)
+        problem = _derivative(problem, level, seed, reverse)
         yield problem
 
 
 def prepare(
-    f: Callable, args: tuple, *, argnums: Any = 0, has_aux=False, holomorphic=False, seed=0
+    f: Callable,
+    args: tuple,
+    *,
+    argnums: Any = 0,
+    has_aux=False,
+    holomorphic=False,
+    kwargs=None,
+    seed=0,
 ) -> Problem:
     """Prepare the check of `f` at `args`; see `check_grads` for the arguments."""
-    arguments = sort_arguments(f, args, argnums, has_aux, holomorphic)
+    arguments = sort_arguments(f, args, argnums, has_aux, holomorphic, kwargs)
     checked, facts, deterministic, obstacle = choose_precision(arguments)
     cotangents, total, numeric, rejection, notes = [], 0.0, checked, CHANGING, []
+    partial = False
     if deterministic:
         evaluate, inputs = checked.programs.outputs, (checked.moved, checked.fixed)
         outputs, again = (list(map(np.asarray, evaluate(*inputs))) for _ in range(2))
@@ -81,6 +95,7 @@ def prepare(
             rejection = None
             if any(v.size and not np.any(np.isfinite(v)) for v in outputs):
                 rejection = (Verdict.NONFINITE, "f itself is not finite at these arguments")
+        partial = not all(np.all(np.isfinite(v)) for v in outputs)
         cotangents, total = _choose_cotangents(outputs, holomorphic, seed)
         numeric, reason = without_rounding(arguments.function, checked, outputs)
         if reason:
@@ -100,6 +115,7 @@ def prepare(
         holomorphic=holomorphic,
         notes=tuple(notes),
         rejection=rejection,
+        partial=partial,
     )
 
 
@@ -144,18 +160,21 @@ class _Derivative:
     """The derivative of a function along weights; equal to that of an equal function."""
 
     function: Function
+    reverse: bool
 
     def __call__(self, moved, fixed, weights, cotangents):
+        if not self.reverse:
+            return forward_derivative(self.function, moved, fixed, cotangents, weights)
         gradient = gradient_of(self.function, moved, fixed, cotangents)
         pairs = zip(weights, gradient, strict=True)
         return sum(jnp.sum(jnp.real(jnp.asarray(w, g.dtype) * g)) for w, g in pairs)
 
 
-def _derivative(problem: Problem, level: int, seed: int) -> Problem:
+def _derivative(problem: Problem, level: int, seed: int, reverse: bool) -> Problem:
     """Return the problem whose function is the derivative along random weights."""
     weights, others = (_weights(problem, [2, seed, level, i]) for i in range(2))
     args = (problem.moved, problem.fixed, weights, problem.cotangents)
-    derivative = prepare(_Derivative(problem.function), args, seed=seed)
+    derivative = prepare(_Derivative(problem.function, reverse), args, seed=seed)
     pairs = zip(derivative.leaves, problem.leaves, strict=True)
     return dataclasses.replace(
         derivative,

@@ -150,7 +150,7 @@ def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, f
 
     def push(leaf):
         part = [jnp.where(leaf == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
-        return _push(function, moved, fixed, cotangents, part)
+        return forward_derivative(function, moved, fixed, cotangents, part)
 
     return gradient, several, jax.lax.map(push, jnp.arange(len(moved))) if forward else None
 
@@ -163,11 +163,12 @@ def _change(function, moved, fixed, cotangents, base, direction, step):
 
 
 def _tangent(function, moved, fixed, cotangents, _, direction, step):
-    return _push(function, moved, fixed, cotangents, _shifts(moved, step, direction))
+    return forward_derivative(function, moved, fixed, cotangents, _shifts(moved, step, direction))
 
 
-def _push(function, moved, fixed, cotangents, tangent):
+def forward_derivative(function, moved, fixed, cotangents, tangent):
     """Return the weighted tangent of the outputs by forward mode."""
+    tangent = [jnp.asarray(t, leaf.dtype) for t, leaf in zip(tangent, moved, strict=True)]
     out = jax.jvp(lambda m: function(m, fixed), (list(moved),), (tangent,))[1]
     return _weighted(cotangents, out)
 

@@ -1,14 +1,19 @@
 """The results of a check and their printed form: verdicts, identities, one row for each leaf."""
 
+import dataclasses
 import enum
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgrad._numerics import float_eps
 
-# The visible error is the smallest error of one element that the check would have seen.
+if TYPE_CHECKING:
+    import pandas
+
+SHOWN = 10  # The printed table has at most so many of the leaves that agree.
 HEADINGS = "leaf,verdict,relative error,worst index,autodiff,numeric,error bar,visible error"
 NAMES = {
     "linear": "the backward pass is linear in its cotangent",
@@ -124,6 +129,27 @@ class Report:
         unresolved = self.strict and self.verdict is Verdict.UNRESOLVED
         return self.verdict not in FAILURES and not unresolved
 
+    def __bool__(self) -> bool:
+        """Whether the report is `ok`, so that it can be asserted."""
+        return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as dictionaries, lists, text and numbers."""
+        fields = {"verdict": str(self.verdict), "ok": self.ok} | dataclasses.asdict(self)
+        fields["leaves"] = [_plain(leaf) for leaf in self.leaves]
+        fields["identities"] = [identity._asdict() for identity in self.identities]
+        return fields
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON, in which numbers that are not finite are text."""
+        return json.dumps(_finite(self.to_dict()), allow_nan=False)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return a table with a row for each leaf; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame([_plain(leaf) for leaf in self.leaves])
+
     def __str__(self) -> str:
         verdicts = [leaf.verdict for leaf in self.leaves]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ORDER if v in verdicts)
@@ -155,6 +181,25 @@ def sort_leaves(leaves: Iterable[Leaf]) -> tuple[Leaf, ...]:
     return tuple(sorted(leaves, key=rank))
 
 
+def _plain(leaf: Leaf) -> dict[str, Any]:
+    """Return the fields of a leaf, with text for its verdict and dtype."""
+    return dataclasses.asdict(leaf) | {"verdict": str(leaf.verdict), "dtype": str(leaf.dtype)}
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not have by text."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    is_number = isinstance(value, (float, complex))
+    return (
+        str(value)
+        if isinstance(value, complex) or (is_number and not math.isfinite(value))
+        else value
+    )
+
+
 def _title(leaf: Leaf, leaves: Iterable[Leaf]) -> str:
     """Return the path, with mode and order where the report has several of them."""
     mode = f" {leaf.mode}" if any(other.mode != leaf.mode for other in leaves) else ""
@@ -165,7 +210,10 @@ def _title(leaf: Leaf, leaves: Iterable[Leaf]) -> str:
 def _table(named: list[tuple[str, Leaf]]) -> list[str]:
     """Return the lines of a table with a row for each leaf."""
     rows: list[Any] = [HEADINGS.split(",")]
-    for title, leaf in named:
+    agree = [leaf for _, leaf in named if leaf.verdict is Verdict.AGREE]
+    hidden = len(agree) - SHOWN
+    # Leaves that agree come last, those with the largest errors first.
+    for title, leaf in named[: -hidden if hidden > 0 else None]:
         # The index of a scalar is empty.
         index = str(list(leaf.worst_index)) if leaf.worst_index else ""
         if leaf.worst_index is None and leaf.coverage == "directions":
@@ -179,7 +227,12 @@ def _table(named: list[tuple[str, Leaf]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Names are aligned to the left, numbers to the right.
     columns = [f"{{:{side}{width}}}" for side, width in zip("<<><>>>>", widths, strict=True)]
-    return ["  ".join(columns).format(*row).rstrip() for row in rows]
+    lines = ["  ".join(columns).format(*row).rstrip() for row in rows]
+    lines += [f"and {hidden} leaves more that agree, with smaller errors"] * (hidden > 0)
+    return [
+        *lines,
+        "visible error: the smallest error of one element that this check would have seen",
+    ]
 
 
 def _lost_digits(leaf: Leaf) -> str:
