@@ -1,7 +1,10 @@
 """Assertions for a test suite: a test fails only if a gradient is wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxgrad import checking
 
@@ -37,6 +40,8 @@ def check_grads(
     atol: float | None = None,
     rtol: Any = None,
     eps: float | None = None,
+    *,
+    use_rtol: bool = False,
 ) -> None:
     """Raise unless derivatives are right: a drop-in for `jax.test_util.check_grads`.
 
@@ -45,15 +50,21 @@ def check_grads(
       args: all of them are differentiated where they are floating point.
       order: derivatives up to this order are checked.
       modes: "fwd" or "lin" for forward mode, "rev" for reverse mode.
-      atol, rtol, eps: accepted but not used. Tolerances of a test suite are made for differences in
-        float32 and would hide errors; `assert_grads` takes an `rtol`.
+      atol, eps: accepted but not used; error bars and steps depend on values of `f` alone.
+      rtol: a relative error, or a mapping from dtypes to them. It is not used, since tolerances for
+        differences in float32 would hide errors, unless `use_rtol` and it is larger than 1e-5.
 
     >>> import jax.numpy as jnp
     >>> check_grads(jnp.tanh, (jnp.arange(3.0),), order=2)
     """
     __tracebackhide__ = True
-    del atol, rtol, eps
+    del atol, eps
+    if isinstance(rtol, Mapping):
+        kinds = {jnp.result_type(leaf) for leaf in jax.tree.leaves(args)}
+        values = {jnp.dtype(dtype): value for dtype, value in rtol.items()}
+        rtol = max((values.get(kind, 0.0) for kind in kinds), default=0.0)
+    least = max(1e-5, (rtol or 0.0) if use_rtol else 0.0)
     # A linearization is what forward mode gives.
     names = ["fwd" if mode == "lin" else mode for mode in ([modes] if modes in MODES else modes)]
     argnums, modes = tuple(range(len(args))), tuple(dict.fromkeys(names))
-    assert_grads(f, *args, argnums=argnums, order=order, modes=modes)
+    assert_grads(f, *args, argnums=argnums, order=order, modes=modes, rtol=least)

@@ -54,13 +54,13 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
     try:
         try:
             leaves, several, pushed = program(batched=batched)
-        except NotImplementedError:  # a rule of reverse mode that cannot be mapped
+        except NotImplementedError:
             batched = False
             leaves, several, pushed = program(batched=batched)
         if not facts.loops and facts.equations <= EAGER_LIMIT:
             with precision(checked.wide):
                 eager = gradient_coordinates(gradient_of(problem.function, *inputs))
-    except Exception as error:  # whatever a user's rule raises
+    except Exception as error:
         raise ValueError(
             f"f cannot be differentiated in reverse mode: {first_line(error)}; mend its rule, or "
             'check forward mode alone with modes=("fwd",)'

@@ -93,19 +93,11 @@ def check_grads(
         ) from None
     seed = int.from_bytes(data[-8:], "little")
 
+    options = {"argnums": argnums, "has_aux": has_aux, "holomorphic": holomorphic}
+    options |= {"kwargs": kwargs}
     # Each stage hands a frozen value to the next; only `generator` goes on from draw to draw.
     report = None
-    for problem in problems(
-        f,
-        args,
-        order,
-        seed,
-        "rev" in modes,
-        argnums=argnums,
-        has_aux=has_aux,
-        holomorphic=holomorphic,
-        kwargs=kwargs,
-    ):
+    for problem in problems(f, args, order, seed, "rev" in modes, **options):
         if problem.rejection is not None:
             result = reject(problem, *problem.rejection, strict)
         else:

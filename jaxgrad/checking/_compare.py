@@ -44,6 +44,8 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
             rounding = _is_rounding(autodiff, info, slope)
             least = 1e-3 * problem.total / problem.scales[j] if rounding else 0.0
             size = np.maximum(np.abs(part.value), max(rms(part.value), least))
+            # A slope of exactly zero is right if another one would have shown over a large step.
+            size = np.where((slope == 0) & (part.reach > 0), part.reach, size)
             verdicts = judge(slope, part, allowed, TOO_WIDE * size, problem.partial)
             numbers = (slope, part, allowed, verdicts)
             complete = bool(tolerance.complete[j])

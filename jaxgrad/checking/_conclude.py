@@ -105,7 +105,6 @@ def _with_identities(row: Leaf, index: int, identities: Sequence[Identity], othe
             continue
         words = f"does not hold: {NAMES[identity.name]}"
         if identity.name == "transpose" and row.verdict is Verdict.AGREE:
-            # The mode that agrees with the numeric derivative is not the one to blame.
             if Verdict.WRONG in others:
                 continue
             blamed = "forward" if row.mode == "rev" else "reverse"

@@ -183,6 +183,7 @@ def measure(
         floor=np.maximum(noise, rounding),
         coarsest=100 * eps * problem.total,
         group=leaf_indices(directions),
+        rounding=float(rounding),
     )
 
 

@@ -6,6 +6,7 @@ A derivative shows best in float64, but some functions do not accept it, and som
 import contextlib
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -67,12 +68,12 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
     for traced in (True, False):
         for wide, wide_fixed in PRECISIONS:
             try:
-                checked, *facts = _attempt(arguments, traced, wide, wide_fixed)
+                checked, facts, same = _attempt(arguments, traced, wide, wide_fixed)
             except Exception as error:
                 errors.append(error)
                 continue
             obstacle = "" if wide else f"{type(errors[-2]).__name__}: {first_line(errors[-2])}"
-            return checked._replace(conversions=conversions), *facts, obstacle
+            return checked._replace(conversions=conversions), facts, same, obstacle
     error = errors[-1 if isinstance(errors[2], jax.errors.ConcretizationTypeError) else 2]
     first, *rest = arguments.function.arguments(arguments.moved, arguments.fixed)
     as_in_jax = isinstance(first, (tuple, list)) and rest and isinstance(rest[0], int)
@@ -227,8 +228,11 @@ def _rule_name(equation: Any) -> str:
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     name = str(getattr(info, "func_name", None) or params.get("name", "")) or "a function"
     rule = getattr(params.get("bwd") or params.get("jvp_jaxpr_fun"), "debug_info", None)
-    place = getattr(rule, "func_src_info", None)
-    return f"{name} (rule: {place})" if place else name
+    if rule is None:
+        return name
+    # Of the file without its folder.
+    place = " at ".join(map(os.path.basename, str(rule.func_src_info).split(" at ")))
+    return f"{name} (rule: {place})"
 
 
 def _bytes(value: Any) -> bytes:

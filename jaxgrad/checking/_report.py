@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
 SHOWN = 10  # The printed table has at most so many of the leaves that agree.
+# The visible error is the smallest error of one element that the check would have seen.
 HEADINGS = "leaf,verdict,relative error,worst index,autodiff,numeric,error bar,visible error"
 NAMES = {
     "linear": "the backward pass is linear in its cotangent",
@@ -192,12 +193,9 @@ def _finite(value: Any) -> Any:
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
-    is_number = isinstance(value, (float, complex))
-    return (
-        str(value)
-        if isinstance(value, complex) or (is_number and not math.isfinite(value))
-        else value
-    )
+    if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
 
 
 def _title(leaf: Leaf, leaves: Iterable[Leaf]) -> str:
@@ -229,10 +227,7 @@ def _table(named: list[tuple[str, Leaf]]) -> list[str]:
     columns = [f"{{:{side}{width}}}" for side, width in zip("<<><>>>>", widths, strict=True)]
     lines = ["  ".join(columns).format(*row).rstrip() for row in rows]
     lines += [f"and {hidden} leaves more that agree, with smaller errors"] * (hidden > 0)
-    return [
-        *lines,
-        "visible error: the smallest error of one element that this check would have seen",
-    ]
+    return lines
 
 
 def _lost_digits(leaf: Leaf) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 RATIO = 8.0
 LARGEST_STEP = 0.125  # relative to the size of the leaf
+TINY = 1e-10  # A function that is made of larger steps than this is meant to be one of steps.
 
 
 class Derivative(NamedTuple):
@@ -25,6 +26,7 @@ class Derivative(NamedTuple):
       sides: on how many sides the function is finite close by: 2, 1 at an edge, or 0.
       noise: size of the errors of `f` that the sequence shows.
       step: the step that was used.
+      reach: size of the slope over the largest step; 0 if `f` changes there by rounding alone.
     """
 
     value: np.ndarray
@@ -35,6 +37,7 @@ class Derivative(NamedTuple):
     sides: np.ndarray
     noise: np.ndarray
     step: np.ndarray
+    reach: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Derivative":
         """Return the entries `rows`."""
@@ -48,7 +51,9 @@ class Derivative(NamedTuple):
         return Derivative(*copies)
 
 
-def estimate(steps, plus, minus, floor=0.0, coarsest=np.inf, group=None) -> Derivative:
+def estimate(
+    steps, plus, minus, floor=0.0, coarsest=np.inf, group=None, rounding: float = 0.0
+) -> Derivative:
     """Estimate derivatives from sequences of steps.
 
     The estimate of each step is corrected by that of the next larger step (Richardson, 1911). Its
@@ -63,8 +68,11 @@ def estimate(steps, plus, minus, floor=0.0, coarsest=np.inf, group=None) -> Deri
       coarsest: the largest change that rounding of `f` can make; a larger one is a jump of `f`.
       group: labels, `[P]`, of sequences whose errors have one size. As one may look less noisy than
         it is, each in a group of four or more is taken for at least as noisy as their median.
+      rounding: least rounding of a value of `f`; twice as much is a change.
     """
-    derivative = _estimate(steps, plus, minus, floor, coarsest)
+    first = np.max(np.nan_to_num(np.abs([plus[:, 0], minus[:, 0]]), posinf=0.0), axis=0)
+    reach = np.where(first > 2 * rounding, first / steps[:, 0], 0.0)
+    derivative = _estimate(steps, plus, minus, floor, coarsest, reach)
     if group is None:
         return derivative
     common = np.zeros(len(steps))
@@ -72,10 +80,10 @@ def estimate(steps, plus, minus, floor=0.0, coarsest=np.inf, group=None) -> Deri
         rows = (group == label) & np.isfinite(derivative.error)
         if rows.sum() >= 4:
             common[group == label] = np.median(derivative.noise[rows])
-    return _estimate(steps, plus, minus, np.maximum(floor, common), coarsest)
+    return _estimate(steps, plus, minus, np.maximum(floor, common), coarsest, reach)
 
 
-def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
+def _estimate(steps, plus, minus, floor, coarsest, reach) -> Derivative:
     floor = np.broadcast_to(np.asarray(floor, np.float64), steps.shape[:1])
     with np.errstate(all="ignore"):
         # Errors are not larger than the changes that the smallest steps make, if they make any.
@@ -99,7 +107,7 @@ def _estimate(steps, plus, minus, floor, coarsest) -> Derivative:
     error = np.where(sides > 0, error, np.inf)
     error = np.where(kink, np.maximum(error, spread), error)
     left, right = (np.where(kink, side, value) for side in (low, high))
-    return Derivative(value, error, left, right, kink, sides, noise, step)
+    return Derivative(value, error, left, right, kink, sides, noise, step, reach)
 
 
 def _best(raw, steps, order, floor) -> tuple[np.ndarray, ...]:
@@ -132,11 +140,19 @@ def _best(raw, steps, order, floor) -> tuple[np.ndarray, ...]:
 
 def _rounding_unit(plus, minus, coarsest):
     """Return the smallest change of `f`, `[P]`, where smaller steps change nothing, else 0."""
-    # A plateau of exact zeros shows that `f` is rounded to multiples of that change.
+    # A plateau of exact zeros shows that `f` is rounded to multiples of that change, if rounding
+    # can make it. Where `f` cancels, its values are multiples of a tiny unit, of which larger steps
+    # change `f` by many; a jump is one change at all steps.
     size = np.abs(np.concatenate([plus, minus], axis=1))
-    still = (plus == 0) & (minus == 0)
-    smallest = np.min(np.where(np.isfinite(size) & (size > 0), size, np.inf), axis=1)
-    rounded = still.any(axis=1) & (smallest <= coarsest) & np.isfinite(smallest)
+    still, known = (plus == 0) & (minus == 0), np.isfinite(size) & (size > 0)
+    smallest = np.min(np.where(known, size, np.inf), axis=1)
+    largest = np.max(np.where(known, size, 0.0), axis=1)
+    mantissa, exponent = np.frexp(np.where(known, size, 0.0))
+    digits = (mantissa * 2.0**53).astype(np.int64)
+    lowest = np.ldexp((digits & -digits).astype(np.float64), exponent - 53)
+    unit = np.min(np.where(known, lowest, np.inf), axis=1)
+    cancels = (unit <= TINY) & (smallest <= 64 * unit) & (largest >= 16 * unit)
+    rounded = still.any(axis=1) & ((smallest <= coarsest) | cancels) & np.isfinite(smallest)
     return np.where(rounded, smallest, 0.0)
 
 

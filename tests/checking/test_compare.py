@@ -83,12 +83,10 @@ def test_a_nan_where_the_function_is_finite(f, x):
     assert not report.ok
 
 
-def test_edges_of_the_domain_are_not_resolved():
+def test_an_infinite_slope_at_an_edge_of_the_domain_is_no_gradient():
     report = check_grads(lambda x: jnp.sum(jnp.sqrt(x)), jnp.float32([0.0, 1.0]))
-    assert report.verdict is Verdict.UNRESOLVED
-    assert report.ok
-    assert "edge of the domain" in report.leaves[0].reason
-    assert not check_grads(lambda x: jnp.sum(jnp.sqrt(x)), jnp.float32([0.0]), strict=True).ok
+    assert report.verdict is Verdict.NONFINITE
+    assert "finite here and on one side" in report.leaves[0].reason
     close = jnp.float32([1e-30, 1e-10, 1.0])
     assert check_grads(lambda x: jnp.sum(jnp.log(x)), close).verdict is Verdict.AGREE
 
@@ -131,7 +129,8 @@ def numeric(**fields):
     """Three numeric derivatives of value 1 with an error bar of 0.01."""
     ones = np.ones(3)
     values = {"value": ones, "error": 0.01 * ones, "left": ones, "right": ones, "noise": 0 * ones}
-    values |= {"kink": np.zeros(3, bool), "sides": np.full(3, 2), "step": ones} | fields
+    values |= {"kink": np.zeros(3, bool), "sides": np.full(3, 2), "step": ones}
+    values |= {"reach": ones} | fields
     return Derivative(**values)
 
 
@@ -141,8 +140,8 @@ def numeric(**fields):
         ([1.0, 1.019, 0.981], {}, ["AGREE"] * 3),
         ([1.021, 0.979, -1.0], {}, ["WRONG"] * 3),
         ([np.nan, np.inf, 1.0], {}, ["NONFINITE", "NONFINITE", "AGREE"]),
-        # At an edge of the domain an infinite slope may be right, NaN is not.
-        ([np.nan, np.inf, 1.0], {"sides": np.ones(3, int)}, ["NONFINITE", "UNRESOLVED", "AGREE"]),
+        # At an edge of the domain an infinite slope may be right, but is no gradient.
+        ([np.nan, np.inf, 1.0], {"sides": np.ones(3, int)}, ["NONFINITE", "NONFINITE", "AGREE"]),
         (
             [np.nan, 5.0, 1.0],
             {"sides": np.zeros(3, int), "error": np.full(3, np.inf)},
@@ -160,3 +159,53 @@ def test_verdicts_on_numbers(autodiff, fields, verdicts):
     allowed, wide = np.full(3, 0.01), np.full(3, 0.05)
     positions = judge(np.array(autodiff), numeric(**fields), allowed, wide)
     assert [ORDER[i] for i in positions] == verdicts
+
+
+def test_where_an_output_is_not_finite_neither_need_be_the_gradient():
+    report = check_grads(jnp.arcsin, jnp.float32([1.2, 0.5]))
+    assert report.verdict is Verdict.UNRESOLVED
+    assert "an output of f is not finite" in report.leaves[0].reason
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (lambda x: jnp.cos(x) - 1, 1e-6),
+        (lambda x: jnp.sum(jnp.sqrt(1 + x**2) - 1), 1e-6 * np.arange(1.0, 5.0)),
+        (lambda x: 1 - 2 * jax.nn.sigmoid(x), 1e-8),
+        (lambda x: (lambda s: s * (1 - s) * (1 - 2 * s))(jax.nn.sigmoid(x)), 1e-8),
+    ],
+    ids=["cosine", "pseudo-Huber", "sigmoid", "its derivative"],
+)
+def test_values_that_cancel_are_no_mistake(f, x):
+    assert check_grads(f, x).verdict is Verdict.AGREE
+    wrong = with_backward(f, lambda args, ct: (1.05 * ct * jax.grad(f)(args[0]),))
+    assert check_grads(wrong, x).verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize(("f", "x"), [(jnp.tanh, 20.0), (jax.nn.sigmoid, 40.0), (jnp.expm1, -40.0)])
+def test_a_gradient_of_zero_agrees_only_if_another_one_would_have_been_seen(f, x):
+    assert check_grads(f, x).verdict is Verdict.UNRESOLVED
+    assert check_grads(lambda x: jnp.sum(x**3), jnp.zeros(3)).verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize("modes", [("fwd",), ("rev",), ("fwd", "rev")])
+def test_a_leaf_that_has_no_effect_agrees(modes):
+    point = {"a": jnp.ones(2), "b": jnp.ones(2), "empty": jnp.ones((0, 3))}
+    report = check_grads(lambda p: jnp.sum(p["a"] ** 2) + 0 * p["b"].sum(), point, modes=modes)
+    assert report.verdict is Verdict.AGREE
+
+
+def test_the_mode_that_is_wrong_is_named():
+    def half(x):
+        # Only the transposed solution is off.
+        return jax.lax.custom_linear_solve(
+            lambda v: 2 * v, x, lambda _, b: b / 2, lambda _, b: 0.55 * b
+        )
+
+    x = jnp.arange(1.0, 4.0)
+    both = check_grads(half, x, modes=("fwd", "rev"))
+    assert [(leaf.mode, leaf.verdict) for leaf in both.leaves] == [
+        ("rev", Verdict.WRONG),
+        ("fwd", Verdict.AGREE),
+    ]

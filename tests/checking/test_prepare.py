@@ -180,3 +180,49 @@ def test_second_order_of_a_rule_that_holds_numbers():
     rule = with_backward(jnp.sin, lambda args, ct: (ct * np.cos(point),))
     assert check_grads(rule, point).ok
     assert not check_grads(rule, point, order=2).ok
+
+
+def test_second_order_of_a_solver_for_symmetric_matrices():
+    def f(a):
+        def solve(_, b):
+            return jnp.linalg.solve(a, b)
+
+        b = jnp.arange(1.0, 4.0)
+        return jnp.sum(jax.lax.custom_linear_solve(lambda v: a @ v, b, solve, symmetric=True))
+
+    matrix = jnp.float32([[3.0, 1.0, 0.0], [1.0, 4.0, 0.5], [0.0, 0.5, 5.0]])
+    assert check_grads(f, matrix, order=2).verdict is Verdict.AGREE
+
+
+def test_second_order_in_forward_mode_alone():
+    def f(x):
+        def step(carry):
+            return jnp.sin(carry[0]) * carry[0], carry[1] + 1
+
+        return jax.lax.while_loop(lambda carry: carry[1] < 3, step, (x, 0))[0].sum()
+
+    report = check_grads(f, jnp.arange(1.0, 3.0), modes=("fwd",), order=2)
+    assert report.verdict is Verdict.AGREE
+    assert {leaf.order for leaf in report.leaves} == {1, 2}
+
+
+def test_second_order_of_complex_arguments_under_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        z = jnp.array([1 + 2j, 0.5 - 1j], jnp.complex64)
+        report = check_grads(lambda z: jnp.sum(jnp.real(z * z * jnp.conj(z))), z, order=2)
+    assert report.verdict is Verdict.AGREE
+
+
+def test_arguments_by_name_are_held_fixed():
+    def f(x, *, mask, power):
+        return jnp.sum(mask * x**power)
+
+    options = {"mask": jnp.array([1.0, 0.0, 1.0]), "power": 3}
+    report = check_grads(f, jnp.arange(1.0, 4.0), kwargs=options, order=2)
+    assert report.verdict is Verdict.AGREE
+    assert report.left_out == ()
+
+
+def test_arguments_in_the_order_of_jax_get_a_hint():
+    with pytest.raises(ValueError, match="jaxgrad.testing.check_grads takes"):
+        check_grads(jnp.sin, (1.0,), 1)

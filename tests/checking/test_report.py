@@ -1,8 +1,10 @@
 """The printed report, and what counts as success."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxgrad.checking import Leaf, Report, Verdict
@@ -95,3 +97,35 @@ def test_success(verdict, ok, strictly_ok):
     assert report.verdict is verdict
     assert report.ok is ok
     assert Report((LARGE, leaf), strict=True).ok is strictly_ok
+
+
+def test_a_report_is_true_if_it_is_ok():
+    assert not REPORT
+    assert Report((LARGE,))
+
+
+def test_a_report_as_data():
+    data = json.loads(REPORT.to_json())
+    assert data["verdict"] == "WRONG"
+    assert not data["ok"]
+    assert data["leaves"][0]["path"] == "['b']"
+    assert data["leaves"][1]["worst_index"] is None
+    assert data["identities"][1] == {
+        "name": "zero",
+        "holds": False,
+        "error": 0.5,
+        "leaf": 0,
+        "reason": "",
+    }
+    lost = dataclasses.replace(WRONG, autodiff=np.nan, numeric=1 + 2j)
+    leaf = json.loads(Report((lost,)).to_json())["leaves"][0]
+    assert (leaf["autodiff"], leaf["numeric"]) == ("nan", "(1+2j)")
+    assert REPORT.to_dict()["leaves"][0]["shape"] == (4,)
+
+
+def test_leaves_that_agree_are_not_all_printed():
+    leaves = (WRONG, *(dataclasses.replace(LARGE, path=f"[{i}]") for i in range(14)))
+    lines = str(Report(leaves)).splitlines()
+    assert lines[3].startswith("['b']")
+    assert lines[13].startswith("[9]")
+    assert lines[14] == "and 4 leaves more that agree, with smaller errors"

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import jax.test_util
+import numpy as np
 import pytest
 
 from jaxgrad import testing
@@ -26,9 +27,14 @@ def test_assert_grads_returns_the_report_or_raises_its_table():
 
 
 def test_strict_assertion_fails_on_what_cannot_be_told():
-    testing.assert_grads(jnp.sqrt, 0.0)
+    testing.assert_grads(jnp.tanh, 20.0)
     with pytest.raises(AssertionError, match="UNRESOLVED"):
-        testing.assert_grads(jnp.sqrt, 0.0, strict=True)
+        testing.assert_grads(jnp.tanh, 20.0, strict=True)
+
+
+def test_the_message_has_the_label():
+    with pytest.raises(AssertionError, match="^the sine\n"):
+        testing.assert_grads(wrong_cosine, 0.5, label="the sine")
 
 
 def test_the_drop_in_has_the_same_arguments():
@@ -36,13 +42,15 @@ def test_the_drop_in_has_the_same_arguments():
         inspect.signature(module.check_grads).parameters for module in (testing, jax.test_util)
     )
     # Ours may lack the newest ones, not reorder or rename the others.
-    assert list(ours) == list(theirs)[: len(ours)]
-    for name, parameter in ours.items():
+    shared = [name for name, one in ours.items() if one.kind is not one.KEYWORD_ONLY]
+    assert shared == list(theirs)[: len(shared)]
+    for name in shared:
+        parameter = ours[name]
         assert parameter.default == theirs[name].default or name == "modes"
     assert set(ours["modes"].default) == set(theirs["modes"].default)
 
 
-@pytest.mark.parametrize("modes", [("fwd",), ("rev",), ("fwd", "rev"), ["rev"]])
+@pytest.mark.parametrize("modes", [("fwd",), ("rev",), ("lin", "fwd", "rev"), ["rev"]])
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_drop_in_passes_right_functions(modes, order):
     def f(x, y):
@@ -71,7 +79,11 @@ def test_forward_mode_of_a_custom_vjp_is_refused_as_by_the_original():
 
 def test_the_drop_in_lets_pass_what_rtol_says_and_no_more():
     # One per cent off, whatever atol says.
-    testing.check_grads(wrong_cosine, (0.5,), 1, ("rev",), rtol=0.02, eps=1e-3)
-    for tolerance in ({"rtol": 5e-3}, {"atol": 10.0}, {}):
+    asked = {"use_rtol": True, "eps": 1e-3}
+    testing.check_grads(wrong_cosine, (0.5,), 1, ("rev",), rtol=0.02, **asked)
+    by_dtype = {np.float32: 0.02, np.dtype("float64"): 1e-9}
+    testing.check_grads(wrong_cosine, (jnp.float32(0.5),), 1, ("rev",), rtol=by_dtype, **asked)
+    loose = {"rtol": 0.02}, {"rtol": by_dtype}, {"rtol": 5e-3, "use_rtol": True}
+    for tolerance in (*loose, {"atol": 10.0}, {}):
         with pytest.raises(AssertionError, match="WRONG"):
             testing.check_grads(wrong_cosine, (0.5,), 1, ("rev",), **tolerance)

@@ -373,7 +373,7 @@ def test_testing():
         raises(testing.assert_grads, wrong, x),
         drop_in(wrong, (x,), 1, modes=("rev",)),
         drop_in(jnp.tanh, (x,), 2),
-        drop_in(wrong, (x,), 1, modes=("rev",), rtol=0.9),
+        drop_in(wrong, (x,), 1, modes=("rev",), rtol=0.9, use_rtol=True),
     ]
     right = rows(testing.assert_grads(network, PARAMS, X))
     hold_report("testing", {"assert_right": right, "raises": np.asarray(outcomes)})
