@@ -13,6 +13,7 @@ from jaxgrad._numerics import float_eps
 if TYPE_CHECKING:
     import pandas
 
+LOST = 0.3  # A gradient that is this far off in its own type has no right digit.
 SHOWN = 10  # The printed table has at most so many of the leaves that agree.
 # The visible error is the smallest error of one element that the check would have seen.
 HEADINGS = "leaf,verdict,relative error,worst index,autodiff,numeric,error bar,visible error"
@@ -156,6 +157,8 @@ class Report:
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ORDER if v in verdicts)
         headline = f"{self.verdict}: {counts}; numeric derivative in {self.precision}"
         named = [(_title(leaf, self.leaves), leaf) for leaf in self.leaves]
+        lost = [f"{title} in {leaf.dtype}" for title, leaf in named if _is_lost(leaf)]
+        headline += f"; the gradient is lost in the working type: {', '.join(lost)}" * bool(lost)
         reasons = [f"{title}: {leaf.reason}" for title, leaf in named if leaf.reason]
         reasons += [
             f"does not hold: {NAMES[identity.name]} (relative error {identity.error:.1e})"
@@ -230,14 +233,19 @@ def _table(named: list[tuple[str, Leaf]]) -> list[str]:
     return lines
 
 
+def _is_lost(leaf: Leaf) -> bool:
+    """Whether not even the first digit of the gradient in the leaf's type is right."""
+    return (leaf.working_error or 0.0) >= LOST
+
+
 def _lost_digits(leaf: Leaf) -> str:
     error = float(leaf.working_error or 0.0)
+    distance = f"relative distance {error:.1e} from the float64 gradient"
+    if _is_lost(leaf):
+        return f"{leaf.dtype} loses the whole gradient here ({distance})"
     # Digits beyond the type's own rounding are lost; those above the error are left.
-    lost, left = math.log10(error / float_eps(leaf.dtype)), max(-math.log10(error), 0.0)
-    return (
-        f"{leaf.dtype} loses {lost:.0f} digits here and keeps {left:.0f} "
-        f"(relative distance {error:.1e} from the float64 gradient)"
-    )
+    lost, left = math.log10(error / float_eps(leaf.dtype)), -math.log10(error)
+    return f"{leaf.dtype} loses {lost:.0f} digits here and keeps {left:.0f} ({distance})"
 
 
 def _notes(report: Report, named: list[tuple[str, Leaf]]) -> list[str]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrad.checking import Leaf, Report, Verdict
+from jaxgrad.checking import Leaf, Report, Verdict, check_grads
 from jaxgrad.checking._report import Identity
 
 WRONG = Leaf(
@@ -129,3 +129,13 @@ def test_leaves_that_agree_are_not_all_printed():
     assert lines[3].startswith("['b']")
     assert lines[13].startswith("[9]")
     assert lines[14] == "and 4 leaves more that agree, with smaller errors"
+
+
+def test_a_gradient_that_is_lost_in_the_working_type_is_in_the_headline():
+    report = check_grads(jnp.arcsinh, jnp.float32(1e22))
+    headline = str(report).splitlines()[0]
+    assert headline.startswith(
+        "AGREE: 1 AGREE; numeric derivative in float64; the gradient is lost"
+    )
+    assert "argument in float32" in headline
+    assert "float32 loses the whole gradient here" in str(report)
