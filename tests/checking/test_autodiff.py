@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.custom_derivatives import linear_call
 
 from jaxgrad.checking import Verdict, check_grads
 from tests.checking.cases import with_backward
@@ -59,3 +60,22 @@ def test_complex_arguments(key, size):
         assert leaf.numeric == pytest.approx(complex(exact[leaf.worst_index]), rel=1e-5)
     conjugate = with_backward(energy, lambda args, ct: (ct * jnp.conj(jax.grad(energy)(args[0])),))
     assert check_grads(conjugate, z).verdict is Verdict.WRONG
+
+
+def test_a_backward_pass_that_cannot_be_mapped_is_run_one_cotangent_at_a_time():
+    @jax.custom_jvp
+    def f(x):
+        return jnp.sin(x)
+
+    @f.defjvp
+    def rule(primals, tangents):
+        slope = jnp.cos(primals[0])
+
+        def times(slope, change):
+            return slope * change
+
+        return f(*primals), linear_call(times, times, slope, *tangents)
+
+    report = check_grads(lambda x: jnp.sum(f(x)), jnp.arange(1.0, 4.0))
+    assert report.verdict is Verdict.AGREE
+    assert [i.name for i in report.identities if i.holds is None] == ["vmap"]

@@ -189,7 +189,7 @@ def test_randomized_activation_draws_as_in_the_network(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("activation", "w_variance"), [("tanh", 2.5), ("relu", 1.6)])
+@pytest.mark.parametrize(("activation", "w_variance"), [("tanh", 2.5), ("relu", 1.6), ("gelu", 2)])
 def test_probe_and_exact_agree_within_standard_errors(key, activation, w_variance):
     seeds, depth = 300, 12
     x = jax.random.normal(key, (4, 10))
@@ -212,7 +212,7 @@ def test_probe_and_exact_agree_within_standard_errors(key, activation, w_varianc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["batch norm", "convolution"])
+@pytest.mark.parametrize("name", ["residual", "batch norm", "widths", "convolution"])
 def test_probe_and_exact_agree_for_any_layer(key, name):
     network, shape = NETWORKS[name]
     x = jax.random.normal(key, (4, *shape))

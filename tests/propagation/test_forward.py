@@ -211,7 +211,9 @@ def test_copies_that_do_not_act_return_what_they_get(key, active):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["tanh", "relu", "erf", "sin", "gelu", "softplus"])
+@pytest.mark.parametrize(
+    "activation", ["tanh", "relu", "sigmoid", "erf", "sin", "gelu", "softplus"]
+)
 def test_ten_thousand_layers_stay_finite_at_any_variance(ten_thousand_layers, key, activation):
     x = jax.random.normal(key, (3, 10))
 
