@@ -66,7 +66,13 @@ def loss(h):
 
 @pytest.mark.parametrize(
     ("activation", "segments"),
-    [("relu", 3), ("parametric_relu", 2), (lambda z: z * jnp.cos(z), 1), ("tanh", 8)],
+    [
+        ("relu", 3),
+        ("parametric_relu", 2),
+        (lambda z: z * jnp.cos(z), 1),
+        ("tanh", 8),
+        *(pytest.param(name, 3, marks=pytest.mark.slow) for name in ("sigmoid", "gelu", "selu")),
+    ],
 )
 def test_exact_equals_autodiff_for_every_depth_and_layer(key, activation, segments):
     depth, phi = 5, activations.get(activation)
@@ -128,7 +134,7 @@ def test_an_mlp_equals_blocks_of_dense_layers_and_activations(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "convolution"])
+@pytest.mark.parametrize("name", ["mlp", *NETWORKS])
 def test_random_loss_of_a_depth_is_the_same_whichever_depths_are_selected(key, name):
     network, shape = NETWORKS.get(name, (cases.mlp(16, 9), (10,)))
     params = cases.draw(network, key, shape)

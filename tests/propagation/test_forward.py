@@ -13,7 +13,13 @@ from tests.tolerances import rtol, within_errors
 # The signal
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu", "gelu", "parametric_relu"])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *("tanh", "relu", "gelu", "parametric_relu"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sigmoid", "selu")),
+    ],
+)
 def test_signal_equals_the_network(key, activation):
     network = cases.mlp(16, 6, activation, w_variance=1.7, b_variance=0.3)
     params = cases.draw(network, key)
