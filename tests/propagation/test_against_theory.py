@@ -239,8 +239,8 @@ def test_batch_norm_over_positions():
     ("width", "depth", "seeds"),
     [
         (16, 12, 4096),
-        pytest.param(64, 32, 4096, marks=pytest.mark.slow),
-        pytest.param(256, 32, 512, marks=pytest.mark.slow),
+        (64, 32, 4096),
+        (256, 32, 512),
     ],
 )
 def test_relu_mean_squared_gradient_is_exact_at_any_width(optimized, key, width, depth, seeds):
@@ -265,7 +265,6 @@ def test_relu_mean_squared_gradient_is_exact_at_any_width(optimized, key, width,
     within_errors(np.exp(np.asarray(logs, np.float64) - products), 0.5)
 
 
-@pytest.mark.slow
 def test_tanh_growth_a_layer_is_that_of_mean_field(optimized, key):
     """Schoenholz et al. (2017): chi = 0.880164 at (1.3, 0.05)."""
     depth, width, seeds, start = 40, 768, 12, 12
