@@ -1,11 +1,9 @@
-"""Operations on arrays of numbers in arbitrary precision: layout, sums, products, windows, sorting.
+"""Operations on arrays of numbers in arbitrary precision: layout, sums, products, sorting.
 
 An operation that only moves elements is carried out by JAX on an array of positions, which shows
 where each element goes.
 """
 
-import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,7 +47,7 @@ def exact_numbers(context: Any, value: Any) -> np.ndarray:
     return objects([convert(x) for x in array.ravel().tolist()], array.shape)
 
 
-def _zeros(context: Any, shape: Sequence[int]) -> np.ndarray:
+def zeros(context: Any, shape: Sequence[int]) -> np.ndarray:
     return np.full(tuple(shape), context.zero, object)
 
 
@@ -117,13 +115,13 @@ def _scatter_with(combine: str) -> Callable[..., Any]:
         for target, update in zip(np.asarray(targets, int).ravel(), updates.ravel(), strict=True):
             # A target of zero lies outside of the operand and is dropped.
             if target:
-                result[target - 1] = _COMBINE[combine](result[target - 1], update)
+                result[target - 1] = COMBINE[combine](result[target - 1], update)
         return result.reshape(shape)
 
     return scatter
 
 
-_COMBINE: dict[str, Callable[[Any, Any], Any]] = {
+COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
@@ -166,8 +164,20 @@ def _empty(call: Equation, *_: Any) -> np.ndarray:
 # Sums, products, extremes
 
 
+def nothing(context: Any) -> Any:
+    return context.zero
+
+
+def lowest(context: Any) -> Any:
+    return -context.inf
+
+
+def highest(context: Any) -> Any:
+    return context.inf
+
+
 def _reduce(combine: str, initial: Callable[[Any], Any]) -> Callable[..., np.ndarray]:
-    operation = np.frompyfunc(_COMBINE[combine], 2, 1)
+    operation = np.frompyfunc(COMBINE[combine], 2, 1)
 
     def reduce(call: Equation, operand: Any) -> np.ndarray:
         call.spend(operand.size)
@@ -187,7 +197,7 @@ def _reduce(combine: str, initial: Callable[[Any], Any]) -> Callable[..., np.nda
 
 
 def _cumulative(combine: str) -> Callable[..., np.ndarray]:
-    operation = np.frompyfunc(_COMBINE[combine], 2, 1)
+    operation = np.frompyfunc(COMBINE[combine], 2, 1)
 
     def accumulate(call: Equation, operand: Any) -> np.ndarray:
         axis = call.params["axis"]
@@ -249,7 +259,7 @@ def _top_k(call: Equation, operand: Any) -> list[Any]:
     return [moved[0], moved[1].astype(call.out[1].dtype)]
 
 
-# Products and convolutions
+# Products
 
 
 def _dot_general(call: Equation, left: Any, right: Any) -> np.ndarray:
@@ -266,135 +276,15 @@ def _dot_general(call: Equation, left: Any, right: Any) -> np.ndarray:
 
     a, (batch, free_left, _) = matrix(left, left_batch, left_sum, True)
     b, (_, free_right, _) = matrix(right, right_batch, right_sum, False)
-    return _product(call, a, b).reshape(*batch, *free_left, *free_right)
+    return product(call, a, b).reshape(*batch, *free_left, *free_right)
 
 
-def _product(call: Equation, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def product(call: Equation, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the matrix products of `[B, M, K]` and `[B, K, N]`."""
     call.spend(a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2])
     if not a.shape[2]:
-        return _zeros(call.context, (a.shape[0], a.shape[1], b.shape[2]))
+        return zeros(call.context, (a.shape[0], a.shape[1], b.shape[2]))
     return np.matmul(a, b)
-
-
-def _convolution(call: Equation, image: Any, kernel: Any) -> np.ndarray:
-    params = call.params
-    spec = params["dimension_numbers"]
-    image, kernel = image.transpose(spec.lhs_spec), kernel.transpose(spec.rhs_spec)
-    image = _padded(call.context, image, params["padding"], params["lhs_dilation"])
-    groups, batches = params["feature_group_count"], params["batch_group_count"]
-    sizes = [1 + (k - 1) * d for k, d in zip(kernel.shape[2:], params["rhs_dilation"], strict=True)]
-    strides = params["window_strides"]
-    outs = [
-        max((n - s) // stride + 1, 0)
-        for n, s, stride in zip(image.shape[2:], sizes, strides, strict=True)
-    ]
-    features, count = kernel.shape[0], max(groups, batches)
-    # Groups of features, or of the batch, each have their share of the kernel's outputs.
-    images = np.split(image, count, 1 if groups > 1 else 0) if count > 1 else [image]
-    parts = []
-    for part, weights in zip(images, np.split(kernel, count, 0), strict=True):
-        total = _zeros(call.context, (part.shape[0], features // count, *outs))
-        for offset in np.ndindex(*kernel.shape[2:]):
-            begin = [o * d for o, d in zip(offset, params["rhs_dilation"], strict=True)]
-            window = tuple(
-                slice(b, b + (n - 1) * s + 1, s)
-                for b, n, s in zip(begin, outs, strides, strict=True)
-            )
-            patch = part[(slice(None), slice(None), *window)]
-            flat = patch.reshape(*patch.shape[:2], -1)
-            factor = weights[(slice(None), slice(None), *offset)]
-            products = _product(call, np.broadcast_to(factor, (len(flat), *factor.shape)), flat)
-            total = total + products.reshape(total.shape)
-        parts.append(total)
-    return np.concatenate(parts, 1).transpose(np.argsort(spec.out_spec))
-
-
-def _padded(context: Any, image: np.ndarray, padding, dilation, fill: Any = None) -> np.ndarray:
-    """Return an image `[N, C, ...]` with zeros between and around its elements."""
-    fill = context.zero if fill is None else fill
-    for axis, ((low, high), step) in enumerate(zip(padding, dilation, strict=True), start=2):
-        size = image.shape[axis]
-        wide = (size - 1) * step + 1 if size else 0
-        shape = list(image.shape)
-        shape[axis] = max(low, 0) + wide + max(high, 0)
-        result = np.full(shape, fill, object)
-        place = [slice(None)] * image.ndim
-        place[axis] = slice(max(low, 0), max(low, 0) + wide, step)
-        result[tuple(place)] = image
-        # Negative padding cuts off elements.
-        place[axis] = slice(max(-low, 0), result.shape[axis] - max(-high, 0))
-        image = result[tuple(place)]
-    return image
-
-
-# Windows
-
-
-def _windows(call: Equation, operand: Any, fill: Any):
-    """Yield the index of each window and the places of its elements in the padded operand."""
-    params = call.params
-    ones = (1,) * operand.ndim
-    dilation = params.get("window_dilation", ones)
-    base = params.get("base_dilation", ones)
-    padded = _padded(call.context, operand[None, None], params["padding"], base, fill)[0, 0]
-    sizes = params["window_dimensions"]
-    outs = [
-        max((n - (k - 1) * d - 1) // s + 1, 0)
-        for n, k, d, s in zip(padded.shape, sizes, dilation, params["window_strides"], strict=True)
-    ]
-    call.spend(int(np.prod(outs, dtype=int) * np.prod(sizes, dtype=int)))
-
-    def windows():
-        for index in np.ndindex(*outs):
-            corner = [i * s for i, s in zip(index, params["window_strides"], strict=True)]
-            ranges = (
-                [b + k * d for k in range(n)]
-                for b, n, d in zip(corner, sizes, dilation, strict=True)
-            )
-            yield index, list(itertools.product(*ranges))
-
-    return padded, tuple(outs), windows()
-
-
-def _reduce_window(combine: str, initial: Callable[[Any], Any]) -> Callable[..., np.ndarray]:
-    def reduce(call: Equation, operand: Any) -> np.ndarray:
-        start = initial(call.context)
-        padded, outs, windows = _windows(call, operand, start)
-        result = np.empty(outs, object)
-        for index, places in windows:
-            result[index] = functools.reduce(_COMBINE[combine], (padded[p] for p in places))
-        return result
-
-    return reduce
-
-
-def _select_and_scatter_add(call: Equation, source: Any, operand: Any) -> np.ndarray:
-    largest = call.params["select_prim"].name == "ge"
-    worst = -call.context.inf if largest else call.context.inf
-    padded, _, windows = _windows(call, operand, worst)
-    total = _zeros(call.context, padded.shape)
-    sign = 1 if largest else -1
-    for index, places in windows:
-        chosen = max(places, key=lambda place: sign * padded[place])
-        total[chosen] = total[chosen] + source[index]
-    inside = tuple(
-        slice(low, low + n)
-        for (low, _), n in zip(call.params["padding"], operand.shape, strict=True)
-    )
-    return total[inside]
-
-
-def _nothing(context: Any) -> Any:
-    return context.zero
-
-
-def _lowest(context: Any) -> Any:
-    return -context.inf
-
-
-def _highest(context: Any) -> Any:
-    return context.inf
 
 
 ARRAY_OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -433,10 +323,10 @@ ARRAY_OPERATIONS: dict[str, Callable[..., Any]] = {
     "scatter_mul": _scatter_with("mul"),
     "scatter_min": _scatter_with("min"),
     "scatter_max": _scatter_with("max"),
-    "reduce_sum": _reduce("add", _nothing),
+    "reduce_sum": _reduce("add", nothing),
     "reduce_prod": _reduce("mul", lambda context: context.one),
-    "reduce_max": _reduce("max", _lowest),
-    "reduce_min": _reduce("min", _highest),
+    "reduce_max": _reduce("max", lowest),
+    "reduce_min": _reduce("min", highest),
     "cumsum": _cumulative("add"),
     "cumprod": _cumulative("mul"),
     "cummax": _cumulative("max"),
@@ -447,9 +337,4 @@ ARRAY_OPERATIONS: dict[str, Callable[..., Any]] = {
     "sort": _sort,
     "top_k": _top_k,
     "dot_general": _dot_general,
-    "conv_general_dilated": _convolution,
-    "reduce_window_sum": _reduce_window("add", _nothing),
-    "reduce_window_max": _reduce_window("max", _lowest),
-    "reduce_window_min": _reduce_window("min", _highest),
-    "select_and_scatter_add": _select_and_scatter_add,
 }

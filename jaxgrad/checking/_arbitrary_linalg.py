@@ -60,6 +60,7 @@ def _cholesky(call: Equation, a: np.ndarray) -> list[np.ndarray]:
 def _triangular_solve(call: Equation, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
     params, c = call.params, call.context
     lower, left = params["lower"], params["left_side"]
+    # A transposed lower triangle is an upper one.
     if params["transpose_a"]:
         a, lower = a.T, not lower
     if params["conjugate_a"]:
@@ -142,11 +143,11 @@ def _in_float64(a: np.ndarray) -> np.ndarray:
     return np.array([float(x) for x in a.ravel()]).reshape(a.shape)
 
 
-def _separate(c: Any, values: list[Any], what: str) -> None:
+def _separate(c: Any, values: list[Any], name: str) -> None:
     size = max([abs(v) for v in values], default=c.zero)
     ordered = sorted(values)
     if any(y - x <= GAP * size for x, y in itertools.pairwise(ordered)):
-        raise UnknownError(f"vectors of {what} that are equal are not unique")
+        raise UnknownError(f"vectors of {name} that are equal are not unique")
 
 
 def _sign(c: Any, vector: np.ndarray, float64: np.ndarray) -> Any:

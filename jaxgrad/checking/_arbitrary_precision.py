@@ -23,6 +23,7 @@ from jaxgrad.checking._arbitrary_arrays import (
 )
 from jaxgrad.checking._arbitrary_linalg import MATRIX_OPERATIONS
 from jaxgrad.checking._arbitrary_scalars import COMPARISONS, UnknownError, scalar_functions
+from jaxgrad.checking._arbitrary_windows import WINDOW_OPERATIONS
 from jaxgrad.checking._widen import INLINED, OPAQUE
 
 IDENTITIES = {
@@ -38,6 +39,7 @@ IDENTITIES = {
     "sharding_constraint",
     "stop_gradient",
 }
+TABLE = ARRAY_OPERATIONS | WINDOW_OPERATIONS | MATRIX_OPERATIONS
 CONTROL = ("scan", "while", "cond", "custom_linear_solve")
 # Operations on whole numbers, or on their bits, whose results are floating-point numbers.
 EXACT_TO_FLOAT = ("bitcast_convert_type", "random_bits")
@@ -64,7 +66,7 @@ def arithmetic(bits: int, spend: Callable[[int], None]) -> Arithmetic:
 def known_operations() -> tuple[str, ...]:
     """Return the names of all operations that are known in arbitrary precision."""
     scalars = arithmetic(53, lambda count: None).scalars
-    return tuple(sorted({*scalars, *ARRAY_OPERATIONS, *MATRIX_OPERATIONS, *IDENTITIES, *CONTROL}))
+    return tuple(sorted({*scalars, *TABLE, *IDENTITIES, *CONTROL}))
 
 
 def _value(context: Any, value: Any) -> Any:
@@ -125,10 +127,9 @@ def _apply(equation: Any, args: list[Any], rules: Arithmetic) -> Sequence[Any]:
     if name in rules.scalars:
         return [_elementwise(name, params, args, rules)]
     call = Equation(equation.primitive, params, out, rules.context, rules.spend)
-    for table in (ARRAY_OPERATIONS, MATRIX_OPERATIONS):
-        if name in table:
-            results = table[name](call, *args)
-            return results if isinstance(results, (tuple, list)) else [results]
+    if name in TABLE:
+        results = TABLE[name](call, *args)
+        return results if isinstance(results, (tuple, list)) else [results]
     raise UnknownError(f"{name} is not known in arbitrary precision")
 
 

@@ -209,6 +209,7 @@ def reference(
         directions += unit_directions(j, range(info.start, info.stop))
     spend, notes = budget(operations), []
     slopes = exact_slopes(exact, directions, digits, spend)
+    # The function may be known where an operation of its backward pass is not.
     try:
         rule = exact_gradient(exact, digits, spend)
     except UnknownError as error:
@@ -247,6 +248,7 @@ def _leaf(info: LeafInfo, slopes: Slopes, rule, autodiff, rtol: float) -> Refere
     worst = min(range(info.size), key=lambda i: (ranks[i], -np.nan_to_num(errors[i], nan=np.inf)))
     count = info.size // 2 if info.complex else info.size
 
+    # In JAX's convention the gradient is df/dx - i df/dy.
     def shaped(column):
         if info.complex:
             c = value[0].context
