@@ -36,7 +36,9 @@ def _convolution(call: Equation, image: Any, kernel: Any) -> np.ndarray:
     parts = []
     for part, weights in zip(images, np.split(kernel, count, 0), strict=True):
         total = zeros(call.context, (part.shape[0], features // count, *outs))
+        # A convolution is a sum over the kernel's places of products over the features.
         for offset in np.ndindex(*kernel.shape[2:]):
+            # The window of a place begins there, and its steps are the strides.
             begin = [o * d for o, d in zip(offset, params["rhs_dilation"], strict=True)]
             window = tuple(
                 slice(b, b + (n - 1) * s + 1, s)
@@ -114,8 +116,10 @@ def _select_and_scatter_add(call: Equation, source: Any, operand: Any) -> np.nda
     total = zeros(call.context, padded.shape)
     sign = 1 if largest else -1
     for index, places in windows:
+        # Of equal elements the first one is chosen.
         chosen = max(places, key=lambda place: sign * padded[place])
         total[chosen] = total[chosen] + source[index]
+    # What was added in the padding is cut off.
     inside = tuple(
         slice(low, low + n)
         for (low, _), n in zip(call.params["padding"], operand.shape, strict=True)
