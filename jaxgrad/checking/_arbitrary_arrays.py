@@ -276,7 +276,7 @@ def _dot_general(call: Equation, left: Any, right: Any) -> np.ndarray:
 
     a, (batch, free_left, _) = matrix(left, left_batch, left_sum, True)
     b, (_, free_right, _) = matrix(right, right_batch, right_sum, False)
-    return product(call, a, b).reshape(*batch, *free_left, *free_right)
+    return product(call, a, b).reshape((*batch, *free_left, *free_right))
 
 
 def product(call: Equation, a: np.ndarray, b: np.ndarray) -> np.ndarray:

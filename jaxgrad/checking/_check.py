@@ -15,6 +15,7 @@ from jaxgrad.checking._localize import localize
 from jaxgrad.checking._numeric import choose_tolerance, differentiate_numerically
 from jaxgrad.checking._prepare import problems
 from jaxgrad.checking._report import Report
+from jaxgrad.checking._resolve import resolve
 
 
 def check_grads(
@@ -111,6 +112,7 @@ def check_grads(
             numeric = differentiate_numerically(
                 problem, autodiff, tolerance, modes, count, generator
             )
+            numeric = resolve(problem, autodiff, numeric)
             rows = [
                 localize(problem, autodiff, numeric, comparison, generator)
                 for comparison in compare(problem, autodiff, numeric)

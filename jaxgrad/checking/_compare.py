@@ -47,6 +47,9 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
             # A slope of exactly zero is right if another one would have shown over a large step.
             size = np.where((slope == 0) & (part.reach > 0), part.reach, size)
             verdicts = judge(slope, part, allowed, TOO_WIDE * size, problem.partial)
+            if numeric.lost is not None:
+                # The rule is right; what is left of the gradient is rounding.
+                verdicts = np.where(numeric.lost[rows], ORDER.index(Verdict.UNRESOLVED), verdicts)
             numbers = (slope, part, allowed, verdicts)
             complete = bool(tolerance.complete[j])
             worst, row = _worst_and_row(info, *numbers, complete, mode=mode, order=problem.order)

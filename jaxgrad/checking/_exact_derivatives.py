@@ -82,6 +82,18 @@ def exact_value(exact: ExactFunction, digits: int, spend: Callable[[int], None])
     return _values(exact, [None], 0, _bits(0, digits), spend)[0]
 
 
+def operations_of(exact: ExactFunction, digits: int, spend: Callable[[int], None]) -> int:
+    """Return the number of operations on numbers that one evaluation takes."""
+    counts: list[int] = []
+
+    def count(operations):
+        spend(operations)
+        counts.append(operations)
+
+    exact_value(exact, digits, count)
+    return sum(counts)
+
+
 def exact_gradient(exact: ExactFunction, digits: int, spend: Callable[[int], None]) -> np.ndarray:
     """Return the gradient by autodiff, its operations carried out exactly, as coordinates."""
     problem = exact.problem
@@ -112,9 +124,7 @@ def exact_slopes(
     first = math.ceil(digits * BITS_PER_DIGIT) + GUARD
     shorter = first // 2
     # One evaluation tells what all of them take, before they take it.
-    counts: list[int] = []
-    _values(exact, [None], 0, _bits(0, digits), counts.append)
-    spend(sum(counts) * 4 * len(directions))
+    spend(operations_of(exact, digits, spend) * 4 * len(directions))
     before, after = (
         _quotients(exact, directions, step, digits) for step in (first, first + shorter)
     )

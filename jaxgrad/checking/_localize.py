@@ -17,7 +17,7 @@ import numpy as np
 from jaxgrad._numerics import rms
 from jaxgrad.checking._autodiff import Autodiff, slopes
 from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences, judge
-from jaxgrad.checking._directions import SIGNS, Direction, unit_directions
+from jaxgrad.checking._directions import SIGNS, Direction, leaf_indices, unit_directions
 from jaxgrad.checking._numeric import FEW_STEPS, Numeric, measure, measure_closely
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import ORDER, Leaf, Verdict
@@ -54,6 +54,9 @@ def localize(
             if not part.kink[worst]:
                 sides = "within the smallest step that this precision resolves"
             reason = f"kink at {count} of {len(part.kink)} coordinates, {sides}"
+        case Verdict.UNRESOLVED if _is_lost(numeric, comparison):
+            true = f"in arbitrary precision it is {part.value[worst]:.4g}, and so is autodiff"
+            reason = f"rounding loses the gradient: {true}"
         case Verdict.UNRESOLVED | Verdict.NONFINITE if not searched:
             reason = _why(problem, row.verdict, part, worst, slopes)
         case _ if complete:
@@ -61,6 +64,12 @@ def localize(
         case _:
             return _search(problem, autodiff, numeric, comparison, generator)
     return dataclasses.replace(row, reason=reason)
+
+
+def _is_lost(numeric: Numeric, comparison: Comparison) -> bool:
+    """Whether the number that the verdict rests on would be right without rounding."""
+    rows = np.flatnonzero(leaf_indices(numeric.directions) == comparison.position)
+    return numeric.lost is not None and bool(numeric.lost[rows[comparison.worst]])
 
 
 def _why(problem: Problem, verdict: Verdict, numeric: Derivative, worst: int, slopes) -> str:

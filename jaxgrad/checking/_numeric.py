@@ -59,6 +59,8 @@ class Numeric(NamedTuple):
     directions: list[Direction]
     derivative: Derivative
     slopes: dict[str, np.ndarray]  # by autodiff, for each mode, [P]
+    # Whether autodiff is right without rounding, but not with it, [P].
+    lost: np.ndarray | None = None
 
 
 def choose_tolerance(problem: Problem, eps: float, rtol: float, exhaustive: int) -> Tolerance:

@@ -120,6 +120,7 @@ def calls():
     )
     # Products
     yield jnp.matmul, X, SQUARE
+    yield jnp.vdot, X, X
     yield lambda a: jnp.einsum("bij,bkj->bki", a, a[:, ::-1]), np.stack([X, X + 1])
     yield convolved(), IMAGE, KERNEL
     yield (
