@@ -2,20 +2,28 @@
 
 from jaxgrad.checking import finite_differences
 from jaxgrad.checking._check import check_grads
+from jaxgrad.checking._domain import check_domain
+from jaxgrad.checking._domain_report import DomainReport, Finding
+from jaxgrad.checking._domain_values import Interval, interval
 from jaxgrad.checking._loss import check_along_training, check_terms
 from jaxgrad.checking._reference import Cause, Reference, ReferenceLeaf, reference
 from jaxgrad.checking._report import Leaf, Report, Verdict
 
 __all__ = [
     "Cause",
+    "DomainReport",
+    "Finding",
+    "Interval",
     "Leaf",
     "Reference",
     "ReferenceLeaf",
     "Report",
     "Verdict",
     "check_along_training",
+    "check_domain",
     "check_grads",
     "check_terms",
     "finite_differences",
+    "interval",
     "reference",
 ]

@@ -17,7 +17,6 @@ from jaxgrad.checking._arbitrary_precision import arithmetic, evaluate
 from jaxgrad.checking._arbitrary_scalars import UnknownError
 from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._directions import Direction
-from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._programs import gradient_of, precision, traced
 
 BITS_PER_DIGIT = math.log2(10)
@@ -57,14 +56,14 @@ def _free(count: int) -> None:
 class ExactFunction(NamedTuple):
     """The trace of a problem's function, its inputs, and their precision."""
 
-    problem: Problem
+    problem: Any  # has the function, cotangents, leaves, point and scales of a `Problem`
     closed: Any
     moved: list[Any]
     fixed: list[Any]
     wide: bool
 
 
-def exact_function(problem: Problem, moved: list[Any], fixed: list[Any], *, wide: bool):
+def exact_function(problem: Any, moved: list[Any], fixed: list[Any], *, wide: bool):
     """Trace the problem's function at `moved` and `fixed`, in float64 if `wide`."""
     with precision(wide):
         closed, _ = traced(problem.function, list(moved), list(fixed))
@@ -94,14 +93,28 @@ def operations_of(exact: ExactFunction, digits: int, spend: Callable[[int], None
     return sum(counts)
 
 
-def exact_gradient(exact: ExactFunction, digits: int, spend: Callable[[int], None]) -> np.ndarray:
-    """Return the gradient by autodiff, its operations carried out exactly, as coordinates."""
+def gradient_program(exact: ExactFunction) -> Any:
+    """Return the trace of the gradient by autodiff."""
     problem = exact.problem
-    rules = arithmetic(_bits(0, digits), spend)
     with precision(exact.wide):
         cotangents = [jnp.asarray(c) for c in problem.cotangents]
         inputs = (exact.moved, exact.fixed, cotangents)
-        closed, _ = traced(lambda *args: gradient_of(problem.function, *args), *inputs)
+        return traced(lambda *args: gradient_of(problem.function, *args), *inputs)[0]
+
+
+def exact_gradient(
+    exact: ExactFunction, digits: int, spend: Callable[[int], None], program: Any = None
+) -> np.ndarray:
+    """Return the gradient by autodiff, its operations carried out exactly, as coordinates.
+
+    `program` is the `gradient_program` if it is known already.
+    """
+    problem = exact.problem
+    rules = arithmetic(_bits(0, digits), spend)
+    closed = program or gradient_program(exact)
+    with precision(exact.wide):
+        cotangents = [jnp.asarray(c) for c in problem.cotangents]
+        inputs = (exact.moved, exact.fixed, cotangents)
         # A leaf that no output depends on has no operations behind its gradient.
         leaves = evaluate(closed, jax.tree.leaves(inputs), rules)
     parts: list[Any] = []
@@ -146,7 +159,13 @@ def exact_slopes(
 
 def _quotients(exact: ExactFunction, directions, step: int, digits: int):
     """Return the difference quotients on both sides, for steps of `2**-step` of the coordinate."""
-    base, *values = _values(exact, [None, *directions], step, _bits(step, digits), _free)
+    # Below the smallest number of its type a derivative is zero, so a change of that size must
+    # show beside values of size one, over a step that is relative to a tiny coordinate.
+    sizes = [abs(_size(exact.problem, direction)) for direction in directions]
+    least = min([float(jnp.finfo(info.dtype).tiny) for info in exact.problem.leaves])
+    extra = -math.log2(least) + max(0.0, -math.log2(min(sizes, default=1.0)))
+    bits = _bits(step, digits) + math.ceil(extra)
+    base, *values = _values(exact, [None, *directions], step, bits, _free)
     quotients = []
     for direction, plus, minus in zip(directions, values[::2], values[1::2], strict=True):
         unit = _step(base.context, exact.problem, direction, step)
@@ -183,11 +202,14 @@ def _values(exact: ExactFunction, directions, step: int, bits: int, spend) -> li
     return values
 
 
-def _step(context: Any, problem: Problem, direction: Direction, step: int) -> Any:
+def _step(context: Any, problem: Any, direction: Direction, step: int) -> Any:
     """Return a step of `2**-step`, relative to the largest coordinate that is moved."""
+    return context.ldexp(context.mpf(_size(problem, direction)), -step)
+
+
+def _size(problem: Any, direction: Direction) -> float:
     part = problem.point[direction.start : direction.start + len(direction.values)]
-    size = float(np.max(np.abs(part))) or float(problem.scales[direction.leaf])
-    return context.ldexp(context.mpf(size), -step)
+    return float(np.max(np.abs(part))) or float(problem.scales[direction.leaf])
 
 
 def _shifted(c: Any, leaf: np.ndarray, info: LeafInfo, direction: Direction, unit: Any):

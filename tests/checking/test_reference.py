@@ -258,3 +258,15 @@ def test_more_digits():
 
 def test_public_names():
     assert {"reference", "Reference", "ReferenceLeaf", "Cause"} <= set(checking.__all__)
+
+
+def test_derivatives_at_tiny_arguments_are_not_taken_for_zero():
+    # A step relative to 1e-300 changes a value of size one in its 340th digit.
+    with jax.enable_x64(True):
+        result = reference(lambda x: jnp.exp(x) + 1, jnp.float64(1e-300), digits=16)
+    assert abs(result.leaves[0].derivative[()] - 1) < 1e-15
+
+
+def test_products_to_a_single_number():
+    result = reference(lambda x: jnp.vdot(jnp.arange(1.0, 4.0), x), jnp.ones(3), digits=16)
+    assert [float(value) for value in result.leaves[0].derivative] == [1.0, 2.0, 3.0]
