@@ -103,7 +103,16 @@ def _arithmetic(c: Any) -> dict[str, Scalar]:
         # The real cube root of a negative number is negative.
         "cbrt": lambda x: c.sign(x) * c.cbrt(abs(x)),
         "pow": lambda x, y: _power(c, x, y),
+        # The constant comes first.
+        "polynomial": lambda x, *terms: functools.reduce(
+            lambda s, t: s * x + t, terms[::-1], c.zero
+        ),
     }
+
+
+def _polynomial(x: Any, *coefficients: Any) -> Any:
+    # Horner's rule; the constant comes first.
+    return functools.reduce(lambda total, term: total * x + term, coefficients[::-1])
 
 
 def _divide(c: Any, x: Any, y: Any) -> Any:

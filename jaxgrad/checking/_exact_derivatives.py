@@ -131,6 +131,8 @@ def exact_slopes(
 ) -> Slopes:
     """Return the derivatives along directions to so many digits.
 
+    One that is smaller than the function by a factor of 1e-600 counts as zero.
+
     Raises:
       UnknownError: if they are not known.
     """
@@ -143,7 +145,8 @@ def exact_slopes(
     )
     pairs = zip(before, after, strict=True)
     rows = [_limit(coarse, fine, shorter, digits) for coarse, fine in pairs]
-    unsettled = [i for i, row in enumerate(rows) if row is None]
+    # Without any change, more digits have to show whether the derivative is only small.
+    unsettled = [i for i, row in enumerate(rows) if row is None or not (row[1] or row[2])]
     if unsettled:
         # The function may have a tiny scale, so steps become shorter than any argument.
         chosen = [directions[i] for i in unsettled]

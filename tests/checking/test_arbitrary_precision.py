@@ -201,7 +201,7 @@ def convolved(**options):
 CALLS = list(calls())
 # Names of operations in other versions of JAX, on other machines, or in backward passes.
 ELSEWHERE = {
-    "empty2",
+    *("empty2", "polynomial"),
     *("add_any", "copy_p", "device_put", "expand_dims", "layout_constraint", "log2", "pvary"),
     *(
         "empty",
@@ -249,3 +249,9 @@ def test_every_known_operation_is_tried():
         for f, *args in CALLS:
             collect(jax.make_jaxpr(f)(*map(jnp.asarray, args)).jaxpr)
     assert set(arbitrary.known_operations()) - met - ELSEWHERE == set()
+
+
+def test_a_polynomial_begins_with_its_constant():
+    rules = arbitrary.arithmetic(100, lambda count: None)
+    numbers = map(rules.context.mpf, (3, 5, 0, 7))
+    assert rules.scalars["polynomial"]({})(*numbers) == 5 + 0 * 3 + 7 * 9

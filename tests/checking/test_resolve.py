@@ -37,10 +37,14 @@ def test_a_gradient_that_rounding_loses_does_not_agree(f, x, derivative):
     report = check_grads(f, x)
     (leaf,) = report.leaves
     assert report.ok
-    assert leaf.verdict is Verdict.UNRESOLVED
-    assert leaf.autodiff == 0
     np.testing.assert_allclose(leaf.numeric, derivative, rtol=1e-6)
-    assert "rounding loses the gradient" in leaf.reason
+    if leaf.autodiff == 0:
+        assert leaf.verdict is Verdict.UNRESOLVED
+        assert "rounding loses the gradient" in leaf.reason
+    else:
+        # Later versions of JAX have better rules for some of them.
+        assert jax.__version_info__ >= (0, 11)
+        assert leaf.verdict is Verdict.AGREE
 
 
 def test_values_that_cancel():
