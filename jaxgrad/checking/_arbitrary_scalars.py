@@ -6,6 +6,7 @@ no number is too large or too small, except that exponentials beyond `2**LIMIT` 
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -214,8 +215,8 @@ def _special(c: Any) -> dict[str, Scalar]:
         return c.gammainc(a, 0, x, regularized=True)
 
     def order(m):
-        if m != c.floor(m) or m < 0:
-            raise UnknownError("polygamma has whole orders")
+        if m != c.floor(m) or not 0 <= m <= 200:
+            raise UnknownError("polygamma is known for whole orders up to 200")
         return int(m)
 
     def bessel(n):
@@ -229,16 +230,14 @@ def _special(c: Any) -> dict[str, Scalar]:
         "lgamma": lambda x: c.inf if _is_pole(c, x) else c.re(c.loggamma(x)),
         "digamma": lambda x: c.nan if _is_pole(c, x) else c.psi(0, x),
         "polygamma": lambda m, x: c.nan if _is_pole(c, x) else c.psi(order(m), x),
-        "zeta": lambda x, q: c.inf if x == 1 else c.zeta(_above(c, x, 1), _above(c, q, 0)),
+        "zeta": lambda x, q: c.inf if x == 1 else c.zeta(_above(x, 1), _above(q, 0)),
         "bessel_i0e": bessel(0),
         "bessel_i1e": bessel(1),
-        "igamma": lambda a, x: lower(_above(c, a, 0), _from(c, x, 0)),
-        "igammac": lambda a, x: c.gammainc(
-            _above(c, a, 0), _from(c, x, 0), c.inf, regularized=True
-        ),
-        "igamma_grad_a": lambda a, x: c.diff(lambda t: lower(t, _from(c, x, 0)), _above(c, a, 0)),
+        "igamma": lambda a, x: lower(_above(a, 0, 1e9), _from(x, 0)),
+        "igammac": lambda a, x: c.gammainc(_above(a, 0, 1e9), _from(x, 0), c.inf, regularized=True),
+        "igamma_grad_a": lambda a, x: c.diff(lambda t: lower(t, _from(x, 0)), _above(a, 0, 1e9)),
         "regularized_incomplete_beta": lambda a, b, x: c.betainc(
-            _above(c, a, 0), _above(c, b, 0), 0, _from(c, x, 0), regularized=True
+            _above(a, 0, 3e3), _above(b, 0, 3e3), 0, _from(x, 0), regularized=True
         ),
     }
 
@@ -247,13 +246,14 @@ def _is_pole(c: Any, x: Any) -> bool:
     return not isinstance(x, c.mpc) and x <= 0 and x == c.floor(x)
 
 
-def _above(c: Any, x: Any, least: float) -> Any:
-    if not x > least:
-        raise UnknownError("outside of the domain")
+def _above(x: Any, least: float, most: float = math.inf) -> Any:
+    # Series for very large parameters would take minutes.
+    if not least < x <= most:
+        raise UnknownError(f"special functions are not known at a parameter of {float(x):g}")
     return x
 
 
-def _from(c: Any, x: Any, least: float) -> Any:
+def _from(x: Any, least: float) -> Any:
     if not x >= least:
-        raise UnknownError("outside of the domain")
+        raise UnknownError(f"special functions are not known at {float(x):g}")
     return x
