@@ -226,7 +226,7 @@ def report(cases: list[list[Run]], seconds: dict[str, np.ndarray]) -> kit.Report
         for name, last, case in zip(settings, ["", *settings], cases, strict=False)
     ]
     headings = ("setting", "planted", "fault", "diagnosis", "layer", "from step", "right")
-    healthy = np.asarray([case[0].plant.fault is None for case in cases])
+    healthy = np.asarray([case[0].plant.fault is None for case in cases], bool)
     right = np.asarray([[run.right for run in case] for case in cases])
     score, claims = [], []
     groups = {"planted faults are named": ~healthy, "healthy runs are called healthy": healthy}
