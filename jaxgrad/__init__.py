@@ -13,7 +13,7 @@ Modules:
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   training: whole runs as functions; data sets, regularization, monitoring, diagnosis, search.
   checking: is a gradient right? `check_grads` is here at the top level, too.
-  testing: `assert_grads` and a drop-in `check_grads` for test suites.
+  testing: `assert_grads`, `assert_expectation` and a drop-in `check_grads` for test suites.
   plotting: figures of results, with matplotlib.
 """
 

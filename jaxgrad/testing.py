@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxgrad import checking
 
-__all__ = ["assert_grads", "check_grads"]
+__all__ = ["assert_expectation", "assert_grads", "check_grads"]
 
 MODES = ("fwd", "rev", "lin")
 
@@ -27,6 +27,26 @@ def assert_grads(
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
     report = checking.check_grads(f, *args, **options)
+    if not report.ok:
+        raise AssertionError(f"{label}\n{report}")
+    return report
+
+
+def assert_expectation(
+    f: Callable[..., Any], *args: Any, key: jax.Array, label: str = "", **options: Any
+) -> checking.ExpectationReport:
+    """Raise unless the mean over keys of the gradient of `f` is the gradient of the mean.
+
+    All other arguments are those of `jaxgrad.checking.check_expectation`, and so is the report that
+    is returned. The message of the `AssertionError` is the label and the printed report.
+
+    >>> import jax
+    >>> assert_expectation(lambda key, m: (m + jax.random.normal(key)) ** 2, 1.0,
+    ...                    key=jax.random.key(0)).verdict
+    <ExpectationVerdict.UNBIASED: 'UNBIASED'>
+    """
+    __tracebackhide__ = True
+    report = checking.check_expectation(f, *args, key=key, **options)
     if not report.ok:
         raise AssertionError(f"{label}\n{report}")
     return report

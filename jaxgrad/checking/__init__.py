@@ -5,6 +5,12 @@ from jaxgrad.checking._check import check_grads
 from jaxgrad.checking._domain import check_domain
 from jaxgrad.checking._domain_report import DomainReport, Finding
 from jaxgrad.checking._domain_values import Interval, interval
+from jaxgrad.checking._expectation import check_expectation
+from jaxgrad.checking._expectation_report import (
+    ExpectationLeaf,
+    ExpectationReport,
+    ExpectationVerdict,
+)
 from jaxgrad.checking._loss import check_along_training, check_terms
 from jaxgrad.checking._reference import Cause, Reference, ReferenceLeaf, reference
 from jaxgrad.checking._report import Leaf, Report, Verdict
@@ -12,6 +18,9 @@ from jaxgrad.checking._report import Leaf, Report, Verdict
 __all__ = [
     "Cause",
     "DomainReport",
+    "ExpectationLeaf",
+    "ExpectationReport",
+    "ExpectationVerdict",
     "Finding",
     "Interval",
     "Leaf",
@@ -21,6 +30,7 @@ __all__ = [
     "Verdict",
     "check_along_training",
     "check_domain",
+    "check_expectation",
     "check_grads",
     "check_terms",
     "finite_differences",

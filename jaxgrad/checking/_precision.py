@@ -149,7 +149,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
     """Trace `function` anew and collect facts; raises whatever `function` raises."""
     # JAX remembers the trace of a function, so a new function is traced each time.
     closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
-    equations = list(_equations(closed.jaxpr))
+    equations = list(equations_of(closed.jaxpr))
     names = [equation.primitive.name for equation in equations]
     rules = [_rule_name(e) for e in equations if e.primitive.name.startswith("custom_")]
     inputs = (_epsilon(variable.aval) for variable in closed.jaxpr.invars)
@@ -207,13 +207,13 @@ def _epsilon(value: Any) -> float:
     return float_eps(getattr(value, "dtype", None))
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations_of(jaxpr: Any) -> Iterator[Any]:
     """All operations, those of inner programs (loops, branches, calls) included."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=is_program):
             if is_program(value):
-                yield from _equations(getattr(value, "jaxpr", value))
+                yield from equations_of(getattr(value, "jaxpr", value))
 
 
 def is_program(value: Any) -> bool:

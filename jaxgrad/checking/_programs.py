@@ -146,7 +146,7 @@ def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, f
         parts = [[c[i] for c in stacked] for i in range(STACKED)]
         rows = [gradient_of(function, moved, fixed, part) for part in parts]
         several = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
-    tangent = _shifts(moved, 1.0, signs)
+    tangent = shifts_of(moved, 1.0, signs)
 
     def push(leaf):
         part = [jnp.where(leaf == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
@@ -156,21 +156,21 @@ def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, f
 
 
 def _change(function, moved, fixed, cotangents, base, direction, step):
-    shifts = _shifts(moved, step, direction)
+    shifts = shifts_of(moved, step, direction)
     out = function([leaf + shift for leaf, shift in zip(moved, shifts, strict=True)], fixed)
     # Differences of outputs are weighted, since a sum of weighted outputs would cancel digits.
-    return _weighted(cotangents, [v - b for v, b in zip(out, base, strict=True)])
+    return weighted(cotangents, [v - b for v, b in zip(out, base, strict=True)])
 
 
 def _tangent(function, moved, fixed, cotangents, _, direction, step):
-    return forward_derivative(function, moved, fixed, cotangents, _shifts(moved, step, direction))
+    return forward_derivative(function, moved, fixed, cotangents, shifts_of(moved, step, direction))
 
 
 def forward_derivative(function, moved, fixed, cotangents, tangent):
     """Return the weighted tangent of the outputs by forward mode."""
     tangent = [jnp.asarray(t, leaf.dtype) for t, leaf in zip(tangent, moved, strict=True)]
     out = jax.jvp(lambda m: function(m, fixed), (list(moved),), (tangent,))[1]
-    return _weighted(cotangents, out)
+    return weighted(cotangents, out)
 
 
 def _rows_one_by_one(program, function):
@@ -224,7 +224,7 @@ def _can_be_mapped(function, moved, fixed) -> bool:
     return True
 
 
-def _shifts(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]:
+def shifts_of(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]:
     """Return `step` times the direction, as leaves."""
     shifts, start = [], 0
     for leaf in leaves:
@@ -237,7 +237,7 @@ def _shifts(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]
     return shifts
 
 
-def _weighted(cotangents: Sequence[Any], values: Sequence[Any]) -> Any:
+def weighted(cotangents: Sequence[Any], values: Sequence[Any]) -> Any:
     """Return the real part of `<cotangents, values>`, without a conjugate, as JAX defines it."""
     total = 0.0
     for cotangent, value in zip(cotangents, values, strict=True):

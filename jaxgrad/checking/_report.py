@@ -144,7 +144,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON, in which numbers that are not finite are text."""
-        return json.dumps(_finite(self.to_dict()), allow_nan=False)
+        return json.dumps(json_numbers(self.to_dict()), allow_nan=False)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a table with a row for each leaf; needs pandas."""
@@ -190,12 +190,12 @@ def _plain(leaf: Leaf) -> dict[str, Any]:
     return dataclasses.asdict(leaf) | {"verdict": str(leaf.verdict), "dtype": str(leaf.dtype)}
 
 
-def _finite(value: Any) -> Any:
+def json_numbers(value: Any) -> Any:
     """Replace numbers that JSON does not have by text."""
     if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
+        return {name: json_numbers(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [json_numbers(entry) for entry in value]
     if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value

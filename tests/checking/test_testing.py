@@ -37,6 +37,17 @@ def test_the_message_has_the_label():
         testing.assert_grads(wrong_cosine, 0.5, label="the sine")
 
 
+def test_assert_expectation_returns_the_report_or_raises_it_with_the_label(key):
+    def sample(key, mean):
+        return mean * jax.random.normal(key) + mean**2
+
+    assert testing.assert_expectation(sample, 1.0, key=key, samples=512).ok
+    with pytest.raises(AssertionError, match="^the sample\nBIASED: the mean gradient is not"):
+        testing.assert_expectation(
+            sample, 1.0, key=key, samples=512, label="the sample", grad=lambda key, mean: mean
+        )
+
+
 def test_the_drop_in_has_the_same_arguments():
     ours, theirs = (
         inspect.signature(module.check_grads).parameters for module in (testing, jax.test_util)
