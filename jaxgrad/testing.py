@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad import checking
+from jaxgrad.checking import arguments
 
-__all__ = ["assert_expectation", "assert_grads", "check_grads"]
+__all__ = ["arguments", "assert_expectation", "assert_grads", "check_grads"]
 
 MODES = ("fwd", "rev", "lin")
 

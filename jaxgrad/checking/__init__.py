@@ -4,6 +4,7 @@ from jaxgrad.checking import finite_differences
 from jaxgrad.checking._check import check_grads
 from jaxgrad.checking._domain import check_domain
 from jaxgrad.checking._domain_report import DomainReport, Finding
+from jaxgrad.checking._domain_strategy import arguments
 from jaxgrad.checking._domain_values import Interval, interval
 from jaxgrad.checking._expectation import check_expectation
 from jaxgrad.checking._expectation_report import (
@@ -28,6 +29,7 @@ __all__ = [
     "ReferenceLeaf",
     "Report",
     "Verdict",
+    "arguments",
     "check_along_training",
     "check_domain",
     "check_expectation",

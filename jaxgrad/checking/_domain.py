@@ -21,7 +21,7 @@ from jaxgrad.checking._domain_judge import (
 )
 from jaxgrad.checking._domain_report import DomainReport, Finding, argument_numbers, code
 from jaxgrad.checking._domain_screen import Target, describe, screen, spread, suspects
-from jaxgrad.checking._domain_shrink import boundary, range_text, simplify
+from jaxgrad.checking._domain_shrink import boundary, complexity, range_text, simplify
 from jaxgrad.checking._domain_values import candidates, space
 from jaxgrad.checking._programs import gradient_of, precision
 
@@ -228,11 +228,12 @@ def _on_line(target: Target, failures, rows, judges) -> list[Finding]:
                 if limit is not None:
                     end = boundary(end, limit, leaf.dtype, lambda x: fails(_number(x, leaf.dtype)))
                 ends.append(end)
-            point = simplify(run[0].point, [leaf], fails)
+            start = min((row.point for row in run), key=complexity)
+            point = simplify(start, [leaf], fails)
             # A simpler number may lie in another range, which is reported by itself.
             if not ends[0] <= float(point[0]) <= ends[1]:
                 inside = [leaf.__class__(ends[0], ends[1], (), leaf.dtype)]
-                point = simplify(run[0].point, inside, fails)
+                point = simplify(start, inside, fails)
             region = range_text(ends[0], ends[1], leaf)
             findings.append(_finding(target, point, judges(point), region, len(run)))
     return findings
@@ -256,7 +257,8 @@ def _in_groups(target: Target, failures, rows, judges) -> list[Finding]:
 
         total = sum(map(len, groups.values()))
         for group in sorted(groups.values(), key=len, reverse=True)[:GROUPS]:
-            point = simplify(group[0].point, target.space.intervals, fails)
+            start = min((row.point for row in group), key=complexity)
+            point = simplify(start, target.space.intervals, fails)
             region = f"{total} of {len(rows)} points"
             finding = _finding(target, point, judges(point), region, total)
             findings.setdefault((kind, describe(point, COARSE)), finding)

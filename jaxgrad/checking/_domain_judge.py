@@ -162,6 +162,7 @@ def _state(sides, rule, autodiff, dtype, scales, lost) -> tuple[str, str]:
     low, high = (min(left, right), max(left, right)) if kink else (value, value)
     size = max(abs(low), abs(high))
     text = c.nstr(value, 7) if not kink else f"{c.nstr(left, 7)} to {c.nstr(right, 7)}"
+    text = "0.0" if size < slack / FLUSHED else text
     # A derivative that the type does not hold, or only just, may be infinite.
     if size > top or (size > EDGE * top and math.isinf(autodiff)):
         return "right", ""

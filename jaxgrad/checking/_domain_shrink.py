@@ -63,7 +63,7 @@ def _simpler(point: Point, intervals: Sequence[Interval]) -> Iterator[Point]:
     def replace(j, leaf):
         top = float(jnp.finfo(intervals[j].dtype).max)
         leaf = np.clip(np.asarray(leaf, np.float64), -top, top)
-        inside = np.all((leaf >= intervals[j].low) & (leaf <= intervals[j].high))
+        inside = _inside(leaf, intervals[j])
         leaf = leaf.astype(intervals[j].dtype)
         if inside and leaf.tobytes() != point[j].tobytes():
             options.append([*point[:j], leaf, *point[j + 1 :]])
@@ -89,11 +89,24 @@ def _simpler(point: Point, intervals: Sequence[Interval]) -> Iterator[Point]:
                     changed = values.copy()
                     changed.flat[i] = other
                     replace(j, changed)
+    # A number in all leaves that have it, since a failure may need them to be equal.
+    if len(point) > 1:
+        whole = [leaf.astype(np.float64) for leaf in point]
+        for number in np.unique(np.concatenate([leaf.ravel() for leaf in whole]))[:9]:
+            for other in dict.fromkeys([0.0, 1.0, *_near(number)]):
+                changed = [np.where(leaf == number, other, leaf) for leaf in whole]
+                if all(map(_inside, changed, intervals)):
+                    pairs = zip(changed, intervals, strict=True)
+                    options.append([leaf.astype(interval.dtype) for leaf, interval in pairs])
     # Arguments that are equal to each other.
     for j, leaf in enumerate(point[1:], 1):
         if leaf.shape == point[0].shape:
             replace(j, point[0])
     yield from sorted(options, key=complexity)
+
+
+def _inside(leaf: np.ndarray, interval: Interval) -> bool:
+    return bool(np.all((leaf >= interval.low) & (leaf <= interval.high)))
 
 
 def _near(number: float) -> list[float]:
@@ -104,12 +117,17 @@ def _near(number: float) -> list[float]:
     exponent = math.floor(math.log10(abs(number)))
     sign = math.copysign(1.0, number)
     # Round exponents as well, so that failures of tiny numbers end at the same one.
-    exponents = [10 * round(exponent / 20), 5 * round(exponent / 6), 10 * round(exponent / 10)]
-    exponents += [5 * round(exponent / 5), exponent, exponent + 1]
+    exponents = [10 * round(exponent / 20), 5 * round(exponent / 6), int(exponent / 2)]
+    exponents += [
+        5 * round(exponent / 5),
+        exponent,
+        exponent + 1,
+        exponent + (-1 if exponent > 0 else 1),
+    ]
     powers = [sign * 10.0**k for k in exponents if -320 < k < 308]
     rounded = [float(_rounded(np.array(number), digits)) for digits in (1, 2, 3)]
     signs = [1.0, -1.0, abs(number)] if sign < 0 else [1.0]
-    return [0.0, *signs, *powers, float(round(number)), *rounded]
+    return [0.0, *signs, *powers, float(round(number)), round(2 * number) / 2, *rounded]
 
 
 def _rounded(values: np.ndarray, digits: int) -> np.ndarray:
