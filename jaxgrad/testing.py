@@ -1,10 +1,12 @@
 """Assertions for a test suite: a test fails only if a gradient is wrong."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgrad import checking
 from jaxgrad.checking import arguments
@@ -68,12 +70,17 @@ def check_grads(
 
     Args:
       f: a function of `args` that returns an array or a pytree of arrays.
-      args: all of them are differentiated where they are floating point.
+      args: all of them are differentiated where they are floating point. Elements that are not
+        finite cannot be moved: where `f` is finite all the same, its derivative there must be zero.
       order: derivatives up to this order are checked.
       modes: "fwd" or "lin" for forward mode, "rev" for reverse mode.
       atol, eps: accepted but not used; error bars and steps depend on values of `f` alone.
       rtol: a relative error, or a mapping from dtypes to them. It is not used, since tolerances for
         differences in float32 would hide errors, unless `use_rtol` and it is larger than 1e-5.
+
+    Raises:
+      AssertionError: if a derivative is wrong, with the report.
+      Exception: what `f` or its rules raise, as they raise it.
 
     >>> import jax.numpy as jnp
     >>> check_grads(jnp.tanh, (jnp.arange(3.0),), order=2)
@@ -87,5 +94,83 @@ def check_grads(
     least = max(1e-5, (rtol or 0.0) if use_rtol else 0.0)
     # A linearization is what forward mode gives.
     names = ["fwd" if mode == "lin" else mode for mode in ([modes] if modes in MODES else modes)]
-    argnums, modes = tuple(range(len(args))), tuple(dict.fromkeys(names))
-    assert_grads(f, *args, argnums=argnums, order=order, modes=modes, rtol=least)
+    modes = tuple(dict.fromkeys(names))
+    leaves, structure = jax.tree.flatten(tuple(args))
+    finite = [_is_finite(leaf) for leaf in leaves]
+    if not all(map(np.all, finite)):
+        _check_limits(f, args, modes, structure.unflatten(~where for where in finite))
+        if not any(np.any(_is_finite(leaf)) for leaf in jax.tree.leaves(f(*args))):
+            return  # NaN for NaN: nothing can be measured.
+        # What is left to check is a function of the finite elements.
+        arrays, places = list(map(jnp.asarray, leaves)), list(map(np.flatnonzero, finite))
+
+        def fill(*parts, f=f):
+            triples = zip(arrays, places, parts, strict=True)
+            filled = (a.ravel().at[p].set(part).reshape(a.shape) for a, p, part in triples)
+            return f(*structure.unflatten(filled))
+
+        f, args = fill, [a.ravel()[p] for a, p in zip(arrays, places, strict=True)]
+    inexact = [leaf for leaf in jax.tree.leaves(args) if jnp.issubdtype(_dtype(leaf), jnp.inexact)]
+    if inexact and not any(map(np.size, inexact)):
+        return  # There is nothing to differentiate by, and so nothing wrong.
+    try:
+        assert_grads(
+            _Outputs(f),
+            *args,
+            argnums=tuple(range(len(args))),
+            order=order,
+            modes=modes,
+            rtol=least,
+        )
+    except ValueError as error:
+        # A test may expect the error that `f` or its rule raises.
+        raise (error.__cause__ or error) from None
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """A function whose complex numbers are arrays, so that they have weights; equal if `f` is."""
+
+    f: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return jax.tree.map(
+            lambda v: jnp.reshape(v, 1) if jnp.ndim(v) == 0 and jnp.iscomplexobj(v) else v,
+            self.f(*args),
+        )
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+
+
+def _is_finite(leaf: Any) -> np.ndarray:
+    """Return where an array is finite; numbers of other types than floating point are."""
+    inexact = jnp.issubdtype(_dtype(leaf), jnp.inexact)
+    return np.isfinite(leaf) if inexact else np.ones(np.shape(leaf), bool)
+
+
+def _check_limits(f: Callable[..., Any], args: Sequence[Any], modes, infinite: Any) -> None:
+    """Raise if a finite output has a slope in elements that are `infinite` or NaN."""
+    # Another infinite number is the same one, so that `f` does not change.
+    args = jax.tree.map(jnp.asarray, tuple(args))
+
+    def slope(mode):
+        if mode == "fwd":
+            tangent = jax.tree.map(lambda a, where: jnp.asarray(where, a.dtype), args, infinite)
+            out, slopes = jax.jvp(f, args, tangent)
+            return jax.tree.map(lambda v, t: jnp.where(jnp.isfinite(v), t, 0), out, slopes)
+        out, pullback = jax.vjp(f, *args)
+        if not all(np.all(_is_finite(leaf)) for leaf in jax.tree.leaves(out)):
+            return []  # Whatever the cotangent is, products with infinite numbers may be NaN.
+        gradient = pullback(jax.tree.map(jnp.ones_like, out))
+        return jax.tree.map(lambda g, where: jnp.where(where, g, 0), gradient, infinite)
+
+    for mode in modes:
+        for leaf in jax.tree.leaves(slope(mode)):
+            wrong = np.asarray(leaf)[np.asarray(leaf) != 0]
+            if wrong.size:
+                raise AssertionError(
+                    f"the derivative is {wrong[0]} in {mode} mode at an argument that is not "
+                    "finite, where f is finite and does not change"
+                )

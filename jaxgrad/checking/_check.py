@@ -117,7 +117,7 @@ def check_grads(
                 localize(problem, autodiff, numeric, comparison, generator)
                 for comparison in compare(problem, autodiff, numeric)
             ]
-            result = conclude(problem, autodiff, rows, tolerance, strict)
+            result = conclude(problem, autodiff, rows, numeric, strict)
         report = result if report is None else combine(report, result, problem)
         # A wrong derivative makes those of higher order wrong as well.
         if not report.ok:

@@ -1,29 +1,35 @@
 """The last stage of a check: from the rows of all leaves to one report."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxgrad._numerics import norm
 from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._autodiff import Autodiff
 from jaxgrad.checking._compare import element, relative
-from jaxgrad.checking._numeric import Tolerance
+from jaxgrad.checking._numeric import Numeric
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import FAILURES, NAMES, Identity, Leaf, Report, Verdict, sort_leaves
 
+NOISE = 10  # So many times the error of a function may violate an identity.
+
 
 def conclude(
-    problem: Problem, autodiff: Autodiff, leaves: list[Leaf], tolerance: Tolerance, strict: bool
+    problem: Problem, autodiff: Autodiff, leaves: list[Leaf], numeric: Numeric, strict: bool
 ) -> Report:
     """Return the report on one problem; `leaves` are its rows, all leaves for each mode."""
+    tolerance, noise = numeric.tolerance, numeric.plan.noise
+    identities = tuple(_unless_noise(i, problem, autodiff, noise) for i in autodiff.identities)
     rows = []
     for i, row in enumerate(leaves):
         # The leaves repeat for each mode.
         index = i % len(problem.leaves)
         row = _with_working_error(row, problem.leaves[index], autodiff)
         others = [other.verdict for other in leaves[index :: len(problem.leaves)]]
-        rows.append(_with_identities(row, index, autodiff.identities, others))
+        rows.append(_with_identities(row, index, identities, others))
     notes = list(problem.notes)
     if tolerance.raised:
         notes.append(
@@ -38,7 +44,19 @@ def conclude(
         if problem.facts.rules:
             rules = ", ".join(problem.facts.rules)
             notes.append(f"functions with a custom derivative rule: {rules}")
-    return _report(problem, rows, autodiff.identities, notes, strict)
+    return _report(problem, rows, identities, notes, strict)
+
+
+def _unless_noise(identity: Identity, problem: Problem, autodiff: Autodiff, noise) -> Identity:
+    """Let an identity hold if it is violated by less than errors of the function explain."""
+    if identity.holds is not False or autodiff.gradient is None:
+        return identity
+    info, scale = problem.leaves[identity.leaf], problem.scales[identity.leaf]
+    size = norm(autodiff.gradient[info.part]) or 1.0
+    # An error of f by e is one of e / scale in a slope. All terms of a slope may cancel, so that
+    # nothing of the gradient is left to compare a violation with.
+    explained = NOISE * float(noise[identity.leaf]) / scale * math.sqrt(info.size)
+    return identity._replace(holds=bool(identity.error * size <= explained))
 
 
 def reject(problem: Problem, verdict: Verdict, reason: str, strict: bool) -> Report:

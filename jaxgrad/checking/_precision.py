@@ -21,7 +21,7 @@ from jaxgrad.checking._programs import Programs, build_programs, precision, reus
 
 LOOPS = {"scan", "while", "cond"}
 # Operations with such names may have a rule for reverse mode alone.
-NO_FORWARD = ("vjp", "callback", "ffi")
+NO_FORWARD = ("vjp", "callback", "ffi", "hi_primitive")
 HOST_EPS = float(np.finfo(np.float32).eps)
 # Whether the moved leaves, and whether the fixed arrays, are converted to float64.
 PRECISIONS = ((True, True), (True, False), (False, False))
@@ -34,10 +34,11 @@ class Facts(NamedTuple):
     eps: float  # machine epsilon of the narrowest floating-point type that values pass through
     equations: int  # number of operations; those inside a loop count once
     loops: bool  # whether there are loops or branches
-    iterates: bool  # whether a loop runs until a condition holds, as in an iterative solver
+    iterates: bool  # whether numbers decide when a loop stops, as in an iterative solver
     stops: bool  # whether `stop_gradient` is called
     rules: tuple[str, ...]  # names of the functions with a custom derivative rule
     forward: bool  # whether forward mode is defined; a `custom_vjp` does not define it
+    on_host: bool = False  # whether it or its gradient calls the host
     backward_eps: float = 0.0  # as `eps`, of the gradient
 
 
@@ -127,6 +128,12 @@ def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
             key = (function, facts.fingerprint, wide)
         # Nothing is known of a function that cannot be traced, so nothing is stored.
         programs = reuse(key, build) if key else build(compiled=False)
+        if key:
+            # What runs on the host may refuse float64, and a program may not compile.
+            outputs = jax.block_until_ready(programs.outputs(moved, fixed))
+            if facts.on_host and facts.backward_eps:
+                cotangents = list(map(jnp.ones_like, outputs))
+                jax.block_until_ready(programs.backward(moved, fixed, cotangents))
     eps = max(facts.eps, *map(_epsilon, moved))
     return Computation(programs, moved, fixed, wide, eps, key), facts, deterministic
 
@@ -137,7 +144,8 @@ def _with_gradient(facts: Facts, function: Callable[..., Any], moved: Any, fixed
     except Exception:  # whatever a user's rule raises; there may be forward mode
         return facts
     fingerprint = facts.fingerprint + gradient.fingerprint
-    return facts._replace(fingerprint=fingerprint, backward_eps=gradient.eps)
+    on_host = facts.on_host or gradient.on_host
+    return facts._replace(fingerprint=fingerprint, on_host=on_host, backward_eps=gradient.eps)
 
 
 def first_line(error: BaseException) -> str:
@@ -160,9 +168,10 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
         eps=max([0.0, *inputs, *map(_narrowed_to, equations)]),
         equations=len(equations),
         loops=not LOOPS.isdisjoint(names),
-        iterates="while" in names,
+        iterates=any(_has_tolerance(e) for e in equations if e.primitive.name == "while"),
         stops="stop_gradient" in names,
         rules=tuple(dict.fromkeys(rules)),
+        on_host=any("callback" in name for name in names),
         forward=not doubtful or (not reverse_only and _has_forward_mode(function, *args)),
     )
 
@@ -200,6 +209,29 @@ def _narrowed_to(equation: Any) -> float:
     # What is made of integers alone is exact: a constant of a narrow type loses no more.
     finest = min((eps for eps in inputs if eps), default=np.inf)
     return max([host, *(eps for eps in outputs if eps > finest)])
+
+
+def _has_tolerance(loop: Any) -> bool:
+    """Whether floating-point numbers decide when a loop stops; a counter does not depend on any."""
+    test, body = (loop.params[f"{name}_jaxpr"].jaxpr for name in ("cond", "body"))
+    start, body_start = loop.params["cond_nconsts"], loop.params["body_nconsts"]
+    seen, needed = _behind(test, test.outvars), set()
+    while True:
+        carried = {i for i, variable in enumerate(test.invars[start:]) if variable in seen}
+        carried |= {i for i, variable in enumerate(body.invars[body_start:]) if variable in seen}
+        if carried <= needed:
+            return any(_epsilon(variable.aval) for variable in seen)
+        needed |= carried
+        seen |= _behind(body, [body.outvars[i] for i in needed])
+
+
+def _behind(program: Any, variables: Any) -> set[Any]:
+    """Return the variables of an open program that some of its variables are computed from."""
+    seen = {variable for variable in variables if not hasattr(variable, "val")}
+    for equation in reversed(program.eqns):
+        if not seen.isdisjoint(equation.outvars):
+            seen |= {variable for variable in equation.invars if not hasattr(variable, "val")}
+    return seen
 
 
 def _epsilon(value: Any) -> float:

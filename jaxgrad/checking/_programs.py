@@ -83,9 +83,15 @@ def _stored(key: Hashable) -> list[Any]:
 @contextlib.contextmanager
 def precision(wide: bool) -> Iterator[None]:
     """Enable float64 if `wide`, and exact matrix products; JAX's settings are restored."""
-    # TensorFloat-32 or bfloat16 products would drown a small step.
-    float64 = jax.enable_x64(True) if wide else contextlib.nullcontext()
-    with jax.default_matmul_precision("highest"), float64:
+    with contextlib.ExitStack() as settings:
+        # TensorFloat-32 or bfloat16 products would drown a small step.
+        settings.enter_context(jax.default_matmul_precision("highest"))
+        if wide:
+            settings.enter_context(jax.enable_x64(True))
+            # Arguments in float64 meet arrays of float32 that `f` holds, which may be forbidden.
+            settings.enter_context(jax.numpy_dtype_promotion("standard"))
+        # JAX's checks of its own programs refuse some that it makes, as by `remat` of a loop.
+        settings.enter_context(jax.enable_checks(False))
         yield
 
 

@@ -6,12 +6,14 @@ may lie anywhere between. The sequence alone decides which step to use: nothing 
 derivative that autodiff gives. Everything is NumPy in float64, for many sequences at once.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 RATIO = 8.0
 LARGEST_STEP = 0.125  # relative to the size of the leaf
+CALM = 10.0  # Noise is at most so many times the largest change of `f` by the smallest steps.
+STAIRS = 1000  # A function of more stairs than this within a large step may be a rounded one.
 TINY = 1e-10  # A function that is made of larger steps than this is meant to be one of steps.
 
 
@@ -90,8 +92,11 @@ def _estimate(steps, plus, minus, floor, coarsest, reach) -> Derivative:
         last = np.abs(np.concatenate([plus[:, -3:], minus[:, -3:]], axis=1))
         last = np.max(np.where(np.isfinite(last), last, 0.0), axis=1)
         floor = np.where(last > 0, np.minimum(floor, last), floor)
-        floor = np.maximum(floor, _rounding_unit(plus, minus, coarsest))
-        central = _best((plus - minus) / (2 * steps), steps, 2, floor)
+        unit = _rounding_unit(plus, minus, coarsest)
+        floor = np.maximum(floor, unit)
+        stair = _stair(plus, minus, steps, unit)
+        most = _largest_noise(plus, minus, last, coarsest)
+        central = _best((plus - minus) / (2 * steps), steps, 2, floor, most)
         right = _best(plus / steps, steps, 1, floor)
         left = _best(-minus / steps, steps, 1, floor)
         kink, low, high, spread = _kink(steps, plus, minus, central[2])
@@ -104,14 +109,30 @@ def _estimate(steps, plus, minus, floor, coarsest, reach) -> Derivative:
         for both, from_right, from_left in zip(central, right, left, strict=True)
     )
     value = np.where(sides > 0, value, np.nan)
-    error = np.where(sides > 0, error, np.inf)
+    # Where a staircase may be rounding, it is not known whether its stairs or its slope is meant.
+    error = np.where((sides > 0) & (step > stair), error, np.inf)
     error = np.where(kink, np.maximum(error, spread), error)
     left, right = (np.where(kink, side, value) for side in (low, high))
     return Derivative(value, error, left, right, kink, sides, noise, step, reach)
 
 
-def _best(raw, steps, order, floor) -> tuple[np.ndarray, ...]:
-    """Return the best of the estimates `raw`, `[P, K]`, its error bar, the noise and the step."""
+def _largest_noise(plus, minus, last, coarsest):
+    """Return the largest noise, `[P]`, that an estimate may be based on; more is no noise."""
+    # Where `f` turns many times within a step, its values differ at random, but no more so than
+    # rounding allows if the smallest steps change `f` by far less, and never by as much as `f`
+    # itself changes.
+    whole = np.abs(np.concatenate([plus, minus], axis=1))
+    whole = np.max(np.where(np.isfinite(whole), whole, 0.0), axis=1)
+    still = ((plus == 0) & (minus == 0)).any(axis=1)
+    calm = np.where(still, np.inf, CALM * last)
+    return np.maximum(coarsest, np.minimum(calm, whole / 8))
+
+
+def _best(raw, steps, order, floor, most: Any = np.inf) -> tuple[np.ndarray, ...]:
+    """Return the best of the estimates `raw`, `[P, K]`, its error bar, the noise and the step.
+
+    An estimate with more than `most` noise is not used.
+    """
     none = np.full_like(raw[:, :1], np.nan)
     raw = np.where(np.isfinite(raw), raw, np.nan)
     larger = np.concatenate([none, raw[:, :-1]], axis=1)
@@ -130,8 +151,11 @@ def _best(raw, steps, order, floor) -> tuple[np.ndarray, ...]:
         error = np.abs(raw[:, k + 1 :] - value[:, [k]]) * steps[:, k + 1 :]
         noise[:, k] = np.nanmax(np.where(np.isfinite(error), error, 0.0), axis=1)
     error = curvature + (RATIO * noise + 4 * floor[:, None]) / steps
-    error += 4 * np.finfo(np.float64).eps * np.abs(value)
-    error = np.where(np.isfinite(error) & np.isfinite(smaller), error, np.inf)
+    # A function rounds its argument as a whole at least once, whatever a few small steps show.
+    size = steps[:, :1] / LARGEST_STEP
+    error += 4 * np.finfo(np.float64).eps * np.abs(value) * (1 + size / steps)
+    usable = np.isfinite(error) & np.isfinite(smaller) & (noise <= np.reshape(most, (-1, 1)))
+    error = np.where(usable, error, np.inf)
     best = np.argmin(error, axis=1)
     rows = np.arange(len(raw))
     value, error, noise, step = (a[rows, best] for a in (value, error, noise, steps))
@@ -154,6 +178,23 @@ def _rounding_unit(plus, minus, coarsest):
     cancels = (unit <= TINY) & (smallest <= 64 * unit) & (largest >= 16 * unit)
     rounded = still.any(axis=1) & ((smallest <= coarsest) | cancels) & np.isfinite(smallest)
     return np.where(rounded, smallest, 0.0)
+
+
+def _stair(plus, minus, steps, unit):
+    """Return up to which step rounding inside of `f` may be why it does not change, `[P]`.
+
+    Larger steps then show a slope, which `f` climbs by many stairs. It is 0 where they do not.
+    """
+    slope = np.abs(plus - minus) / (2 * steps)
+    change = np.where(np.isfinite(slope), slope * steps, 0.0)
+    moves = (plus != 0) & (minus != 0) & (change > 0)
+    last = plus.shape[1] - 1 - np.argmax(moves[:, ::-1], axis=1)
+    rows, before = np.arange(len(plus)), np.maximum(last - 1, 0)
+    trend = slope[rows, before] / slope[rows, np.maximum(last - 2, 0)]
+    stairs = change.max(axis=1) >= STAIRS * change[rows, last]
+    still = ((plus == 0) & (minus == 0)).any(axis=1) & moves.any(axis=1)
+    doubtful = still & (unit == 0) & stairs & (trend > 0.5) & (trend < 2.0)
+    return np.where(doubtful, steps[rows, last], 0.0)
 
 
 def _kink(steps, plus, minus, noise):

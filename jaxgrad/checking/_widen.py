@@ -111,7 +111,8 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
         return _CONTROL[name](params, args)
     # A call of an inner program (jit, checkpoint, a custom rule) becomes its operations.
     inner = [params[key] for key in INLINED if key in params]
-    if len(inner) == 1 and not isinstance(inner[0], tuple):
+    # Of a reduction the inner program is that of two numbers.
+    if len(inner) == 1 and not isinstance(inner[0], tuple) and _takes(inner[0], args):
         return _evaluate(inner[0], args)
     if any(map(is_program, params.values())) or any(word in name for word in OPAQUE):
         raise unknown
@@ -131,6 +132,12 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
         to_complex = jnp.issubdtype(out.dtype, jnp.complexfloating)
         return [args[0].astype(jnp.complex128) if to_complex else args[0]]
     return bind({key: _wide_parameter(key, value) for key, value in params.items()})
+
+
+def _takes(program: Any, args: list[Any]) -> bool:
+    """Whether a program takes arguments of these shapes."""
+    variables = getattr(program, "jaxpr", program).invars
+    return [variable.aval.shape for variable in variables] == [arg.shape for arg in args]
 
 
 def _wide_parameter(key: str, value: Any) -> Any:

@@ -109,6 +109,21 @@ def test_the_tolerance_of_a_solver_is_no_mistake():
     assert check_grads(rule, b).verdict is Verdict.WRONG
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_loop_with_a_counter_has_no_tolerance(counted):
+    def f(x):
+        # x^8 in both cases, after three steps or as soon as that exceeds 2.
+        def test(c):
+            return c[1] < 3 if counted else c[0] < 2.0
+
+        return jax.lax.while_loop(test, lambda c: (c[0] ** 2, c[1] + 1), (x, 0))[0]
+
+    rule = with_backward(f, lambda args, ct: (1.0005 * ct * 8 * args[0] ** 7,))
+    report = check_grads(rule, 1.15)
+    assert report.verdict is (Verdict.WRONG if counted else Verdict.AGREE)
+    assert any("stop at a tolerance" in note for note in report.notes) is not counted
+
+
 def test_a_small_leaf_beside_a_large_one_and_a_regulariser(key):
     point = {"w": 1e3 * jax.random.normal(key, (30, 30)), "b": jnp.float32([1e-3, 2e-3])}
 

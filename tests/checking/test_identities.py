@@ -65,3 +65,10 @@ def test_holomorphic_functions():
     report = check_grads(lambda z: z * jnp.conj(z), z, holomorphic=True)
     assert not report.ok
     assert "linear over the complex numbers" in str(report)
+
+
+def test_terms_that_cancel_in_the_backward_pass_violate_no_identity():
+    # A matrix of rank one: its cofactors are zero, and autodiff gives their rounding.
+    matrix = jnp.outer(jnp.float32([6, -7, 3]), jnp.float32([6, -7, 3]))
+    report = check_grads(jnp.linalg.det, matrix, modes=("rev", "fwd"))
+    assert report.ok, f"\n{report}"

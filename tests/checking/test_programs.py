@@ -141,3 +141,15 @@ def test_arrays_of_numpy_that_a_function_holds_stay_usable(make):
         for value, other in zip(jax.value_and_grad(f)(w), expected, strict=True):
             assert value.dtype == jnp.float32
             np.testing.assert_allclose(value, other, rtol=1e-6)
+
+
+def test_a_function_on_the_host_may_refuse_float64():
+    def on_host(x):
+        # The type of the result is that of the argument, but the host computes in float32.
+        out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda x: np.sin(np.asarray(x, np.float32)), out, x)
+
+    rule = with_backward(on_host, lambda args, ct: (ct * jnp.cos(args[0]),))
+    report = check_grads(rule, jnp.float32([0.5, 1.2]))
+    assert report.ok
+    assert report.precision == "the type of the arguments"

@@ -37,9 +37,9 @@ def sequence(f, x, largest, count=14):
     return (up - down) / 2, plus, minus, abs(before) * np.finfo(np.float64).eps
 
 
-def estimate(f, x, largest):
+def estimate(f, x, largest, coarsest=np.inf):
     steps, plus, minus, floor = sequence(f, x, largest)
-    result = step_sizes.estimate(steps[None], plus[None], minus[None], floor)
+    result = step_sizes.estimate(steps[None], plus[None], minus[None], floor, coarsest)
     return step_sizes.Derivative(*(a[0] for a in result))
 
 
@@ -242,3 +242,26 @@ def test_short_sequences_with_coarse_steps_have_wide_bars():
         steps, plus, minus, floor = sequence(lambda t: np.sin(rate * t + phase), x, 0.5, 4)  # noqa: B023
         result = step_sizes.estimate(steps[None], plus[None], minus[None], floor)
         assert abs(result.value[0] - rate * np.cos(rate * x + phase)) <= result.error[0]
+
+
+@pytest.mark.parametrize("frequency", [1e4, 1e7, 1e8, 1.6e8, 1e9])
+def test_oscillations_within_a_step_are_not_taken_for_noise(frequency):
+    result = estimate(lambda x: np.sin(frequency * x), 0.7, 0.0875, coarsest=2e-14)
+    true = frequency * np.cos(frequency * np.float64(0.7))
+    assert abs(result.value - true) <= result.error < 1e-2 * abs(true)
+
+
+@pytest.mark.parametrize("constant", [1e6, 1e9, 1e11])
+@pytest.mark.parametrize("outer", [lambda y: y, lambda y: 1e-3 * np.sin(y)])
+def test_stairs_of_rounding_are_not_taken_for_a_slope_of_zero(constant, outer):
+    stairs = lambda x: outer((x * x + constant) - constant)  # noqa: E731
+    result = estimate(stairs, 0.7, 0.0875, coarsest=2e-14)
+    true = 2 * 0.7 * (outer(0.49 + 1e-6) - outer(0.49 - 1e-6)) / 2e-6
+    assert abs(result.value - true) <= result.error + 1e-8 * abs(true)
+
+
+@pytest.mark.parametrize("stairs", [128.0, 1e3])
+def test_stairs_that_are_meant_have_a_slope_of_zero(stairs):
+    result = estimate(lambda x: np.round(stairs * x) / stairs, 0.7, 0.0875, coarsest=2e-14)
+    assert result.value == 0
+    assert result.error < 1e-6

@@ -83,9 +83,16 @@ def test_the_drop_in_sees_what_the_original_misses():
         testing.check_grads(opposite, (x,), 1, modes=("rev",))
 
 
-def test_forward_mode_of_a_custom_vjp_is_refused_as_by_the_original():
-    with pytest.raises(ValueError, match="forward mode"):
-        testing.check_grads(wrong_cosine, (1.0,), 1, modes=("fwd",))
+@pytest.mark.parametrize("check", [testing.check_grads, jax.test_util.check_grads])
+def test_errors_of_the_function_are_raised_as_by_the_original(check):
+    with pytest.raises(TypeError, match="forward-mode"):
+        check(wrong_cosine, (1.0,), 1, modes=("fwd",))
+
+    def f(x):
+        raise KeyError("no such thing")
+
+    with pytest.raises(KeyError, match="no such thing"):
+        check(f, (1.0,), 1)
 
 
 def test_the_drop_in_lets_pass_what_rtol_says_and_no_more():
@@ -98,3 +105,38 @@ def test_the_drop_in_lets_pass_what_rtol_says_and_no_more():
     for tolerance in (*loose, {"atol": 10.0}, {}):
         with pytest.raises(AssertionError, match="WRONG"):
             testing.check_grads(wrong_cosine, (0.5,), 1, ("rev",), **tolerance)
+
+
+def test_strict_promotion_does_not_forbid_float64():
+    # Arguments in float64 meet an array that stays in float32.
+    half = np.float32([0.5, 0.25])
+
+    def f(x):
+        return jnp.sum(jnp.sin(x) * jnp.asarray(half, jnp.float32))
+
+    with jax.numpy_dtype_promotion("strict"):
+        jax.test_util.check_grads(f, (jnp.float32([0.3, 1.2]),), 1, ("rev",))
+        testing.check_grads(f, (jnp.float32([0.3, 1.2]),), 1, ("rev",))
+        report = testing.assert_grads(f, jnp.float32([0.3, 1.2]))
+    assert report.precision == "float64"
+
+
+@pytest.mark.parametrize("check", [testing.check_grads, jax.test_util.check_grads])
+@pytest.mark.parametrize("x", [-np.inf, np.nan])
+def test_an_infinite_argument_is_held_fixed(check, x):
+    check(jax.nn.softplus, (x,), 1)
+    check(lambda x, y: jnp.tanh(x) * y, (x, 0.5), 1)
+
+    def unsafe(x):
+        # Without a slope at minus infinity, but 0 times infinity in the derivative.
+        return jnp.where(jnp.isfinite(x), jnp.exp(x) * x, 0.0)
+
+    with pytest.raises(AssertionError, match="nan"):
+        check(unsafe, (x,), 1)
+
+
+def test_finite_elements_beside_infinite_ones_are_checked():
+    x = jnp.array([0.5, -np.inf, 1.5])
+    testing.check_grads(lambda x: jnp.sum(jnp.tanh(x)), (x,), 2)
+    with pytest.raises(AssertionError, match="WRONG"):
+        testing.check_grads(lambda x: wrong_cosine(jnp.maximum(x, 0.0)).sum(), (x,), 1, "rev")

@@ -79,3 +79,13 @@ def test_an_operation_that_fails_in_float64_is_named():
 
     report = check_grads(f, jnp.ones(2))
     assert any("bitcast_convert_type" in note for note in report.notes)
+
+
+def test_the_program_of_a_reduction_is_not_one_of_whole_arrays():
+    def f(x):
+        # Rounded inside, and reduced by a function for which JAX has no operation.
+        rounded = x.astype(jnp.float32) + WEIGHTS
+        product = lambda a, b: a * b + jnp.float32(1)  # noqa: E731
+        return jax.lax.reduce_window(rounded, jnp.float32(1), product, (2, 2), (1, 1), "SAME")
+
+    assert check_grads(f, jnp.asarray(WEIGHTS), modes=("fwd",)).ok
