@@ -82,7 +82,7 @@ BINARY = [
 REDUCTIONS = [
     *_names(jnp, "sum mean max min sort cumsum flip ptp median ravel", V3),
     *_names(jnp, "prod var cumprod nansum nanmean nanmax diff", V3),
-    *_names(jnp, "std sqrt", P3),
+    *_names(jnp, "sqrt", P3),
     *_names(jax.nn, "softmax log_softmax logsumexp standardize", V3),
     *_names(jax.nn, "glu", W4),
     *_names(jax.lax, "cumsum cumprod cummax cumlogsumexp", V3),

@@ -22,7 +22,7 @@ from jaxgrad.checking._domain_judge import (
 from jaxgrad.checking._domain_report import DomainReport, Finding, argument_numbers, code
 from jaxgrad.checking._domain_screen import Target, describe, screen, spread, suspects
 from jaxgrad.checking._domain_shrink import boundary, complexity, range_text, simplify
-from jaxgrad.checking._domain_values import candidates, space
+from jaxgrad.checking._domain_values import candidates, next_number, space
 from jaxgrad.checking._programs import gradient_of, precision
 
 # How many points are judged for each reason of suspicion, per 100 of `judged`.
@@ -37,6 +37,7 @@ SHARES = {
 }
 GROUPS = 6  # At most so many failures of a kind are shrunk.
 COARSE = 20  # decades; findings closer than that are merged
+NEIGHBOR = 16  # steps from one number to the next to those that must have lost digits, too
 CHANCE = 3  # So many right points may lie within a range of lost digits.
 NUMERIC = 12  # At most so many points are judged by `check_grads`.
 
@@ -182,7 +183,7 @@ def _judgements(judge_: Judge, operations: int) -> Callable[[Sequence[np.ndarray
     known: dict[bytes, Judgement] = {}
     spent, numeric = [0], [0]
 
-    def call(point):
+    def first(point):
         name = b"".join(leaf.tobytes() for leaf in point)
         if name not in known:
             if spent[0] > operations:
@@ -194,6 +195,26 @@ def _judgements(judge_: Judge, operations: int) -> Callable[[Sequence[np.ndarray
                 other = judge_numerically(judge_, point)
                 known[name] = other if other.state != "unknown" else known[name]
         return known[name]
+
+    def call(point):
+        result = first(point)
+        # Where a derivative passes through zero, or next to a kink, all digits of some number are
+        # wrong. They are lost only if those of its neighbors are as well.
+        if result.state == "LOST" and not any(first(p).state == "LOST" for p in moved(point)):
+            return Judgement("right")
+        return result
+
+    def moved(point):
+        selected = [i for i, chosen in enumerate(judge_.target.space.selected) if chosen]
+        ends = np.cumsum([point[i].size for i in selected])
+        coordinate = first(point).coordinate
+        which = int(np.searchsorted(ends, coordinate, side="right"))
+        j = selected[which]
+        for steps in (NEIGHBOR, -NEIGHBOR):
+            leaf = point[j].copy()
+            place = coordinate - int(ends[which])
+            leaf.flat[place] = next_number(leaf.ravel(), steps)[place]
+            yield [*point[:j], leaf, *point[j + 1 :]]
 
     return call
 

@@ -14,7 +14,7 @@ from jaxgrad._numerics import rms
 from jaxgrad.checking._arbitrary_scalars import UnknownError
 from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._check import check_grads
-from jaxgrad.checking._directions import unit_directions
+from jaxgrad.checking._directions import Direction, unit_directions
 from jaxgrad.checking._domain_screen import Target
 from jaxgrad.checking._exact_derivatives import (
     ExactFunction,
@@ -52,7 +52,7 @@ STATES = ("right", "kink", "discontinuous", "undefined", "outside", "unknown")
 class _Point:
     """What the exact derivatives need of a problem; see `Problem`."""
 
-    function: Target
+    function: Any  # a `Target`
     cotangents: list[np.ndarray]
     leaves: tuple[LeafInfo, ...]
     point: np.ndarray
@@ -85,7 +85,7 @@ def judge_of(target: Target, point: Sequence[Any], lost: float, operations: int)
     return Judge(target, exact, program, compiled, lost, operations)
 
 
-def _problem(target: Target, moved: Sequence[Any], dtype: Any) -> Any:
+def _problem(target: Any, moved: Sequence[Any], dtype: Any) -> Any:
     leaves, start = [], 0
     for value in moved:
         leaves.append(LeafInfo("", value.shape, value.dtype, start, start + value.size))
@@ -145,7 +145,46 @@ def judge(judge: Judge, point: Sequence[np.ndarray]) -> tuple[Judgement, int]:
         state, shown = _state(sides, other, autodiff[i], info.dtype, scale, judge.lost)
         if ranks.index(state) < ranks.index(worst.state):
             worst = Judgement(state, i, shown, float(autodiff[i]))
+    if worst.state == "WRONG" and len(autodiff) > 1 and not _is_linear(exact, slopes, worst, spend):
+        worst = Judgement("kink")
     return worst, sum(spent)
+
+
+def _is_linear(exact: ExactFunction, slopes: Any, worst: Judgement, spend) -> bool:
+    """Whether the derivatives along coordinates add up to the one along another direction.
+
+    They do not at a kink such as the median of equal numbers, which changes along no coordinate.
+    """
+    usual = np.array([value.context.isfinite(value) for value in slopes.value])
+    if not usual[worst.coordinate]:
+        return False
+    vector = jnp.concatenate([value.ravel() for value in exact.moved])
+    # Coordinates that have no derivative stay where they are.
+    weights = np.where(usual, np.random.default_rng(0).standard_normal(len(usual)), 0.0)
+    shapes = tuple(value.shape for value in exact.moved)
+    joined = _Joined(exact.problem.function, shapes)
+    problem = _problem(joined, [vector], exact.problem.cotangents[0].dtype)
+    one = exact_function(problem, [vector], exact.fixed, wide=exact.wide)
+    try:
+        along = exact_slopes(one, [Direction(0, 0, weights)], DIGITS, spend).value[0]
+    except UnknownError:
+        return True
+    pairs = zip(weights.tolist(), slopes.value, usual, strict=True)
+    total = sum(weight * value for weight, value, known in pairs if known)
+    return bool(abs(along - total) <= RTOL * abs(total))
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A target as a function of one vector."""
+
+    target: Target
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, moved: Sequence[Any], fixed: Sequence[Any]) -> list[jax.Array]:
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        parts = zip(jnp.split(moved[0], ends), self.shapes, strict=True)
+        return self.target([part.reshape(shape) for part, shape in parts], fixed)
 
 
 def _state(sides, rule, autodiff, dtype, scales, lost) -> tuple[str, str]:

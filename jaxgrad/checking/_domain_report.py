@@ -178,7 +178,7 @@ def array_text(leaf: Any) -> str:
         number = array.flat[0]
         if number in (0, 1):
             return f"jnp.{'ones' if number else 'zeros'}({array.shape}{kind})"
-        return f"jnp.full({array.shape}, {number}{kind})"
+        return f"jnp.full({array.shape}, {number!s}{kind})"
     square = array.ndim == 2 and array.shape[0] == array.shape[1]
     if square and np.array_equal(array, np.eye(len(array))):
         return f"jnp.eye({len(array)}{kind and ', dtype=' + kind[2:]})"
