@@ -1,5 +1,6 @@
 """Settings of JAX for all tests, checks of the annotated shapes, and a key for every test."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_finish():
+    """The garbage collector then leaves modules and tests alone, and runs less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_xdist_auto_num_workers():
