@@ -8,6 +8,7 @@ import pytest
 from experiments import _kit as kit
 from experiments import bias_variance as experiment
 from jaxgrad.training.bias_variance import diagnose
+from tests.reference.record import hold
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +20,11 @@ SMALL = experiment.Options(
 @pytest.fixture(scope="module")
 def points():
     return experiment.measure(SMALL)
+
+
+def test_a_small_run_has_the_numbers_of_version_0_1(points):
+    out = {str(size): point._asdict() for size, point in points.items()}
+    hold("experiments.bias_variance", out, tolerance=10, single=True)
 
 
 def test_masked_runs_differ_in_size_only(points):

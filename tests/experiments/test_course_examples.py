@@ -8,6 +8,7 @@ import pytest
 
 from experiments import course_examples
 from experiments._kit import command, verdicts
+from tests.reference.record import recorded
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +71,19 @@ def test_every_claim_is_there_once(claims):
 def test_all_claims_hold_together(claims):
     decided = verdicts(list(claims.values()))
     assert [verdict.outcome for verdict in decided] == ["HOLDS"] * len(CLAIMS)
+
+
+def test_numbers_are_those_of_version_0_1(claims):
+    old = recorded()["experiments.course_examples"]
+    for i, claim in enumerate(list(claims.values())[:18]):
+        assert claim.text == old[f"{i}/claim"]
+        np.testing.assert_allclose(claim.expected, old[f"{i}/text_value"], rtol=2e-5)
+        # The tenth is a relative error of rounding.
+        close = {"rtol": 1e-5, "atol": 1e-11 if i == 10 else 0.0}
+        np.testing.assert_allclose(claim.estimate.mean, old[f"{i}/measured"], **close)
+        if f"{i}/error_bar" in old:
+            error = claim.estimate.standard_error
+            np.testing.assert_allclose(error, old[f"{i}/error_bar"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("text", CLAIMS)

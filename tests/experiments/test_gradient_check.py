@@ -1,6 +1,7 @@
 """Each part of the gradient check finds what it claims, and its figures and tables say so."""
 
 import dataclasses
+import functools
 import re
 import runpy
 import sys
@@ -15,6 +16,7 @@ from experiments.gradient_check import __main__ as command_line
 from experiments.gradient_check import dropout, kinks, regularizer, steps, training
 from experiments.gradient_check.network import Options
 from jaxgrad.checking import Verdict
+from tests.reference.record import hold, recorded
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +29,12 @@ SMALL = Options(
     training_steps=(0, 30),
     batch_size=16,
 )
+
+
+@functools.cache
+def measured(part):
+    """One run of a part serves what is tested of it and the comparison with version 0.1."""
+    return part.measure(SMALL)
 
 
 def title(figure):
@@ -45,7 +53,7 @@ def words(report):
 
 
 def test_errors_fall_with_the_power_of_the_step_and_rise_with_rounding():
-    result = steps.measure(SMALL)
+    result = measured(steps)
     assert [method.order for method in result.methods] == [1, 2, 2, 4, 2]
     for method, tolerance in zip(result.methods, (0.05, 0.3, 0.05, 0.2, 0.05), strict=True):
         assert method.slope == pytest.approx(method.order, abs=tolerance), method.name
@@ -98,7 +106,7 @@ def test_figure_and_table_of_the_steps_say_what_was_measured(error, inside):
 
 
 def test_fixed_steps_raise_false_alarms_at_kinks_and_check_grads_does_not():
-    result = kinks.measure(SMALL)
+    result = measured(kinks)
     alarms = kinks.false_alarms(result)
     assert alarms.shape == (len(kinks.CHECKERS), 1, 3)
     np.testing.assert_array_equal(alarms[-1], False)
@@ -146,7 +154,7 @@ def test_figure_of_the_kinks_says_what_was_measured(verdict, share):
 
 
 def test_a_strong_regularizer_hides_the_error_from_the_whole_gradient_alone():
-    result = regularizer.measure(SMALL)
+    result = measured(regularizer)
     assert result.strengths.tolist() == [0, *10.0 ** np.arange(-2, 7)]
     assert result.error[0] > 1e-3
     assert result.error[-2] > 1e-7 > result.error[-1]
@@ -200,7 +208,7 @@ def test_figure_and_table_of_the_regularizer_say_what_was_measured(
 
 
 def test_a_held_mask_passes_and_fresh_masks_do_not():
-    result = dropout.measure(SMALL)
+    result = measured(dropout)
     held, *fresh = result
     assert held.verdict is Verdict.AGREE
     assert held.error < 1e-7
@@ -222,7 +230,7 @@ def test_a_held_mask_passes_and_fresh_masks_do_not():
 
 
 def test_the_wrong_rule_shows_once_weights_have_grown():
-    result = training.measure(SMALL)
+    result = measured(training)
     assert result.verdicts[training.RIGHT] == (Verdict.AGREE, Verdict.AGREE)
     assert result.verdicts[training.NEAR_ZERO] == (Verdict.AGREE, Verdict.WRONG)
     assert result.error[training.NEAR_ZERO][1] > 1e-3
@@ -249,6 +257,80 @@ def test_figure_and_table_of_the_training_say_what_was_measured(verdicts, findin
     for row in zip(("0", "30"), verdicts[names[1]], strict=True):
         assert re.search(rf"\n{row[0]} .* {row[1]}\b", str(report))
     assert [claim.test()[0] for claim in report.claims] == [True, holds]
+
+
+# The numbers of version 0.1
+
+
+def texts(rows):
+    """Verdicts one by one, as 0.1 had them."""
+    return {name: [np.asarray(str(verdict)) for verdict in row] for name, row in rows.items()}
+
+
+def test_steps_are_those_of_version_0_1():
+    result = measured(steps)
+    # Near its smallest error an error is rounding, which no two programs share.
+    old = recorded()["experiments.gradient_check.steps"]
+    np.testing.assert_array_equal(result.steps, old["steps"])
+    for i, method in enumerate(result.methods):
+        before = old[f"methods/{i}/error"]
+        np.testing.assert_allclose(method.error, before, rtol=1e-3, atol=3e3 * method.rounding)
+        assert method.order == old[f"methods/{i}/order"]
+        assert method.rounding == old[f"methods/{i}/rounding"]
+        np.testing.assert_allclose(method.slope, old[f"methods/{i}/slope"], rtol=0.02)
+    np.testing.assert_allclose(result.gradient_error, old["found_error"], rtol=0.5)
+    np.testing.assert_allclose(result.gradient_bar, old["found_bar"], rtol=0.5)
+
+
+def test_kinks_are_those_of_version_0_1():
+    result = measured(kinks)
+    out = {
+        "steps": kinks.STEPS,
+        "error": result.error,
+        "crossed": result.crossed,
+        "alarms": {dtype: rows.mean(axis=1) for dtype, rows in result.jax_alarms.items()},
+        "examples": {"0": result.examples[0]},
+        "verdicts": texts({"0": result.verdicts[0]}),
+    }
+    hold("experiments.gradient_check.kinks", out, left_out=("error",))
+    # The errors of smooth networks are rounding; those of kinks are larger by far.
+    old = recorded()["experiments.gradient_check.kinks"]["error"]
+    np.testing.assert_allclose(result.error, old, rtol=1e-4, atol=1e-6)
+
+
+def test_regularizer_is_that_of_version_0_1():
+    result = measured(regularizer)
+    out = {
+        "planted": result.planted_error,
+        "strengths": result.strengths,
+        "verdicts": texts(result.verdicts),
+        "checkers": regularizer.CHECKERS,
+    }
+    hold("experiments.gradient_check.regulariser", out, left_out=("error", "leaf_error", "tiers"))
+    old = recorded()["experiments.gradient_check.regulariser"]
+    np.testing.assert_allclose(result.error, old["error"], rtol=1e-4, atol=1e-9)
+    for name, error in result.leaf_error.items():
+        np.testing.assert_allclose(error, old[f"leaf_error/{name}"], rtol=1e-4, atol=1e-9)
+
+
+def test_dropout_is_that_of_version_0_1():
+    result = measured(dropout)
+    old = recorded()["experiments.gradient_check.dropout"]
+    for i, case in enumerate(result):
+        assert str(case.verdict) == old[f"{i}/verdict"]
+        np.testing.assert_allclose(case.autodiff, old[f"{i}/autodiff"], rtol=1e-9, atol=1e-12)
+        # A difference of two numbers of size 1, divided by a step of 1e-4.
+        np.testing.assert_allclose(case.numeric, old[f"{i}/numeric"], rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(case.error, old[f"{i}/error"], rtol=1e-2)
+
+
+def test_training_is_that_of_version_0_1():
+    result = measured(training)
+    out = {"at": result.steps, "verdicts": texts(result.verdicts)}
+    hold("experiments.gradient_check.training", out, left_out=("error",))
+    old = recorded()["experiments.gradient_check.training"]
+    for name, error in result.error.items():
+        np.testing.assert_allclose(error, old[f"error/{name}"], rtol=1e-4, atol=1e-9)
 
 
 # The command line

@@ -10,8 +10,9 @@ from tests.reference.record import DELIBERATE, hold, recorded
 
 
 def test_every_group_is_compared():
-    folder = Path(__file__).parent
-    text = "\n".join(path.read_text() for path in folder.glob("test_*.py"))
+    tests = Path(__file__).parent.parent
+    folders = tests / "reference", tests / "experiments"
+    text = "\n".join(path.read_text() for f in folders for path in f.glob("test_*.py"))
     calls = re.findall(r'(?:hold\w*\(|recorded\(\)\[)\s*f?"([^"{]*)', text)
     for group in recorded():
         named = any(group.startswith(start) for start in calls)
