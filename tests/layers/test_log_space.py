@@ -1,5 +1,7 @@
 """Every layer on signals whose size is a logarithm, against autodiff in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,25 +112,47 @@ def test_float32_equals_float64_where_only_that_holds_the_signal(key, name, log_
         log_scale = 30.0
     params = layer.draw(shape, key=key, dtype=jnp.float32)[0]
     value, tangent, cotangent = jax.random.normal(key, (3, 4, *shape))
-    out, derivative = layer.linearize(params, Scaled(value, jnp.full(4, log_scale)), key=None)
-    cotangent = jnp.resize(cotangent, out.value.shape)
-    pushed = derivative.push(Scaled(tangent, jnp.zeros(4)))
-    pulled, log_square = derivative.pull(Scaled(cotangent, jnp.zeros(4)))
+    arrays = (params, value, tangent, cotangent)
+    *results, log_square = linearized(layer, *arrays, np.float32(log_scale))
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda a: a.astype(jnp.float64), (params, value, tangent, cotangent))
-        h = wide[1] * np.exp(log_scale)
-        function = lambda params, h: layer.apply(params, None, h, key=None)[0]  # noqa: E731
-        expected, moved = jax.jvp(lambda h: function(wide[0], h), (h,), (wide[2],))
-        by_params, by_input = jax.vjp(function, wide[0], h)[1](wide[3])
-        squares = [float(jnp.sum(a**2)) for a in jax.tree.leaves(by_params) if a.ndim >= 2]
-        for scaled, array in ((out, expected), (pushed, moved), (pulled, by_input)):
-            scaled = jax.tree.map(lambda a: a.astype(jnp.float64), scaled)
-            difference = np.abs(np.asarray(scaled.plain() - array)).max(axis=1)
-            size = np.abs(np.asarray(array)).max(axis=1)
-            # The log scale itself is rounded to float32.
-            assert np.all(difference <= 1e-4 * size), (difference, size)
+        wide = jax.tree.map(lambda a: np.asarray(a, np.float64), arrays)
+        *expected, squares = differentiated(layer, *wide, np.float64(log_scale))
+        expected = [np.asarray(array) for array in expected]
+    for scaled, array in zip(results, expected, strict=True):
+        scales = np.asarray(scaled.log_scale, np.float64).reshape(4, *[1] * (array.ndim - 1))
+        plain = np.asarray(scaled.value, np.float64) * np.exp(scales)
+        difference = np.abs(plain - array).max(axis=1)
+        size = np.abs(array).max(axis=1)
+        # The log scale itself is rounded to float32.
+        assert np.all(difference <= 1e-4 * size), (difference, size)
     if squares:
-        np.testing.assert_allclose(log_square, np.log(sum(squares)), rtol=1e-5)
+        np.testing.assert_allclose(log_square, np.log(sum(map(float, squares))), rtol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def linearized(layer, params, value, tangent, cotangent, log_scale):
+    """Output, tangent, cotangent and the squared gradient of kernels, by `linearize`."""
+    signal = Scaled(value, jnp.full(4, log_scale))
+    out, derivative = layer.linearize(params, signal, key=None)
+    pushed = derivative.push(Scaled(tangent, jnp.zeros(4)))
+    cotangent = jnp.resize(cotangent, out.value.shape)
+    pulled, log_square = derivative.pull(Scaled(cotangent, jnp.zeros(4)))
+    return out, pushed, pulled, log_square
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def differentiated(layer, params, value, tangent, cotangent, log_scale):
+    """The same by autodiff of `apply`, with the squares of each kernel's gradient."""
+
+    def function(params, h):
+        return layer.apply(params, None, h, key=None)[0]
+
+    h = value * jnp.exp(log_scale)
+    expected, moved = jax.jvp(lambda h: function(params, h), (h,), (tangent,))
+    cotangent = jnp.resize(cotangent, expected.shape)
+    by_params, by_input = jax.vjp(function, params, h)[1](cotangent)
+    squares = [jnp.sum(a**2) for a in jax.tree.leaves(by_params) if a.ndim >= 2]
+    return expected, moved, by_input, squares
 
 
 def test_saturated_slopes_do_not_underflow(key):

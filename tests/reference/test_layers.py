@@ -1,5 +1,7 @@
 """Layers and fully connected networks: draws, outputs, gradients, states, predictions of 0.1."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,28 +166,32 @@ def test_layer(name):
     layer, shape, moments = LAYERS[name]
     params, state = layers.init(layer, shape, key=KEY)
     x = jax.random.normal(jax.random.key(5), (4, *shape)) + 0.3
+    out = {"params": params, "homogeneous": layer.homogeneous, "mixes": layer.mixes}
+    out |= applied(layer, params, state, x)
+    out["shape"] = np.asarray(out["plain"].shape[1:])
+    after = layer.predict(moments)
+    names = ("log_q", "log_gradient", "mean", "gap", "gaussian")
+    out["predict"] = {name: getattr(after, name) for name in names}
+    hold(f"layers.{name}", out)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def applied(layer, params, state, x):
+    """The outputs of all ways to apply a layer, from one program."""
     key = jax.random.key(6)
 
     def apply(x, key=None, state=None):
         return layers.apply(layer, params, state, x, key=key)
 
     out = {
-        "params": params,
-        "homogeneous": layer.homogeneous,
-        "mixes": layer.mixes,
         "drawn": apply(x, key)[0],
         "plain": apply(x)[0],
         "gradient": jax.grad(lambda x: jnp.sum(jnp.sin(apply(x, key)[0])))(x),
-        "shape": np.asarray(apply(x)[0].shape[1:]),
     }
     _, state = apply(x, key, state)
     out["training"], state = apply(2 * x, jax.random.key(8), state)
     out["use"], _ = apply(x, None, state)
-    out["state"] = state
-    after = layer.predict(moments)
-    names = ("log_q", "log_gradient", "mean", "gap", "gaussian")
-    out["predict"] = {name: getattr(after, name) for name in names}
-    hold(f"layers.{name}", out)
+    return out | {"state": state}
 
 
 def test_parts_of_norms():
