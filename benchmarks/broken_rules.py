@@ -121,7 +121,9 @@ def _gather(x: jax.Array) -> jax.Array:
 
 
 def _scatter(method: str) -> Callable[..., jax.Array]:
-    return lambda x, y: getattr(jnp.asarray(x).at[jnp.array([0, 2, 4])], method)(y)
+    # JAX has a rule for products at different places only.
+    places = jnp.array([0, 2, 4])
+    return lambda x, y: getattr(jnp.asarray(x).at[places], method)(y, unique_indices=True)
 
 
 def _conv(x: jax.Array, w: jax.Array) -> jax.Array:
