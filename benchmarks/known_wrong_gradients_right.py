@@ -21,7 +21,14 @@ SMALL, LARGE = interval(-3.0, 3.0), interval(-1e6, 1e6)
 V3, P3, W4 = interval(-5.0, 5.0, (3,)), interval(0.1, 5.0, (3,)), interval(-2.0, 2.0, (4,))
 M2, M23 = interval(-3.0, 3.0, (2, 2)), interval(-3.0, 3.0, (2, 3))
 # Why a finding is true, by the name of the function.
-TRUE: dict[str, str] = {}
+TRUE: dict[str, str] = {
+    # I0'(0) = I1(0) = 0; the derivative of |x|, which JAX takes for 1 at zero, is left over.
+    "special.i0": "1 at zero, and 0 for tiny numbers",
+    # 2 x erfcx(x) - 2 / sqrt(pi) = -0.0064 at 9.3: mpmath.diff(lambda x: exp(x^2) erfc(x), 9.3).
+    "special.erfcx": "-1.13 instead of -0.0064 near 9.3",
+    # (|x| - 1) + 1 loses |x| below half of the machine epsilon.
+    "huber": "0 for tiny errors",
+}
 
 
 class Right(NamedTuple):

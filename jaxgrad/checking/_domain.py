@@ -23,6 +23,7 @@ from jaxgrad.checking._domain_report import DomainReport, Finding, argument_numb
 from jaxgrad.checking._domain_screen import Target, describe, screen, spread, suspects
 from jaxgrad.checking._domain_shrink import boundary, complexity, range_text, simplify
 from jaxgrad.checking._domain_values import candidates, next_number, space
+from jaxgrad.checking._precision import first_line
 from jaxgrad.checking._programs import gradient_of, precision
 
 # How many points are judged for each reason of suspicion, per 100 of `judged`.
@@ -142,6 +143,11 @@ def _search(target: Target, count, judged, lost, operations, generator) -> Domai
     """Search one space: candidates, screening, judgement, findings."""
     space, notes = target.space, []
     points = candidates(space, count, generator)
+    try:
+        _output_shapes(target, *target.split(points[0]))
+    except Exception as error:  # whatever a user's function raises
+        message = f"f raised {type(error).__name__} when it was traced: {first_line(error)}"
+        raise ValueError(f"{message}; it must be a function that jax.jit accepts") from error
     try:
         with precision(space.intervals[0].dtype == np.float64):
             points += edge_points(lambda p: target(*target.split(p)), space, generator)[:count]
@@ -289,10 +295,6 @@ def _in_groups(target: Target, failures, rows, judges) -> list[Finding]:
 def _finding(target: Target, point, judgement: Judgement, region: str, count: int) -> Finding:
     moved, fixed = target.split(point)
     outputs = _output_shapes(target, moved, fixed)
-    weighted = ""
-    if len(outputs) > 1 or outputs[0].shape:
-        size = sum(output.size for output in outputs)
-        weighted = f"jnp.arange(1.0, {size + 1}.0)"
     # The coordinate of the worst element, within the leaf that holds it.
     index, which = judgement.coordinate, 0
     while index >= moved[which].size:
@@ -302,7 +304,7 @@ def _finding(target: Target, point, judgement: Judgement, region: str, count: in
     several = len(argument_numbers(target.space)) > 1 or len(moved) > 1
     element = ", ".join(map(str, ([which] if several else []) + place))
     with precision(any(leaf.dtype == np.float64 for leaf in point)):
-        one = [jnp.ones((), outputs[0].dtype)]
+        one = [jnp.ones((), jnp.finfo(outputs[0].dtype).dtype)]
         leaves = gradient_of(target, list(map(jnp.asarray, moved)), list(fixed), one)
     eager = float(np.asarray(leaves[which], np.float64).ravel()[index])
     # Operations that XLA fuses may round in another way.
@@ -316,7 +318,14 @@ def _finding(target: Target, point, judgement: Judgement, region: str, count: in
         judgement.truth,
         count,
         str(np.dtype(target.space.intervals[0].dtype)),
-        code(target.f, target.space, point, weighted, compiled),
+        code(
+            target.f,
+            target.space,
+            point,
+            outputs,
+            has_aux=target.has_aux,
+            compiled=compiled,
+        ),
     )
 
 

@@ -131,24 +131,39 @@ class _Text:
 
 
 def code(
-    f: Callable[..., Any], space: Space, point: Sequence[Any], weighted: str, compiled: bool
+    f: Callable[..., Any],
+    space: Space,
+    point: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    has_aux: bool,
+    compiled: bool,
 ) -> str:
-    """Return the call of `jax.grad` at a point; `weighted` is the shape of outputs that are summed.
+    """Return the call of `jax.grad` at a point; `compiled` is whether only `jax.jit` shows it.
 
-    The weights of several outputs are 1, 2, 3, ...; `compiled` is whether only `jax.jit` shows it.
+    Several `outputs`, whose shapes and types they are, are summed with weights 1, 2, 3, ...
     """
     # A lambda has no name that could be typed.
     name = getattr(f, "__name__", "f")
     name = name if name.isidentifier() else "f"
-    arguments = jax.tree.map(
-        lambda leaf: _Text(array_text(leaf)), space.arguments(point), is_leaf=lambda x: x is None
-    )
+    arguments = jax.tree.map(lambda leaf: _Text(array_text(leaf)), space.arguments(point))
     shown = ", ".join(repr(argument) for argument in arguments)
     chosen = argument_numbers(space)
     option = "" if chosen == (0,) else f", argnums={chosen if len(chosen) > 1 else sum(chosen)}"
-    if weighted:
-        parameters = ", ".join("xyzuvw"[i] for i in range(len(arguments)))
-        name = f"lambda {parameters}: jnp.vdot({weighted}, {name}({parameters}))"
+    letters = "xyzuvw" if len(arguments) <= 6 else [f"x{i}" for i in range(len(arguments))]
+    parameters = ", ".join(letters[i] for i in range(len(arguments)))
+    call = f"{name}({parameters})" + "[0]" * has_aux
+    parts = [2 if np.issubdtype(output.dtype, np.complexfloating) else 1 for output in outputs]
+    if len(outputs) > 1:
+        call = f"jax.flatten_util.ravel_pytree({call})[0]"
+    elif parts == [2]:
+        # The real parts come first.
+        call = f"jnp.stack([jnp.real({call}), jnp.imag({call})])"
+    sizes = [part * output.size for part, output in zip(parts, outputs, strict=True)]
+    if len(outputs) > 1 or parts == [2] or outputs[0].shape:
+        name = f"lambda {parameters}: jnp.vdot(jnp.arange(1.0, {sum(sizes) + 1}.0), {call})"
+    elif has_aux:
+        name = f"lambda {parameters}: {call}"
     gradient = f"jax.grad({name}{option})"
     return f"jax.jit({gradient})({shown})" if compiled else f"{gradient}({shown})"
 

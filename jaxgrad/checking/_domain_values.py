@@ -111,8 +111,11 @@ def _parse(leaf: Any, index: int, dtype: Any) -> Any:
             f"domains[{index}] must be real, got {kind}; pass the real and the imaginary part as "
             "two arguments"
         )
+    if 0 in np.shape(leaf):
+        # Nothing of an empty leaf can vary.
+        return np.zeros(np.shape(leaf), kind)
     if jnp.issubdtype(kind, jnp.floating):
-        return interval(shape=np.shape(leaf) if not shaped else leaf.shape, dtype=dtype or kind)
+        return interval(shape=np.shape(leaf), dtype=dtype or kind)
     if shaped:
         raise TypeError(
             f"domains[{index}] must be an example array for a leaf of {kind}, which is held fixed, "

@@ -112,6 +112,40 @@ def test_the_line_of_a_finding_reproduces_it():
     assert finding.region == "x >= 88.7"
 
 
+def several(x, y):
+    return {"first": jnp.sin(x), "second": late_softplus(y) + jnp.zeros(2)}
+
+
+def complex_output(x):
+    return jnp.exp(1j * x) * late_softplus(x)
+
+
+def with_data(x):
+    return late_softplus(x), {"data": x}
+
+
+@pytest.mark.parametrize(
+    ("f", "count", "has_aux"),
+    [(several, 2, False), (complex_output, 1, False), (with_data, 1, True)],
+)
+def test_lines_reproduce_findings_of_several_outputs(f, count, has_aux):
+    report = check_domain(f, *[NUMBER] * count, has_aux=has_aux)
+    finding = next(finding for finding in report.findings if finding.kind == "NONFINITE")
+    gradient = eval(finding.code, {"jax": jax, "jnp": jnp, f.__name__: f})
+    assert not all(jnp.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_operations_that_arbitrary_precision_does_not_know_are_checked_numerically():
+    @jax.custom_jvp
+    def on_host(x):
+        shape = jax.ShapeDtypeStruct((), x.dtype)
+        return jax.pure_callback(lambda v: np.sin(v), shape, x, vmap_method="sequential")
+
+    on_host.defjvp(lambda xs, ts: (on_host(xs[0]), 1.1 * jnp.cos(xs[0]) * ts[0]))
+    report = check_domain(on_host, interval(-2.0, 2.0), points=64, judged=20)
+    assert report.findings[0].kind == "WRONG"
+
+
 def test_ranges_end_where_the_failure_ends():
     (finding,) = check_domain(wrong_above_seven, interval(-20.0, 20.0)).findings
     assert finding.region == "x >= 7.3"
@@ -204,6 +238,8 @@ def test_half_of_the_digits_on_request():
         ((jnp.sin, jnp.int32(1)), {}, "floating-point leaf"),
         ((jnp.sin, jax.ShapeDtypeStruct((), jnp.int32)), {}, "domains"),
         ((jnp.abs, jnp.complex64(1)), {}, "must be real"),
+        ((lambda x: float(x), NUMBER), {}, "f raised ConcretizationTypeError"),
+        ((lambda x: x > 0, NUMBER), {}, "f must return a floating-point"),
         ((jnp.sin, NUMBER), {"points": 1}, "points must be at least"),
         ((jnp.sin, NUMBER), {"lost": 0.0}, "lost must be"),
         ((jnp.sin, NUMBER), {"argnums": -2}, "argnums must be"),
