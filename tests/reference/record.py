@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FILE = Path(__file__).parent / "v0_1.npz"
-# Programs were compiled in 32 parts, which decides a few last digits.
+# Programs were compiled in 32 parts, which decides a few last digits; see `FLAGS` in conftest.
 PARTS = {"xla_cpu_parallel_codegen_split_count": 32} if jax.__version__.startswith("0.10.") else {}
 FLOAT32, FLOAT64 = 1e-5, 1e-12
 """Differences that are rounding: relative to the array's largest number, or to each float64."""
