@@ -141,17 +141,18 @@ def finding_of(entry: Entry, f: Any, finding: checking.Finding) -> dict[str, Any
     # `check_domain` calls the function `f`; the source of it stands for itself.
     line = re.sub(r"grad\(f\b", lambda _: f"grad({entry.source}", finding.code)
     line = re.sub(r"\bf\b(?=\()", lambda _: text, line)
-    line += f"[{finding.element}]" if finding.element else ""
+    # The element that the finding names, after the number of the argument if there are several.
+    place = tuple(map(int, filter(None, finding.element.split(", "))))
+    count = len(finding.arguments)
+    which, index = (place[0], place[1:]) if count > 1 else (0, place)
+    line += f"[{which}]" if count > 1 else ""
+    line += str(list(index)) if index else ""
     # The line is run here, so that a reader sees the same number.
     try:
         value = float(np.asarray(eval(line, dict(GLOBALS))))
         reproduced = bool(np.isclose(value, finding.autodiff, rtol=1e-3, equal_nan=True))
     except Exception:  # of any operation of the function
         reproduced = False
-    # The element that the finding names, after the number of the argument if there are several.
-    place = tuple(map(int, filter(None, finding.element.split(", "))))
-    count = len(finding.arguments)
-    which, index = (place[0], place[1:]) if count > 1 else (0, place)
     try:
         answer = checking.reference(weighted(f), *finding.arguments, argnums=tuple(range(count)))
         leaf = next(leaf for leaf in answer.leaves if leaf.path == f"[{which}]")
