@@ -10,7 +10,7 @@ import numpy as np
 from jaxgrad.checking._domain_values import Interval, from_order, to_order
 
 TRIALS = 48  # At most so many simpler points are judged for one finding.
-HALVINGS = 14  # of the interval that holds the end of a range
+HALVINGS = 20  # of the interval that holds the end of a range
 
 Point = list[np.ndarray]
 Fails = Callable[[Sequence[np.ndarray]], bool]

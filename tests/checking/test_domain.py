@@ -157,6 +157,13 @@ def test_ranges_end_where_the_failure_ends():
     assert len(report.findings) <= 3
 
 
+def test_points_without_a_derivative_are_counted():
+    states = dict(check_domain(jnp.floor, NUMBER).states)
+    assert states["discontinuous"] > 0
+    assert dict(check_domain(jnp.abs, NUMBER).states)["kink"] > 0
+    assert dict(check_domain(jnp.sqrt, NUMBER).states)["undefined"] > 0
+
+
 def test_intervals_bound_the_search():
     assert check_domain(wrong_above_seven, interval(-20.0, 7.0)).ok
     assert check_domain(jnp.tanh, interval(-2.0, 2.0)).ok
