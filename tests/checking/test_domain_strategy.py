@@ -73,6 +73,18 @@ def test_arguments_lie_in_their_domains(args):
     assert -1 <= second <= 0
 
 
+def test_arguments_are_often_equal():
+    equal = []
+
+    @settings(FEW, max_examples=200)
+    @given(testing.arguments(NUMBER, NUMBER))
+    def collect(args):
+        equal.append(bool(args[0] == args[1]))
+
+    collect()
+    assert np.mean(equal) > 0.6, np.mean(equal)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float64])
 def test_types(dtype):
     @FEW
