@@ -3,6 +3,7 @@
 They satisfy identities that need no finite differences.
 """
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgrad._numerics import norm
+from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._directions import SIGNS, Direction, evaluate
 from jaxgrad.checking._precision import first_line
 from jaxgrad.checking._prepare import Problem
@@ -19,6 +21,7 @@ from jaxgrad.checking._report import Identity
 
 EAGER_LIMIT = 150  # A larger function is not run without `jit`, nor is one with loops.
 ROUNDING = 100  # This many roundings of all terms of a gradient violate no identity.
+JOINT = 2  # So many random sums over all leaves show whether both modes are transposes.
 UNTRIED = {
     "vmap": "f cannot be mapped",
     "transpose": "f has no forward mode",
@@ -50,13 +53,13 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
     # The backward pass may round where the function does not, as by a cast in a rule.
     eps, eager = max(checked.eps, facts.backward_eps), None
     batched, program = problem.batched, checked.programs.gradients
-    program = functools.partial(program, *inputs, stacked, signs, forward=facts.forward)
+    program = functools.partial(program, *inputs, stacked)
     try:
         try:
-            leaves, several, pushed = program(batched=batched)
+            leaves, several = program(batched=batched)
         except NotImplementedError:
             batched = False
-            leaves, several, pushed = program(batched=batched)
+            leaves, several = program(batched=batched)
         if not facts.loops and facts.equations <= EAGER_LIMIT:
             with precision(checked.wide):
                 eager = gradient_coordinates(gradient_of(problem.function, *inputs))
@@ -79,22 +82,50 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
     if eager is not None:
         violations["jit"] = eager - gradient
     violations = {name: _leaf_norms(problem, vector) for name, vector in violations.items()}
-    if pushed is not None:
-        # <cotangent, J v> by forward mode equals <J^T cotangent, v> by reverse mode.
-        parts = gradient * signs
-        pulled = [_sum(parts[info.part]) for info in problem.leaves]
-        violations["transpose"] = np.abs(np.asarray(pushed, np.float64) - pulled)
-    identities = _identities(problem, eps, gradient, violations, rtol)
-    return Autodiff(eps, gradient, _in_original_types(problem), mapped, identities)
-
-
-def _identities(problem, eps, gradient, violations, rtol) -> tuple[Identity, ...]:
-    """Check every identity that applies; violations are norms for each leaf, `[L]`."""
     size = _leaf_norms(problem, gradient)
     # A backward pass may round as much as if all leaves had moved by their own size.
     lengths = problem.scales * np.sqrt([info.size for info in problem.leaves])
-    moved = np.sum((lengths * size)[np.isfinite(size)]) + problem.total
-    tolerance = rtol * size + ROUNDING * eps * moved / lengths
+    largest = np.sum((lengths * size)[np.isfinite(size)]) + problem.total
+    tolerance = rtol * size + ROUNDING * eps * largest / lengths
+    if facts.forward:
+        violations["transpose"] = _transpose(problem, gradient, signs, tolerance, generator)
+    identities = _identities(problem, eps, gradient, violations, size, tolerance, rtol)
+    return Autodiff(eps, gradient, _in_original_types(problem), mapped, identities)
+
+
+def _transpose(problem: Problem, gradient, signs, tolerance, generator) -> np.ndarray:
+    """Return by how much forward and reverse mode differ along the signs in each leaf, `[L]`.
+
+    `<cotangent, J v>` by forward mode equals `<J^T cotangent, v>` by reverse mode. First all leaves
+    are summed, with random weights, so that only equal and opposite errors could cancel: if the
+    sums are equal to a fraction of each tolerance, this is a bound for each leaf.
+    """
+    # Whether the function may be mapped is not known yet.
+    problem = dataclasses.replace(problem, batched=False)
+    parts, leaves = gradient * signs, problem.leaves
+    pulled = np.array([_sum(parts[info.part]) for info in leaves])
+    if len(leaves) > JOINT and np.all(np.isfinite(pulled)) and np.all(tolerance > 0):
+        # A violation as large as the tolerance of any leaf counts equally.
+        share = np.min(tolerance) / tolerance
+        rows = generator.spawn(1)[0].uniform(0.5, 1.5, (JOINT, len(leaves))) * share
+        sizes = [info.size for info in leaves]
+        vectors = [np.float32(np.repeat(row, sizes)) * signs for row in rows]
+        pushed = _push(problem, [Direction(-1, 0, vector) for vector in vectors])
+        sums = [_sum(gradient * vector) for vector in vectors]
+        violation = np.max(np.abs(pushed - sums)) / np.min(rows, axis=0)
+        if np.all(violation <= 0.25 * tolerance):
+            return violation
+    directions = [Direction(i, x.start, signs[x.part]) for i, x in enumerate(leaves)]
+    return np.abs(_push(problem, directions) - pulled)
+
+
+def _push(problem: Problem, directions: list[Direction]) -> np.ndarray:
+    """Return the derivative along each direction by forward mode, `[P]`."""
+    return evaluate(problem, "tangents", directions, np.ones((len(directions), 1)))[:, 0]
+
+
+def _identities(problem, eps, gradient, violations, size, tolerance, rtol) -> tuple[Identity, ...]:
+    """Check every identity that applies; violations are norms for each leaf, all `[L]`."""
     identities = [
         _identity(name, violations[name], size, tolerance)
         if name in violations
@@ -140,6 +171,16 @@ def _leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
     return np.array([norm(vector[info.part]) for info in problem.leaves])
 
 
+def is_rounding(autodiff: Autodiff, info: LeafInfo, slope: np.ndarray) -> bool:
+    """Whether the gradient of a leaf is zero, or another one if it is rounded otherwise."""
+    if autodiff.gradient is None:
+        return not np.any(slope)
+    gradient = autodiff.gradient[info.part]
+    others = [g[info.part] for g in (autodiff.original, autodiff.mapped) if g is not None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return max(norm(other - gradient) for other in others) >= 0.1 * norm(gradient)
+
+
 def slopes(problem: Problem, autodiff: Autodiff, directions: list[Direction], mode: str):
     """Return autodiff's derivative along each direction, `[P]`, by mode "rev" or "fwd"."""
     if mode == "rev" and autodiff.gradient is not None:
@@ -147,7 +188,7 @@ def slopes(problem: Problem, autodiff: Autodiff, directions: list[Direction], mo
             parts = [(autodiff.gradient[d.start :][: len(d.values)], d.values) for d in directions]
             return np.array([float(part @ values.astype(np.float64)) for part, values in parts])
     try:
-        return evaluate(problem, "tangents", directions, np.ones((len(directions), 1)))[:, 0]
+        return _push(problem, directions)
     except Exception as error:
         raise ValueError(
             f"f cannot be differentiated in forward mode: {first_line(error)}; check reverse mode "

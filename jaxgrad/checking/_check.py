@@ -11,6 +11,7 @@ from jaxgrad import _validate
 from jaxgrad.checking._autodiff import differentiate
 from jaxgrad.checking._compare import compare
 from jaxgrad.checking._conclude import combine, conclude, reject
+from jaxgrad.checking._joint import measure_jointly
 from jaxgrad.checking._localize import localize
 from jaxgrad.checking._numeric import choose_tolerance, differentiate_numerically
 from jaxgrad.checking._prepare import problems
@@ -51,10 +52,11 @@ def check_grads(
       modes: "rev" checks reverse mode, "fwd" forward mode.
       order: 2 checks the derivative of the gradient along a random direction, too, and so on.
       exhaustive: if the leaves have at most this many coordinates in all, each is checked.
-        Otherwise leaves of more than 16 are checked along random directions, and the wrong elements
-        of a wrong leaf are searched.
-      directions: number of random directions for each such leaf. Half of them are random signs,
-        half normal.
+        Otherwise all leaves are first checked together, along random directions. A leaf that these
+        do not show to be right is checked by itself: at each coordinate if it has at most 16, else
+        along random directions, and the wrong elements of a wrong leaf are searched.
+      directions: number of random directions through all leaves, or through one. Half of them are
+        random signs, half normal.
       rtol: relative error of an element, or of a whole leaf, that may pass.
       strict: whether `report.ok` is false for `UNRESOLVED`.
       key: PRNG key of directions and cotangents; `None` takes the same ones each time.
@@ -109,9 +111,8 @@ def check_grads(
             mapped = all(i.holds is not False for i in autodiff.identities if i.name == "vmap")
             problem = dataclasses.replace(problem, batched=problem.batched and mapped)
             tolerance = choose_tolerance(problem, autodiff.eps, rtol, exhaustive)
-            numeric = differentiate_numerically(
-                problem, autodiff, tolerance, modes, count, generator
-            )
+            inputs = (problem, autodiff, tolerance, modes, count, generator)
+            numeric = differentiate_numerically(*inputs, measure_jointly(*inputs))
             numeric = resolve(problem, autodiff, numeric)
             rows = [
                 localize(problem, autodiff, numeric, comparison, generator)

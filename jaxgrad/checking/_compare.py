@@ -7,14 +7,12 @@ import numpy as np
 
 from jaxgrad._numerics import norm, rms
 from jaxgrad.checking._arguments import LeafInfo
-from jaxgrad.checking._autodiff import Autodiff
+from jaxgrad.checking._autodiff import Autodiff, is_rounding
 from jaxgrad.checking._directions import Direction, leaf_indices
-from jaxgrad.checking._numeric import Numeric
+from jaxgrad.checking._numeric import TOO_WIDE, Numeric
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import ORDER, Leaf, Verdict
 from jaxgrad.checking._step_sizes import Derivative
-
-TOO_WIDE = 0.05  # An error bar of more than this share of the gradient decides nothing.
 
 
 class Comparison(NamedTuple):
@@ -41,7 +39,7 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
             slope, part = slopes[rows], numeric.derivative.select(rows)
             allowed = tolerance.of(j, part)
             # No error bar is small beside a gradient that is nothing but rounding.
-            rounding = _is_rounding(autodiff, info, slope)
+            rounding = is_rounding(autodiff, info, slope)
             least = 1e-3 * problem.total / problem.scales[j] if rounding else 0.0
             size = np.maximum(np.abs(part.value), max(rms(part.value), least))
             # A slope of exactly zero is right if another one would have shown over a large step.
@@ -81,16 +79,6 @@ def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide, partial=Fals
     ):
         verdicts = np.where(where, ORDER.index(verdict), verdicts)
     return verdicts
-
-
-def _is_rounding(autodiff: Autodiff, info: LeafInfo, slope: np.ndarray) -> bool:
-    """Whether the gradient of a leaf is zero, or another one if it is rounded otherwise."""
-    if autodiff.gradient is None:
-        return not np.any(slope)
-    gradient = autodiff.gradient[info.part]
-    others = [g[info.part] for g in (autodiff.original, autodiff.mapped) if g is not None]
-    with np.errstate(invalid="ignore", over="ignore"):
-        return max(norm(other - gradient) for other in others) >= 0.1 * norm(gradient)
 
 
 def _worst_and_row(info, autodiff, numeric, allowed, verdicts, complete, **fields):

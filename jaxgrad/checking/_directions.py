@@ -39,7 +39,11 @@ def evaluate(problem: Problem, kind: str, directions: Sequence[Direction], steps
     size, results = len(problem.point), []
     computation = problem.numeric if kind == "changes" else problem.checked
     chunk = int(np.clip(CHUNK_BYTES // (4 * size), 8, 1024))
-    together = int(np.clip(ROWS_BYTES // (8 * size), 1, 64)) if problem.batched else 1
+    # Copies that do not fit into the cache take longer than one evaluation after the other.
+    memory = max(8 * size, computation.programs.memory)
+    together = int(np.clip(ROWS_BYTES // memory, 1, 64)) if problem.batched else 1
+    point = (computation.moved, computation.fixed)
+    base = computation.programs.outputs(*point) if kind == "changes" else []
     for start in range(0, len(directions), chunk):
         part, moves = directions[start : start + chunk], steps[start : start + chunk]
         # All chunks have one shape, so that one program serves them.
@@ -47,10 +51,10 @@ def evaluate(problem: Problem, kind: str, directions: Sequence[Direction], steps
         for row, (_, first, values) in zip(dense, part, strict=False):
             row[first : first + len(values)] = values
         rows = np.concatenate([[0], np.repeat(np.arange(len(part)), moves.shape[1])])
-        inputs = (computation.moved, computation.fixed, problem.cotangents, dense, rows)
+        inputs = (*point, problem.cotangents, base, dense, rows)
         program = getattr(computation.programs, kind)
         out = program(*inputs, np.concatenate([[0.0], moves.ravel()]), together)
         # Two programs may round differently, so the change for a step of zero is not quite zero.
-        base = out[0] if kind == "changes" else 0.0
-        results.append((out[1:] - base).reshape(moves.shape))
+        still = out[0] if kind == "changes" else 0.0
+        results.append((out[1:] - still).reshape(moves.shape))
     return np.concatenate(results)

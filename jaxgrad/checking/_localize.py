@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxgrad._numerics import rms
 from jaxgrad.checking._autodiff import Autodiff, slopes
-from jaxgrad.checking._compare import TOO_WIDE, Comparison, differences, judge
+from jaxgrad.checking._compare import Comparison, differences, judge
 from jaxgrad.checking._directions import SIGNS, Direction, leaf_indices, unit_directions
-from jaxgrad.checking._numeric import FEW_STEPS, Numeric, measure, measure_closely
+from jaxgrad.checking._numeric import FEW_STEPS, TOO_WIDE, Numeric, measure, measure_closely
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import ORDER, Leaf, Verdict
 from jaxgrad.checking._step_sizes import Derivative

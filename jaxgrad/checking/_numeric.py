@@ -21,6 +21,7 @@ SOLVER_RTOL = 1e-3  # relative error that may pass where loops stop at a toleran
 FEW_COORDINATES = 16  # A leaf of at most this many is always checked at each of them.
 FEW_STEPS = 4
 MANY_STEPS = 14
+TOO_WIDE = 0.05  # An error bar of more than this share of the gradient decides nothing.
 REMEASURED = 256  # At most this many directions of a leaf are measured again with many steps.
 
 
@@ -48,7 +49,15 @@ class StepPlan(NamedTuple):
     pilots: list[Direction]  # one for each leaf
     derivative: Derivative  # along the pilots, [L]
     largest: np.ndarray  # the largest of a few steps, [L]
-    noise: np.ndarray  # size of the errors of the function, [L]
+    noise: np.ndarray  # size of the errors of the function, [L]; NaN if it was not measured
+
+
+class Joint(NamedTuple):
+    """Both derivatives along random vectors in leaves that were measured together."""
+
+    directions: list[Direction]
+    derivative: Derivative
+    slopes: dict[str, np.ndarray]  # by autodiff, for each mode
 
 
 class Numeric(NamedTuple):
@@ -76,12 +85,31 @@ def choose_tolerance(problem: Problem, eps: float, rtol: float, exhaustive: int)
 
 
 def differentiate_numerically(
-    problem: Problem, autodiff: Autodiff, tolerance: Tolerance, modes, count: int, generator
+    problem: Problem,
+    autodiff: Autodiff,
+    tolerance: Tolerance,
+    modes,
+    count: int,
+    generator,
+    joint: Joint | None = None,
 ) -> Numeric:
-    """Take numeric derivatives, for large leaves along the pilot and `count - 1` random vectors."""
-    plan = plan_steps(problem, generator)
+    """Take numeric derivatives, for large leaves along the pilot and `count - 1` random vectors.
+
+    Leaves of `joint` are not measured again.
+    """
+    rest = np.arange(len(problem.leaves))
+    if joint is not None:
+        measured = np.isin(rest, leaf_indices(joint.directions))
+        tolerance = tolerance._replace(complete=tolerance.complete & ~measured)
+        rest = rest[~measured]
+        if not len(rest):
+            nothing = np.empty(0)
+            plan = StepPlan([], joint.derivative.select(rest), nothing, nothing)
+            return Numeric(tolerance, plan, *joint)
+    plan = plan_steps(problem, generator, rest)
     directions = []
-    for j, (info, pilot) in enumerate(zip(problem.leaves, plan.pilots, strict=True)):
+    for j in rest.tolist():
+        info, pilot = problem.leaves[j], plan.pilots[j]
         if tolerance.complete[j]:
             directions += unit_directions(j, range(info.start, info.stop))
             continue
@@ -94,32 +122,45 @@ def differentiate_numerically(
             directions.append(Direction(j, info.start, vector * np.abs(pilot.values)))
     by_mode = {mode: slopes(problem, autodiff, directions, mode) for mode in modes}
     derivative = numeric_derivatives(problem, plan, directions, tolerance, by_mode[modes[0]])
+    if joint is not None:
+        directions = [*joint.directions, *directions]
+        derivative = Derivative(
+            *map(np.concatenate, zip(joint.derivative, derivative, strict=True))
+        )
+        by_mode = {m: np.concatenate([joint.slopes[m], s]) for m, s in by_mode.items()}
     return Numeric(tolerance, plan, directions, derivative, by_mode)
 
 
-def plan_steps(problem: Problem, generator: np.random.Generator) -> StepPlan:
-    """Measure one direction of random signs through each leaf with many steps."""
+def plan_steps(problem: Problem, generator: np.random.Generator, leaves: Any = None) -> StepPlan:
+    """Measure one direction of random signs through each leaf, or some, with many steps."""
     largest = problem.scales * LARGEST_STEP
     pilots = [
         Direction(j, info.start, generator.choice(SIGNS, info.size))
         for j, info in enumerate(problem.leaves)
     ]
-    pilot = measure(problem, pilots, largest)
-    stuck = np.flatnonzero(pilot.sides < 2)
+    leaves = np.arange(len(pilots)) if leaves is None else leaves
+    measured = measure(problem, [pilots[j] for j in leaves], largest[leaves])
+    stuck = np.flatnonzero(measured.sides < 2)
     if len(stuck):
         # Beside an edge of the domain, a step of the size of the leaf would carry small elements
         # outside, so each element moves by a share of its own size.
-        for j in stuck:
+        for j in leaves[stuck]:
             size = np.abs(problem.point[problem.leaves[j].part])
             share = np.where(size > 0, size / problem.scales[j], 1.0)
             values = pilots[j].values * share.astype(np.float32)
             pilots[j] = pilots[j]._replace(values=values)
-        again = measure(problem, [pilots[j] for j in stuck], largest[stuck])
-        pilot = pilot.replace(stuck, again)
+        again = measure(problem, [pilots[j] for j in leaves[stuck]], largest[leaves[stuck]])
+        measured = measured.replace(stuck, again)
+    # Entries of leaves that were not measured mean nothing.
+    rows = np.zeros(len(pilots), int)
+    rows[leaves] = np.arange(len(leaves))
+    pilot = measured.select(rows)
     known = np.isfinite(pilot.error)
     # The best step stands second, with a larger one to correct it and two smaller ones.
     largest = np.where(known, np.minimum(pilot.step * RATIO, largest), largest)
-    return StepPlan(pilots, pilot, largest, np.where(known, pilot.noise, 0.0))
+    noise = np.full(len(pilots), np.nan)
+    noise[leaves] = np.where(known, pilot.noise, 0.0)[leaves]
+    return StepPlan(pilots, pilot, largest, noise)
 
 
 def numeric_derivatives(
@@ -194,7 +235,7 @@ def measure_closely(problem: Problem, plan: StepPlan, directions: list[Direction
     leaves = leaf_indices(directions)
     largest = problem.scales[leaves] * LARGEST_STEP
     # A few sequences can underestimate the noise, so it is bounded by that of the leaf's pilot.
-    noise = np.minimum(plan.noise, np.median(plan.noise))[leaves]
+    noise = np.minimum(plan.noise, np.nanmedian(plan.noise))[leaves]
     numeric = measure(problem, directions, largest, noise=noise)
     single = [len(direction.values) == 1 for direction in directions]
     size = np.abs(problem.point[[direction.start for direction in directions]]) * single

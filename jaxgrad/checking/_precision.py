@@ -22,6 +22,7 @@ from jaxgrad.checking._programs import Programs, build_programs, precision, reus
 LOOPS = {"scan", "while", "cond"}
 # Operations with such names may have a rule for reverse mode alone.
 NO_FORWARD = ("vjp", "callback", "ffi", "hi_primitive")
+SIMPLE = (bool, int, float, str, type(None))
 HOST_EPS = float(np.finfo(np.float32).eps)
 # Whether the moved leaves, and whether the fixed arrays, are converted to float64.
 PRECISIONS = ((True, True), (True, False), (False, False))
@@ -189,8 +190,9 @@ def _has_forward_mode(function: Callable[..., Any], moved: Any, fixed: Any) -> b
 
 def _fingerprint(closed: Any, equations: list[Any]) -> str:
     # Addresses of Python objects differ from trace to trace without meaning.
-    digest = hashlib.blake2b(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())
-    # The printed program abbreviates arrays, so their contents are added.
+    words = re.sub(r"0x[0-9a-f]+", "", "\n".join(_words(closed.jaxpr)))
+    digest = hashlib.blake2b(words.encode())
+    # A printed array is abbreviated, so its contents are added.
     for constant in closed.consts:
         digest.update(_bytes(constant))
     for equation in equations:
@@ -198,6 +200,32 @@ def _fingerprint(closed: Any, equations: list[Any]) -> str:
             if getattr(getattr(variable, "val", None), "shape", None):
                 digest.update(_bytes(variable.val))
     return digest.hexdigest()
+
+
+def _words(jaxpr: Any) -> Iterator[str]:
+    """Describe a program; JAX's own way to print one takes longer than the trace of it."""
+    numbers: dict[Any, int] = {}
+
+    def name(atom):
+        if hasattr(atom, "val"):
+            return f"{atom.val!r}:{atom.aval}"
+        return f"{numbers.setdefault(atom, len(numbers))}:{atom.aval}"
+
+    yield from map(name, (*jaxpr.constvars, *jaxpr.invars))
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        yield from map(name, (*equation.invars, *equation.outvars))
+        for key, value in equation.params.items():
+            parts = (
+                [value] if isinstance(value, SIMPLE) else jax.tree.leaves(value, is_leaf=is_program)
+            )
+            if not any(map(is_program, parts)):
+                yield f"{key}={value}"
+                continue
+            for part in parts:
+                yield key
+                yield from _words(getattr(part, "jaxpr", part)) if is_program(part) else [str(part)]
+    yield from map(name, jaxpr.outvars)
 
 
 def _narrowed_to(equation: Any) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxgrad._numerics import float_eps
+from jaxgrad.checking._convolutions import inner_programs, with_products
 
 T = TypeVar("T")
 Function = Callable[[Sequence[Any], Sequence[Any]], list[jax.Array]]
@@ -34,6 +35,7 @@ class Programs(NamedTuple):
     gradients: Callable[..., Any]  # see `_gradients`
     backward: Callable[..., Any]  # see `gradient_of`; in the precision at the call
     mapped: bool  # whether the function can be mapped by `jax.vmap`
+    memory: int  # bytes of all intermediate results of one evaluation; 0 if it cannot be mapped
 
 
 def build_programs(function: Function, moved, fixed, *, wide: bool, compiled=True) -> Programs:
@@ -42,20 +44,28 @@ def build_programs(function: Function, moved, fixed, *, wide: bool, compiled=Tru
     `wide` enables float64; programs of a function that cannot be traced are not `compiled`.
     """
     inside = precision(wide)
-    along = _rows_compiled if compiled else _rows_one_by_one
+    memory = inside(_memory_if_mapped)(function, moved, fixed) if compiled else None
 
     def compile(program, **options):
         return jax.jit(with_copies(program), **options) if compiled else program
+
+    def along(program):
+        # XLA compiles a small loop on a CPU so that a Fourier transform in it ends the process
+        # (jax-ml/jax#31374), so there is none.
+        if not compiled or inside(_uses_fft)(function, moved, fixed):
+            return _rows_one_by_one(compile(functools.partial(program, function)))
+        return _rows_compiled(program, function, compile)
 
     gradients = functools.partial(_gradients, function)
     return Programs(
         # JAX remembers what it traced by function, so each program is a new one.
         outputs=inside(compile(lambda moved, fixed: function(moved, fixed))),
-        changes=inside(along(_change, function)),
-        tangents=inside(along(_tangent, function)),
-        gradients=inside(compile(gradients, static_argnames=("batched", "forward"))),
+        changes=inside(along(_change)),
+        tangents=inside(along(_tangent)),
+        gradients=inside(compile(gradients, static_argnames="batched")),
         backward=compile(functools.partial(gradient_of, function)),
-        mapped=compiled and inside(_can_be_mapped)(function, moved, fixed),
+        mapped=memory is not None,
+        memory=memory or 0,
     )
 
 
@@ -66,7 +76,7 @@ def reuse(key: Hashable, build: Callable[[], T]) -> T:
     """
     try:
         stored = _stored(key)
-    except TypeError:  # the key cannot be hashed
+    except TypeError:
         return build()
     if not stored:
         stored.append(build())
@@ -126,7 +136,8 @@ def with_copies(program: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(program)
     def call(*args, **options):
         closed, structure = traced(functools.partial(program, **options), *args)
-        return jax.tree.unflatten(structure, jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+        results = jaxpr_as_fun(with_products(closed))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(structure, results)
 
     return call
 
@@ -137,11 +148,11 @@ def gradient_of(function: Function, moved: Any, fixed: Any, cotangents: Any) -> 
     return pullback([jnp.asarray(c, v.dtype) for c, v in zip(cotangents, out, strict=True)])[0]
 
 
-def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, forward):
-    """Everything that a check needs of autodiff, in one program.
+def _gradients(function, moved, fixed, cotangents, stacked, *, batched):
+    """Everything that a check needs of reverse mode, in one program.
 
-    Returns the gradient; gradients for `stacked`, `STACKED` cotangents along a first axis, under
-    `vmap` if `batched`; and, if `forward`, the tangent along the part of `signs` in each leaf.
+    Returns the gradient, and gradients for `stacked`, `STACKED` cotangents along a first axis,
+    under `vmap` if `batched`.
     """
     gradient = gradient_of(function, moved, fixed, cotangents)
     if batched:
@@ -152,13 +163,7 @@ def _gradients(function, moved, fixed, cotangents, stacked, signs, *, batched, f
         parts = [[c[i] for c in stacked] for i in range(STACKED)]
         rows = [gradient_of(function, moved, fixed, part) for part in parts]
         several = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
-    tangent = shifts_of(moved, 1.0, signs)
-
-    def push(leaf):
-        part = [jnp.where(leaf == i, v, jnp.zeros_like(v)) for i, v in enumerate(tangent)]
-        return forward_derivative(function, moved, fixed, cotangents, part)
-
-    return gradient, several, jax.lax.map(push, jnp.arange(len(moved))) if forward else None
+    return gradient, several
 
 
 def _change(function, moved, fixed, cotangents, base, direction, step):
@@ -179,24 +184,20 @@ def forward_derivative(function, moved, fixed, cotangents, tangent):
     return weighted(cotangents, out)
 
 
-def _rows_one_by_one(program, function):
-    def evaluate(moved, fixed, cotangents, directions, indices, steps, _):
-        row = functools.partial(program, function, moved, fixed, cotangents, function(moved, fixed))
-        pairs = zip(indices, steps, strict=True)
-        return np.array([float(row(directions[i], step)) for i, step in pairs])
+def _rows_one_by_one(row):
+    def evaluate(moved, fixed, cotangents, base, directions, indices, steps, _):
+        inputs, pairs = (moved, fixed, cotangents, base), zip(indices, steps, strict=True)
+        return np.array([float(row(*inputs, directions[i], step)) for i, step in pairs])
 
     return evaluate
 
 
-def _rows_compiled(program, function):
+def _rows_compiled(program, function, compile):
     """Return a function that evaluates `program` at many (direction, step), `rows` at a time."""
 
     # `program` and `function` are fixed here, so that each pair is compiled on its own.
-    @jax.jit
-    @with_copies
-    def loop(moved, fixed, cotangents, directions, indices, steps, count):
-        base = function(moved, fixed)
-
+    @compile
+    def loop(moved, fixed, cotangents, base, directions, indices, steps, count):
         def one(index, step):
             return program(function, moved, fixed, cotangents, base, directions[index], step)
 
@@ -208,26 +209,53 @@ def _rows_compiled(program, function):
 
         return jax.lax.fori_loop(0, count, body, jnp.zeros_like(steps))
 
-    def evaluate(moved, fixed, cotangents, directions, indices, steps, rows):
+    def evaluate(moved, fixed, cotangents, base, directions, indices, steps, rows):
         total, count = len(steps), -(-len(steps) // rows)
-        # Few sizes, so that few programs are compiled; rows beyond `count` are not computed.
+        # Few sizes need few programs.
         size = max(-(-LEAST_ROWS // rows), 1 << (count - 1).bit_length())
         padding = (0, size * rows - total)
         indices, steps = (np.pad(a, padding).reshape(size, rows) for a in (indices, steps))
         steps = jnp.asarray(steps, jnp.finfo(jnp.result_type(*moved)).dtype)
         weights = [jnp.asarray(c) for c in cotangents]
-        inputs = (moved, fixed, weights, directions, indices.astype(np.int32), steps)
+        inputs = (moved, fixed, weights, base, directions, indices.astype(np.int32), steps)
         return np.asarray(loop(*inputs, np.int32(count)), np.float64).ravel()[:total]
 
     return evaluate
 
 
-def _can_be_mapped(function, moved, fixed) -> bool:
+def _memory_if_mapped(function, moved, fixed) -> int | None:
+    """Return the bytes of all results of one evaluation, or None if `jax.vmap` does not map it."""
     try:
-        jax.eval_shape(jax.vmap(lambda m: function(m, fixed)), [jnp.stack([v, v]) for v in moved])
-    except Exception:  # whatever a user's function raises
+        several = [jnp.stack([leaf, leaf]) for leaf in moved]
+        closed = jax.make_jaxpr(jax.vmap(lambda m: function(m, fixed)))(several)
+    except Exception:
+        return None
+    return _memory(closed.jaxpr) // 2
+
+
+def _uses_fft(function, moved, fixed) -> bool:
+    """Whether the function has a Fourier transform and runs on a CPU."""
+    try:
+        closed = jax.make_jaxpr(lambda m: function(m, fixed))(moved)
+    except Exception:
         return False
-    return True
+    return jax.default_backend() == "cpu" and _has_fft(closed.jaxpr)
+
+
+def _has_fft(jaxpr: Any) -> bool:
+    return any(
+        e.primitive.name == "fft" or any(map(_has_fft, inner_programs(e))) for e in jaxpr.eqns
+    )
+
+
+def _memory(jaxpr: Any) -> int:
+    """Return the bytes of the results of all operations; those in a loop count once."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = sum(map(_memory, inner_programs(equation)))
+        shapes = [v.aval for v in equation.outvars if hasattr(v.aval, "dtype")]
+        total += inner or sum(a.size * a.dtype.itemsize for a in shapes)
+    return total
 
 
 def shifts_of(leaves: Sequence[Any], step: Any, direction: Any) -> list[jax.Array]:

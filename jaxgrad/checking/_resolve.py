@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgrad.checking._arbitrary_scalars import UnknownError
 from jaxgrad.checking._autodiff import Autodiff
-from jaxgrad.checking._compare import TOO_WIDE, Comparison, compare
+from jaxgrad.checking._compare import Comparison, compare
 from jaxgrad.checking._directions import leaf_indices
 from jaxgrad.checking._exact_derivatives import (
     ExactFunction,
@@ -21,7 +21,7 @@ from jaxgrad.checking._exact_derivatives import (
     exact_slopes,
     operations_of,
 )
-from jaxgrad.checking._numeric import Numeric
+from jaxgrad.checking._numeric import TOO_WIDE, Numeric
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import ORDER, Verdict
 

@@ -1,0 +1,169 @@
+"""Convolutions in float64 as matrix products.
+
+On a CPU, XLA has a fast convolution for float32 alone. In float64 it computes one output after the
+other, ten times as long as the product of a matrix of patches with the kernel, which is equal up to
+rounding. Only programs that are traced already are changed, so every derivative rule stays JAX's.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+MOST_SLICES = 128  # Patches are put together from at most so many slices.
+CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call"}
+LOOPS = {"scan", "while", "cond"}
+WIDE = (np.dtype(np.float64), np.dtype(np.complex128))
+
+
+def with_products(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """Return the program with matrix products in place of slow convolutions, if it has any."""
+    if jax.default_backend() != "cpu" or not _has_slow(closed.jaxpr):
+        return closed
+    return jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))(
+        *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
+    )
+
+
+def _has_slow(jaxpr: Any) -> bool:
+    return any(_slow(e) or any(map(_has_slow, inner_programs(e))) for e in jaxpr.eqns)
+
+
+def _slow(equation: Any) -> bool:
+    """Whether an operation is a convolution that XLA has no fast program for."""
+    if equation.primitive.name != "conv_general_dilated":
+        return False
+    params, (lhs, rhs) = equation.params, (v.aval for v in equation.invars)
+    out, numbers = equation.outvars[0].aval, params["dimension_numbers"]
+    slices = min(_size(rhs.shape, numbers.rhs_spec), _size(out.shape, numbers.out_spec))
+    wide = lhs.dtype == rhs.dtype == out.dtype and out.dtype in WIDE
+    return wide and min(lhs.size, rhs.size, out.size) > 0 and slices <= MOST_SLICES
+
+
+def _size(shape: Sequence[int], spec: Sequence[int]) -> int:
+    """Return the number of positions in space; `spec` orders the axes, two others first."""
+    return math.prod(shape[axis] for axis in spec[2:])
+
+
+def inner_programs(equation: Any) -> Iterator[Any]:
+    """The programs among the parameters of an operation, open ones."""
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, (ClosedJaxpr, Jaxpr)):
+                yield getattr(part, "jaxpr", part)
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
+    values: dict[Any, Any] = {}
+
+    def read(atom):
+        return atom.val if hasattr(atom, "val") else values[atom]
+
+    values.update(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+    for equation in jaxpr.eqns:
+        inputs = list(map(read, equation.invars))
+        if _slow(equation):
+            results = [convolve(*inputs, **equation.params)]
+        elif any(map(_has_slow, inner_programs(equation))):
+            results = _call(equation, inputs)
+        else:
+            results = _bind(equation, equation.params, inputs)
+        values.update(zip(equation.outvars, results, strict=True))
+    return list(map(read, jaxpr.outvars))
+
+
+def _call(equation: Any, inputs: list[Any]) -> Sequence[Any]:
+    """Carry out an operation with inner programs after a change of these, if it is known."""
+    params = equation.params
+    if equation.primitive.name in CALLS:
+        # Nothing differentiates the program, so a function with a rule becomes its operations.
+        part = params["call_jaxpr" if "call_jaxpr" in params else "jaxpr"]
+        return _evaluate(getattr(part, "jaxpr", part), getattr(part, "consts", ()), *inputs)
+    if equation.primitive.name in LOOPS:
+        params = {
+            name: jax.tree.map(
+                lambda part: with_products(part) if _is_closed(part) else part,
+                value,
+                is_leaf=_is_closed,
+            )
+            for name, value in params.items()
+        }
+    return _bind(equation, params, inputs)
+
+
+def _is_closed(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr)
+
+
+def _bind(equation: Any, params: dict[str, Any], inputs: list[Any]) -> Sequence[Any]:
+    primitive = equation.primitive
+    results = primitive.bind(*inputs, **primitive.get_bind_params(params))
+    return results if primitive.multiple_results else [results]
+
+
+def convolve(
+    lhs: Any,
+    rhs: Any,
+    *,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: Any,
+    feature_group_count: int,
+    batch_group_count: int,
+    **_: Any,
+) -> jax.Array:
+    """Return `lax.conv_general_dilated` of the same arguments, as a product of matrices."""
+    (_, _, *x_space), (_, _, *w_space), _ = specs = tuple(dimension_numbers)
+    x = jnp.transpose(lhs, (specs[0][0], *x_space, specs[0][1]))
+    w = jnp.transpose(rhs, (*w_space, specs[1][1], specs[1][0]))
+    *window, inputs, outputs = w.shape
+    margins = [(*pair, d - 1) for pair, d in zip(padding, lhs_dilation, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+    groups, batch, space = feature_group_count * batch_group_count, x.shape[0], x.shape[1:-1]
+    # Groups of features, or of examples, become a first axis, [groups, batch, *space, inputs].
+    if batch_group_count > 1:
+        x = x.reshape(groups, -1, *x.shape[1:])
+    else:
+        x = jnp.moveaxis(x.reshape(batch, *space, groups, inputs), -2, 0)
+    w = jnp.moveaxis(w.reshape(-1, groups, outputs // groups), 1, 0)
+    reach = [(k - 1) * d for k, d in zip(window, rhs_dilation, strict=True)]
+    steps = zip(space, reach, window_strides, strict=True)
+    shape = [max((n - r - 1) // s + 1, 0) for n, r, s in steps]
+    patches = _patches(x, window, rhs_dilation, shape, window_strides)
+    # [groups, batch * positions, window * inputs] times [groups, window * inputs, outputs]
+    matrices = patches.reshape(groups, -1, math.prod(window) * inputs)
+    out = matrices @ w if groups > 1 else matrices[0] @ w[0]
+    out = jnp.moveaxis(out.reshape(groups, -1, *shape, outputs // groups), 0, -2)
+    out = out.reshape(*out.shape[:-2], outputs)
+    # Channels are the last axis here, [batch, *shape, outputs].
+    order = [0, len(shape) + 1, *range(1, len(shape) + 1)]
+    inverse = np.argsort(specs[2])
+    return jnp.transpose(out, [order[i] for i in inverse])
+
+
+def _patches(x: Any, window, dilation, shape, strides) -> Any:
+    """Return the part of `x`, `[groups, batch, *space, inputs]`, that each output sees.
+
+    The result is `[groups, batch, *shape, *window, inputs]`, from slices for each position in the
+    window, or for each output if these are fewer.
+    """
+    by_window = math.prod(window) <= math.prod(shape)
+    over, along = (window, shape) if by_window else (shape, window)
+    first, second = (dilation, strides) if by_window else (strides, dilation)
+    parts = []
+    for index in np.ndindex(*over):
+        start = [i * d for i, d in zip(index, first, strict=True)]
+        stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, along, second, strict=True)]
+        cuts = [slice(a, b, s) for a, b, s in zip(start, stop, second, strict=True)]
+        parts.append(x[(slice(None), slice(None), *cuts)])
+    axis = 2 + (len(shape) if by_window else 0)
+    patches = jnp.stack(parts, axis)
+    return patches.reshape(*x.shape[:2], *shape, *window, x.shape[-1])
