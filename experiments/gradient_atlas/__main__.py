@@ -50,7 +50,8 @@ def selected(entries: list[Entry], patterns: tuple[str, ...]) -> list[Entry]:
 
 def atlas(options: Options, progress: kit.Progress = None) -> tuple[page.Atlas, int]:
     """Search all selected functions that have no record yet; also the number of damaged records."""
-    entries = selected(catalog(), options.functions)
+    everything = catalog()
+    entries = selected(everything, options.functions)
     search = {k: getattr(options, k) for k in ("points", "judged", "operations", "seconds")}
     common = records.identity(search)
     where = records.folder(options.output.with_name(options.output.name + "_records"), common)
@@ -66,7 +67,8 @@ def atlas(options: Options, progress: kit.Progress = None) -> tuple[page.Atlas, 
         # Each function leaves compiled programs that nothing needs again.
         if done % 20 == 0:
             jax.clear_caches()
-    return page.Atlas(entries, results, common), damaged
+    others = sum(1 + len(entry.aliases) for entry in everything if entry not in entries)
+    return page.Atlas(entries, results, common, others), damaged
 
 
 def run(options: Options) -> None:

@@ -41,6 +41,7 @@ class Atlas:
     entries: list[Entry]
     results: dict[str, dict[str, Any]]
     made_with: dict[str, Any]
+    others: int = 0  # public functions that were not selected
 
     @property
     def title(self) -> str:
@@ -120,7 +121,8 @@ class Atlas:
             f"{tried:,} points were screened and {judged:,} judged in arbitrary precision. "
             f"{len(self.rows)} findings in {len(self.failing)} functions ({shown}); "
             f"{len(self.clean)} functions are clean, {len(self.unjudged)} could not be judged, and "
-            f"{len(self.doubtful)} findings were not confirmed."
+            f"{len(self.doubtful)} findings were not confirmed. {self.others} more public "
+            "functions were not selected for this run."
         )
 
     @property

@@ -324,6 +324,7 @@ def test_the_command_writes_the_reports(options, atlas, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "WRONG" in out
     assert "Of 1 public functions 1 were searched" in out
+    assert "5 more public functions were not selected" in " ".join(out.split())
     for end in (".html", ".md", ".json"):
         assert options.output.with_name(f"atlas{end}").is_file()
     content = json.loads(options.output.with_name("atlas.json").read_text())
