@@ -13,8 +13,8 @@ from jaxgrad.checking._expectation_report import (
     ExpectationVerdict,
     sort_expectation_leaves,
 )
-from jaxgrad.checking._expectation_steps import plan_steps
-from jaxgrad.checking._expectation_verdicts import explain, judge
+from jaxgrad.checking._expectation_steps import RATIO, plan_steps, try_steps
+from jaxgrad.checking._expectation_verdicts import confirm, explain, judge
 
 
 def check_expectation(
@@ -40,8 +40,9 @@ def check_expectation(
     The gradient of the mean is estimated by central differences with the same keys on both sides,
     freed of their error of second order by extrapolation. An eighth of the keys, drawn in addition,
     chooses the step of each leaf, which balances noise, large for jumps and small steps, against
-    the error that is left. All other keys decide. As in `check_grads`, everything is computed in
-    float64 if `f` allows it; a draw whose dtype is not named then has other values.
+    the error that is left. All other keys decide. A bias must show with smaller steps as well,
+    since a step may leave the range in which the mean is smooth. As in `check_grads`, everything is
+    computed in float64 if `f` allows it; a draw whose dtype is not named then has other values.
 
     Args:
       f: `f(key, *args)` returns a real number, or an array or pytree of them, which is then
@@ -87,9 +88,21 @@ def check_expectation(
         jax.random.split(k, (count, 2))
         for k, count in zip((pilot_key, main_key), counts, strict=True)
     )
-    plan = plan_steps(experiment, pilot, chunk, counts[1] / counts[0])
+    trials, ratio = try_steps(experiment, pilot, chunk), counts[1] / counts[0]
+    plan = plan_steps(experiment, trials, pilot, chunk, ratio)
     moments = experiment.measure("differences", main, chunk, plan.steps, plan.vectors)
     rows = judge(experiment, plan, moments, alpha, resolution)
+    if any(row.leaf.verdict is ExpectationVerdict.BIASED for row in rows):
+        # Jumps that are too rare for the few keys of the trials can make up for a small difference.
+        plan = plan_steps(experiment, trials, main, chunk, ratio)
+        moments = experiment.measure("differences", main, chunk, plan.steps, plan.vectors)
+        rows = judge(experiment, plan, moments, alpha, resolution)
+    if any(row.leaf.verdict is ExpectationVerdict.BIASED for row in rows):
+        smaller = [plan.steps / factor for factor in (RATIO, RATIO**2)]
+        trials = [
+            experiment.measure("differences", main, chunk, step, plan.vectors) for step in smaller
+        ]
+        rows = confirm(plan, rows, trials)
     if all(row.leaf.verdict is ExpectationVerdict.UNBIASED for row in rows):
         leaves = [row.leaf for row in rows]
     else:

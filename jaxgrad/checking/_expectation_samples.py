@@ -20,7 +20,7 @@ from jaxgrad.checking._programs import precision, shifts_of, weighted, with_copi
 FACTORS = (1.0, 2.0, 4.0)  # multiples of a step at which the function is evaluated
 CHUNK_BYTES = 2**26  # for the values of all operations, of as many keys as are mapped together
 # Quantities of `sample_differences`, in this order. `DIFFERENCE` and `NUMERIC` have two versions.
-AUTODIFF, DIFFERENCE, NUMERIC, RAW, CURVATURE = 0, (1, 2), (3, 4), 3, 5
+AUTODIFF, DIFFERENCE, NUMERIC, RAW, CORRECTION, CURVATURE = 0, (1, 2), (3, 4), 3, 5, 6
 # Quantities of `sample_jumps`.
 JUMPS, MATCHES, CONTRIBUTION = 0, 1, 2
 
@@ -44,6 +44,16 @@ class Moments(NamedTuple):
     def share(self) -> np.ndarray:
         """Share of the variance that one key has, 0 if there is no variance."""
         return np.where(self.square > 0, self.largest / np.maximum(self.square, 1e-300), 0.0)
+
+    @property
+    @np.errstate(all="ignore")
+    def step_bias(self) -> np.ndarray:
+        """Bound on the error of the difference quotient from its step."""
+        # Of order h^4 it is 1/15 of the change to the next step. Where the step leaves the domain
+        # in which the mean is smooth, as the probability of a sample leaves [0, 1], there is no
+        # order, and the two changes may agree by chance. The first quotient is then the better one.
+        correction, curvature = (np.abs(self.mean[i]) for i in (CORRECTION, CURVATURE))
+        return np.maximum(correction, curvature / 5)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Sampler:
 
 
 def sample_differences(sampler, key, signs, moved, fixed, cotangents, steps):
-    """Return for one key, `[6, size]`: gradient, difference and quotient, twice, and curvature."""
+    """Return for one key, `[7, size]`: gradient, difference, quotient and errors of the step."""
     fixed, owner = [key, *fixed], sampler.owner
     gradient = sampler.coordinates(sampler.gradient(moved, fixed, cotangents)).astype(signs.dtype)
 
@@ -98,8 +108,8 @@ def sample_differences(sampler, key, signs, moved, fixed, cotangents, steps):
     # A pathwise gradient varies with the quotient, one by score functions does not. The first
     # version suits the latter; in the second one `v v` has replaced the unit matrix.
     free, paired = gradient - numeric, (sampler.along(gradient * signs) - fine)[owner] * signs
-    curvature = (coarse - fine)[owner] * signs
-    return jnp.stack([gradient, free, paired, numeric, gradient - paired, curvature])
+    errors = [(fine - q[:, 0])[owner] * signs, (coarse - fine)[owner] * signs]
+    return jnp.stack([gradient, free, paired, numeric, gradient - paired, *errors])
 
 
 def sample_jumps(sampler, key, signs, moved, fixed, cotangents, steps):

@@ -68,12 +68,11 @@ def _test(experiment: Experiment, plan: Plan, moments: Moments, j: int, alpha, r
     part, count = (part if info.size > 1 else part[:1]), info.size
     mean, error = moments.mean[:, part], moments.error[:, part]
     reliable, share = reliable_errors(moments, index)[part], moments.share[index, part]
+    reliable = np.maximum(reliable, plan.rare[j])
     sizes = np.abs([mean[sampling.AUTODIFF], mean[numeric], error[sampling.AUTODIFF]])
     size = float(np.max(sizes[:, :count]))
     spread = np.append(np.ones(count), np.abs(plan.vectors[info.part]).sum())[: len(part)]
-    # The extrapolated quotient errs by 1/15 of its change from step to step; a third of that is for
-    # the higher orders.
-    bias = np.abs(mean[sampling.CURVATURE]) / 5 + experiment.tolerance * size * spread
+    bias = moments.step_bias[part] + experiment.tolerance * size * spread
     excess = np.maximum(np.abs(mean[index]) - bias, 0.0)
     scores = np.where(excess > 0, excess / reliable, 0.0)
     worst = int(np.argmax(np.nan_to_num(scores[:count], nan=-1.0)))
@@ -148,6 +147,32 @@ def _holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
         corrected[i] = largest
     return corrected
+
+
+def confirm(plan: Plan, rows: list[_Row], smaller: Sequence[Moments]) -> list[_Row]:
+    """Withdraw each bias of which not even half shows with steps that are smaller.
+
+    Near the edge of a domain, as at the probability 0.01, no larger step shows that it is too
+    large: the mean has a kink there, and the bias of the quotient hardly depends on the step.
+    """
+    confirmed = []
+    for row, version in zip(rows, plan.versions, strict=True):
+        leaf = row.leaf
+        if leaf.verdict is ExpectationVerdict.BIASED:
+            index = (sampling.DIFFERENCE[version], row.position)
+            shares = [float(moments.mean[index]) / leaf.difference for moments in smaller]
+            # The noise is larger there, so no more than a half is asked for.
+            if not min(shares) > 0.5:
+                size = max(leaf.minimum_detectable, abs(leaf.difference))
+                leaf = dataclasses.replace(
+                    leaf,
+                    verdict=ExpectationVerdict.UNRESOLVED,
+                    minimum_detectable=size,
+                    reason=f"a difference of {leaf.difference:.2g} is not seen with smaller steps, "
+                    "so that the step may be the reason",
+                )
+        confirmed.append(dataclasses.replace(row, leaf=leaf))
+    return confirmed
 
 
 def explain(experiment: Experiment, plan: Plan, rows: list[_Row], keys, chunk: int):
