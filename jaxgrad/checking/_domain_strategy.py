@@ -26,8 +26,9 @@ def arguments(*domains: Any) -> Any:
 
     >>> import hypothesis, jax, jax.numpy as jnp
     >>> strategy = arguments(jax.ShapeDtypeStruct((), jnp.float32))
-    >>> hypothesis.find(strategy, lambda args: not jnp.isfinite(jnp.exp(args[0])))
-    (np.float32(89.0),)
+    >>> (x,) = hypothesis.find(strategy, lambda args: not jnp.isfinite(jnp.exp(args[0])))
+    >>> bool(x > 88)
+    True
     """
     try:
         from hypothesis import strategies as st

@@ -57,6 +57,7 @@ def check(program, *args):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_values_gradients_and_mapped_ones_are_equal(name):
     *shapes, options = CASES[name]
     f, generator = convolution(options), np.random.default_rng(0)

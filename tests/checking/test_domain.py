@@ -97,6 +97,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(("f", "domains"), RIGHT)
+@pytest.mark.slow
 def test_right_gradients_give_no_findings(f, domains):
     report = check_domain(f, *domains)
     assert report.ok, str(report)
@@ -128,6 +129,7 @@ def with_data(x):
     ("f", "count", "has_aux"),
     [(several, 2, False), (complex_output, 1, False), (with_data, 1, True)],
 )
+@pytest.mark.slow
 def test_lines_reproduce_findings_of_several_outputs(f, count, has_aux):
     report = check_domain(f, *[NUMBER] * count, has_aux=has_aux)
     finding = next(finding for finding in report.findings if finding.kind == "NONFINITE")
@@ -135,6 +137,7 @@ def test_lines_reproduce_findings_of_several_outputs(f, count, has_aux):
     assert not all(jnp.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_operations_that_arbitrary_precision_does_not_know_are_checked_numerically():
     @jax.custom_jvp
     def on_host(x):
@@ -146,6 +149,7 @@ def test_operations_that_arbitrary_precision_does_not_know_are_checked_numerical
     assert report.findings[0].kind == "WRONG"
 
 
+@pytest.mark.slow
 def test_ranges_end_where_the_failure_ends():
     (finding,) = check_domain(wrong_above_seven, interval(-20.0, 20.0)).findings
     assert finding.region == "x >= 7.3"
@@ -157,6 +161,7 @@ def test_ranges_end_where_the_failure_ends():
     assert len(report.findings) <= 3
 
 
+@pytest.mark.slow
 def test_points_without_a_derivative_are_counted():
     states = dict(check_domain(jnp.floor, NUMBER).states)
     assert states["discontinuous"] > 0
@@ -164,12 +169,14 @@ def test_points_without_a_derivative_are_counted():
     assert dict(check_domain(jnp.sqrt, NUMBER).states)["undefined"] > 0
 
 
+@pytest.mark.slow
 def test_intervals_bound_the_search():
     assert check_domain(wrong_above_seven, interval(-20.0, 7.0)).ok
     assert check_domain(jnp.tanh, interval(-2.0, 2.0)).ok
     assert check_domain(squared_norm, interval(0.1, 2.0, shape=(3,))).ok
 
 
+@pytest.mark.slow
 def test_branches_are_entered():
     def narrow(x):
         y = x * 3.7
@@ -181,6 +188,7 @@ def test_branches_are_entered():
     assert abs(float(finding.arguments[0]) - 11.13 / 3.7) < 1e-5
 
 
+@pytest.mark.slow
 def test_several_arguments_pytrees_and_fixed_leaves():
     def f(params, count):
         return params["a"] * jnp.sqrt(jnp.sum(params["b"] ** 2) * count) ** 2
@@ -192,6 +200,7 @@ def test_several_arguments_pytrees_and_fixed_leaves():
     assert int(finding.arguments[1]) == 3
 
 
+@pytest.mark.slow
 def test_argnums_selects_what_is_differentiated():
     def f(x, y):
         return x * sinc(y)
@@ -200,6 +209,7 @@ def test_argnums_selects_what_is_differentiated():
     assert not check_domain(f, NUMBER, interval(-1.0, 1.0), argnums=1)
 
 
+@pytest.mark.slow
 def test_types_are_tried_in_turn():
     report = check_domain(late_softplus, NUMBER, dtypes=(jnp.float16, jnp.float64))
     assert {finding.dtype for finding in report.findings} == {"float16", "float64"}
@@ -207,6 +217,7 @@ def test_types_are_tried_in_turn():
     assert "jnp.float16(" in str(report)
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_or_underflow_are_right():
     assert check_domain(lambda x: x**3, NUMBER).ok
     assert check_domain(lambda x: 1 / x, NUMBER).ok
@@ -222,6 +233,7 @@ def test_reports_as_data():
     assert "jnp.zeros((2,))" in str(report)
 
 
+@pytest.mark.slow
 def test_searches_can_be_repeated():
     first, second = (str(check_domain(gap, vector(3))) for _ in range(2))
     assert first == second
@@ -229,6 +241,7 @@ def test_searches_can_be_repeated():
     assert not other
 
 
+@pytest.mark.slow
 def test_half_of_the_digits_on_request():
     def cancel(x):
         return (1 + x) ** 2 - 1 - 2 * x

@@ -108,6 +108,7 @@ def test_a_wrong_factor_is_seen(key, factor):
     assert abs(ratio - factor) < 4 * error < 0.2 * abs(factor - 1)
 
 
+@pytest.mark.slow
 def test_a_bias_that_no_element_shows_is_seen_along_a_direction(key):
     x = jnp.linspace(0.5, 1.5, 2000)
     report = check_expectation(wrong_product(1.01), x, key=key, samples=1024)
@@ -133,11 +134,13 @@ def test_a_bias_that_no_element_shows_is_seen_along_a_direction(key):
     ],
     ids=["clip", "relu", "dropout", "gumbel-softmax", "stochastic rounding", "array"],
 )
+@pytest.mark.slow
 def test_unbiased(key, f, args):
     report = check_expectation(f, args, key=key)
     assert report.verdict is Verdict.UNBIASED, str(report)
 
 
+@pytest.mark.slow
 def test_a_hard_sample_is_discontinuous_and_its_jumps_are_the_difference(key):
     report = check_expectation(chosen, LOGITS, key=key)
     (leaf,) = report.leaves
@@ -171,11 +174,13 @@ def test_a_branch_on_a_draw_is_discontinuous(key):
     ],
     ids=["categorical", "bernoulli", "gamma without its gradient"],
 )
+@pytest.mark.slow
 def test_estimators_that_are_biased(key, f, argument):
     report = check_expectation(f, argument, key=key, samples=32768)
     assert report.verdict is Verdict.BIASED, str(report)
 
 
+@pytest.mark.slow
 def test_straight_through_gumbel_softmax_is_biased(key):
     def f(key, logits):
         return gumbel_softmax(key, logits, hard=True, temperature=2.0)
@@ -184,6 +189,7 @@ def test_straight_through_gumbel_softmax_is_biased(key):
     assert report.verdict is Verdict.BIASED, str(report)
 
 
+@pytest.mark.slow
 def test_score_functions_are_unbiased_and_a_baseline_that_sees_the_sample_is_not(key):
     few = check_expectation(chosen, LOGITS, key=key, grad=by_scores(lambda v: 0.0), samples=1024)
     assert few.verdict is Verdict.UNRESOLVED
@@ -218,7 +224,8 @@ def trigamma(a):
     ids=["log gamma", "gamma", "beta", "dirichlet", "t odd", "t even"],
 )
 def test_implicit_gradients_of_rejection_samplers(key, f, args, exact):
-    options = {"argnums": tuple(range(len(args))), "samples": 65536, "resolution": 0.25}
+    samples = 65536 if len(args) == 1 and jnp.ndim(args[0]) == 0 and exact[0] else 4096
+    options = {"argnums": tuple(range(len(args))), "samples": samples, "resolution": 0.25}
     report = check_expectation(f, *args, key=key, **options)
     assert report.verdict in (Verdict.UNBIASED, Verdict.UNRESOLVED), str(report)
     for leaf in report.leaves:
@@ -253,6 +260,7 @@ def test_heavy_tails_are_unresolved(seed):
     assert report.leaves[0].largest_share > 0.05
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_for_some_keys(key):
     def f(key, x):
         return jnp.where(jax.random.uniform(key) > 0.01, x, 0 * jnp.sqrt(x - x) + x)
@@ -277,6 +285,7 @@ def test_steps_beyond_the_domain_of_a_probability_are_no_bias(key, p):
         assert abs(leaf.numeric - 1) < 4 * leaf.numeric_error + leaf.step_bias < 0.3
 
 
+@pytest.mark.slow
 def test_small_and_large_parameters(key):
     def f(key, x):
         return jnp.sin(x / 1e-3 + jax.random.normal(key)), jnp.sqrt(x) * jax.random.normal(key)
@@ -287,6 +296,7 @@ def test_small_and_large_parameters(key):
     assert agrees(report.leaves[0], math.cos(1000.3) * math.exp(-0.5))
 
 
+@pytest.mark.slow
 def test_leaves_are_judged_together_and_the_worst_is_first(key):
     def f(key, params, x, name):
         noise = jax.random.normal(key, (3,))
@@ -328,12 +338,14 @@ def test_the_report_as_data(key):
     assert report != check_expectation(chosen, LOGITS, key=jax.random.key(8), samples=1024)
 
 
+@pytest.mark.slow
 def test_strict_fails_where_nothing_can_be_seen(key):
     options = {"key": key, "grad": by_scores(lambda v: 0.0), "samples": 512}
     assert check_expectation(chosen, LOGITS, **options).ok
     assert not check_expectation(chosen, LOGITS, strict=True, **options).ok
 
 
+@pytest.mark.slow
 def test_legacy_keys_and_float32_functions(key):
     legacy = jax.random.PRNGKey(3)
     assert check_expectation(lambda k, x: x * jax.random.normal(k) + x**2, 1.0, key=legacy).ok
@@ -349,6 +361,7 @@ def test_legacy_keys_and_float32_functions(key):
     assert wrong.verdict is Verdict.BIASED
 
 
+@pytest.mark.slow
 def test_grad_for_several_arguments_in_any_order(key):
     def f(key, x, y):
         return jnp.sum(x["a"]) * y + jax.random.normal(key) * y
@@ -393,6 +406,7 @@ def test_errors_name_the_argument(key):
         jax.jit(lambda x: check_expectation(f, x, key=key).ok)(1.0)
 
 
+@pytest.mark.slow
 def test_a_second_call_with_another_key_and_point_compiles_nothing(key):
     traced = []
 
@@ -428,7 +442,7 @@ def rates(f, argument, grad, seeds, samples=2048):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["score", "bernoulli", "gamma"])
+@pytest.mark.parametrize("case", ["score", "bernoulli"])
 def test_false_alarms_are_as_rare_as_alpha(case):
     f, argument, grad = {
         "score": (chosen, LOGITS, by_scores(lambda v: 0.0)),
@@ -437,7 +451,6 @@ def test_false_alarms_are_as_rare_as_alpha(case):
             0.4,
             lambda k, p: 1.0 + 0 * p,
         ),
-        "gamma": (lambda k, a: jnp.log(jax.random.gamma(k, a)), 2.5, None),
     }[case]
     leaves = rates(f, argument, grad, range(100), 1024)
     alarms = sum(leaf.verdict in (Verdict.BIASED, Verdict.DISCONTINUOUS) for leaf in leaves)

@@ -60,6 +60,7 @@ def test_few_evaluations_show_that_many_leaves_are_right(params, x, monkeypatch)
 
 
 @pytest.mark.parametrize("share", [1e-4, 1.0])
+@pytest.mark.slow
 def test_one_wrong_element_is_found_and_other_leaves_are_right(params, x, share):
     def change(g):
         w = g[2]["w"]
@@ -87,6 +88,7 @@ def test_opposite_errors_of_two_leaves_do_not_cancel(params, x):
 @pytest.mark.parametrize(
     ("scale", "factor"), [(1e-6, 1.001), (1e-6, 0.0), (1e-11, 0.0), (1.0, 0.0), (1.0, 1.001)]
 )
+@pytest.mark.slow
 def test_errors_of_a_leaf_with_a_small_gradient_are_seen(params, x, scale, factor):
     def f(params, x, leaf):
         return tower(params, x) + scale * jnp.sum(jnp.sin(leaf))
@@ -121,6 +123,7 @@ def test_a_kink_in_one_leaf_is_reported_for_that_leaf(params, x):
 
 
 @pytest.mark.parametrize("modes", [("fwd",), ("rev", "fwd"), ("fwd", "rev")])
+@pytest.mark.slow
 def test_every_mode_is_judged(params, x, modes):
     @jax.custom_jvp
     def f(params, x):

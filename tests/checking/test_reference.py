@@ -137,6 +137,7 @@ DIGITS[zeta] = 30
 
 
 @pytest.mark.parametrize("i", DIFFERENTIABLE)
+@pytest.mark.slow
 def test_differences_equal_exact_autodiff_to_40_digits(i):
     # The rules of JAX, evaluated without rounding, are closed forms for all operations.
     f, *args = CALLS[i]
