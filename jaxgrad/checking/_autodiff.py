@@ -3,11 +3,10 @@
 They satisfy identities that need no finite differences.
 """
 
+import contextlib
 import dataclasses
-import functools
-import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._programs import coordinates, gradient_coordinates, gradient_of, precision
 from jaxgrad.checking._report import Identity
 
-EAGER_LIMIT = 150  # A larger function is not run without `jit`, nor is one with loops.
+# A function of more operations or bytes is not run without `jit`, nor is one with loops.
+EAGER_LIMIT, EAGER_BYTES = 150, 2**22
 ROUNDING = 100  # This many roundings of all terms of a gradient violate no identity.
 JOINT = 2  # So many random sums over all leaves show whether both modes are transposes.
 UNTRIED = {
@@ -39,58 +39,122 @@ class Autodiff(NamedTuple):
     identities: tuple[Identity, ...] = ()
 
 
+class _Cotangents(NamedTuple):
+    """Cotangents by which the outputs are weighted, and others to show that gradients add up."""
+
+    first: list[np.ndarray]
+    second: list[np.ndarray]
+    a: complex
+    b: complex
+
+    def sum(self) -> list[np.ndarray]:
+        """Return `a` times the first plus `b` times the second."""
+        pairs = zip(self.first, self.second, strict=True)
+        return [(self.a * one + self.b * two).astype(one.dtype) for one, two in pairs]
+
+
 @np.errstate(invalid="ignore", over="ignore")
 def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Autodiff:
     """Differentiate by reverse mode, if `reverse`; identities may err by `rtol` of a leaf."""
-    facts, checked, cotangents = problem.facts, problem.checked, problem.cotangents
-    # A rule that takes the real part of its cotangent is linear over real numbers only.
-    a, b = (0.75 + 0.5j, -1.25j) if problem.holomorphic else (0.75, -1.25)
+    facts, checked = problem.facts, problem.checked
     signs = generator.choice(SIGNS, len(problem.point))
-    stacked = [_stack(cotangent, a, b, generator) for cotangent in cotangents]
+    cotangents = _draw_cotangents(problem, generator)
     if not reverse:
         return Autodiff(checked.eps)
-    inputs = (checked.moved, checked.fixed, cotangents)
     # The backward pass may round where the function does not, as by a cast in a rule.
-    eps, eager = max(checked.eps, facts.backward_eps), None
-    batched, program = problem.batched, checked.programs.gradients
-    program = functools.partial(program, *inputs, stacked)
+    eps = max(checked.eps, facts.backward_eps)
     try:
-        try:
-            leaves, several = program(batched=batched)
-        except NotImplementedError:
-            batched = False
-            leaves, several = program(batched=batched)
-        if not facts.loops and facts.equations <= EAGER_LIMIT:
+        leaves, mapped, nonlinear = _reverse(problem, cotangents)
+        gradient = gradient_coordinates(leaves)
+        violations = {"linear": nonlinear}
+        if mapped is not None:
+            mapped = gradient_coordinates(mapped)
+            violations["vmap"] = mapped - gradient
+        small = checked.programs.memory <= EAGER_BYTES and facts.equations <= EAGER_LIMIT
+        if small and not facts.loops:
+            inputs = (checked.moved, checked.fixed, cotangents.first)
             with precision(checked.wide):
-                eager = gradient_coordinates(gradient_of(problem.function, *inputs))
+                eager = gradient_of(problem.function, *inputs)
+            violations["jit"] = gradient_coordinates(eager) - gradient
+        violations = {name: _leaf_norms(problem, vector) for name, vector in violations.items()}
+        size = _leaf_norms(problem, gradient)
+        # A backward pass may round as much as if all leaves had moved by their own size.
+        lengths = problem.scales * np.sqrt([info.size for info in problem.leaves])
+        largest = np.sum((lengths * size)[np.isfinite(size)]) + problem.total
+        tolerance = rtol * size + ROUNDING * eps * largest / lengths
+        # If a vector `d` is added to every gradient, the sum of two is off by `(a + b - 1) d`.
+        violations["zero"] = violations["linear"] / abs(cotangents.a + cotangents.b - 1)
+        if np.any(violations["linear"] > tolerance):
+            # The rule under `vmap` may be another one, and a rule that adds nothing may not add up.
+            exact = _violations_unmapped(problem, cotangents, leaves)
+            violations |= {name: _leaf_norms(problem, vector) for name, vector in exact.items()}
     except Exception as error:
         raise ValueError(
             f"f cannot be differentiated in reverse mode: {first_line(error)}; mend its rule, or "
             'check forward mode alone with modes=("fwd",)'
         ) from error
-    gradient = gradient_coordinates(leaves)
-    several = [np.asarray(leaf, np.promote_types(leaf.dtype, np.float64)) for leaf in several]
-    first, *rest, from_zero = zip(*several, strict=True)  # as `_stack` orders the cotangents
-    nonlinear = [a * one + b * two - both for one, two, both in zip(first, *rest, strict=True)]
-    mapped = gradient_coordinates(first)
-    violations = {
-        "holomorphic" if problem.holomorphic else "linear": gradient_coordinates(nonlinear),
-        "zero": gradient_coordinates(from_zero),
-    }
-    if batched:
-        violations["vmap"] = mapped - gradient
-    if eager is not None:
-        violations["jit"] = eager - gradient
-    violations = {name: _leaf_norms(problem, vector) for name, vector in violations.items()}
-    size = _leaf_norms(problem, gradient)
-    # A backward pass may round as much as if all leaves had moved by their own size.
-    lengths = problem.scales * np.sqrt([info.size for info in problem.leaves])
-    largest = np.sum((lengths * size)[np.isfinite(size)]) + problem.total
-    tolerance = rtol * size + ROUNDING * eps * largest / lengths
     if facts.forward:
         violations["transpose"] = _transpose(problem, gradient, signs, tolerance, generator)
     identities = _identities(problem, eps, gradient, violations, size, tolerance, rtol)
     return Autodiff(eps, gradient, _in_original_types(problem), mapped, identities)
+
+
+def _draw_cotangents(problem: Problem, generator) -> _Cotangents:
+    # A rule that takes the real part of its cotangent is linear over real numbers only.
+    a, b = (0.75 + 0.5j, -1.25j) if problem.holomorphic else (0.75, -1.25)
+    second = []
+    for c in problem.cotangents:
+        other = np.max(np.abs(c), initial=0.0) * generator.standard_normal(c.shape)
+        # An output that is not finite has no weight in any of them.
+        second.append(np.where(c == 0, 0, other).astype(c.dtype))
+    return _Cotangents(problem.cotangents, second, a, b)
+
+
+def _reverse(problem: Problem, cotangents: _Cotangents):
+    """Return the gradient, the same under `vmap` (`None` if `f` cannot be mapped), as leaves.
+
+    Returns by how much gradients do not add up, too, as coordinates.
+    """
+    both, mapped = cotangents.sum(), None
+    if problem.batched:
+        pairs = zip(cotangents.first, both, strict=True)
+        stacked = [np.stack(pair) for pair in pairs]
+        checked = problem.checked
+        with contextlib.suppress(NotImplementedError):
+            rows = checked.programs.mapped_gradients(checked.moved, checked.fixed, stacked)
+            mapped, of_sum = ([leaf[i] for leaf in rows] for i in range(2))
+    first = _gradient(problem, cotangents.first)
+    second = _gradient(problem, cotangents.second)
+    if mapped is None:
+        return first, None, _nonlinear(cotangents, first, second, _gradient(problem, both))
+    return first, mapped, _nonlinear(cotangents, mapped, second, of_sum)
+
+
+def _violations_unmapped(problem: Problem, cotangents: _Cotangents, first) -> dict:
+    """Return how far gradients without `vmap` do not add up, and that of a zero cotangent."""
+    second, of_sum = (_gradient(problem, c) for c in (cotangents.second, cotangents.sum()))
+    zero = _gradient(problem, [np.zeros_like(c) for c in cotangents.first])
+    return {
+        "linear": _nonlinear(cotangents, first, second, of_sum),
+        "zero": gradient_coordinates(zero),
+    }
+
+
+def _gradient(problem: Problem, cotangents: list[np.ndarray]) -> list[Any]:
+    checked = problem.checked
+    with precision(checked.wide):
+        return checked.programs.backward(checked.moved, checked.fixed, cotangents)
+
+
+def _nonlinear(cotangents: _Cotangents, first, second, of_sum) -> np.ndarray:
+    """Return by how much a sum of gradients differs from the gradient of the sum."""
+    rows = [[_in_float64(leaf) for leaf in leaves] for leaves in (first, second, of_sum)]
+    a, b = cotangents.a, cotangents.b
+    return gradient_coordinates([a * x + b * y - z for x, y, z in zip(*rows, strict=True)])
+
+
+def _in_float64(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf, np.promote_types(leaf.dtype, np.float64))
 
 
 def _transpose(problem: Problem, gradient, signs, tolerance, generator) -> np.ndarray:
@@ -103,7 +167,7 @@ def _transpose(problem: Problem, gradient, signs, tolerance, generator) -> np.nd
     # Whether the function may be mapped is not known yet.
     problem = dataclasses.replace(problem, batched=False)
     parts, leaves = gradient * signs, problem.leaves
-    pulled = np.array([_sum(parts[info.part]) for info in leaves])
+    pulled = np.array([np.sum(parts[info.part]) for info in leaves])
     if len(leaves) > JOINT and np.all(np.isfinite(pulled)) and np.all(tolerance > 0):
         # A violation as large as the tolerance of any leaf counts equally.
         share = np.min(tolerance) / tolerance
@@ -111,7 +175,7 @@ def _transpose(problem: Problem, gradient, signs, tolerance, generator) -> np.nd
         sizes = [info.size for info in leaves]
         vectors = [np.float32(np.repeat(row, sizes)) * signs for row in rows]
         pushed = _push(problem, [Direction(-1, 0, vector) for vector in vectors])
-        sums = [_sum(gradient * vector) for vector in vectors]
+        sums = [np.sum(gradient * vector) for vector in vectors]
         violation = np.max(np.abs(pushed - sums)) / np.min(rows, axis=0)
         if np.all(violation <= 0.25 * tolerance):
             return violation
@@ -130,8 +194,10 @@ def _identities(problem, eps, gradient, violations, size, tolerance, rtol) -> tu
         _identity(name, violations[name], size, tolerance)
         if name in violations
         else Identity(name, None, reason=UNTRIED[name])
-        for name in ("holomorphic" if problem.holomorphic else "linear", "zero", *UNTRIED)
+        for name in ("linear", "zero", *UNTRIED)
     ]
+    if problem.holomorphic:
+        identities[0] = identities[0]._replace(name="holomorphic")
     if problem.swap is not None:
         # <u, H v> = <v, H u>, where the gradient is H v, and H u after the swap.
         checked, (weights, start) = problem.checked, problem.swap
@@ -161,11 +227,6 @@ def _identity(name: str, violation, size, tolerance) -> Identity:
     return Identity(name, holds, float(error[leaf]), leaf)
 
 
-def _sum(values: np.ndarray) -> float:
-    """Return the sum of numbers without rounding between; `math.fsum` refuses infinite ones."""
-    return math.fsum(values) if np.all(np.isfinite(values)) else float(np.sum(values))
-
-
 def _leaf_norms(problem: Problem, vector: np.ndarray) -> np.ndarray:
     """Return the norm of each leaf's part of a vector of all coordinates, `[L]`."""
     return np.array([norm(vector[info.part]) for info in problem.leaves])
@@ -178,7 +239,8 @@ def is_rounding(autodiff: Autodiff, info: LeafInfo, slope: np.ndarray) -> bool:
     gradient = autodiff.gradient[info.part]
     others = [g[info.part] for g in (autodiff.original, autodiff.mapped) if g is not None]
     with np.errstate(invalid="ignore", over="ignore"):
-        return max(norm(other - gradient) for other in others) >= 0.1 * norm(gradient)
+        errors = [norm(other - gradient) for other in others]
+        return max(errors, default=0.0) >= 0.1 * norm(gradient)
 
 
 def slopes(problem: Problem, autodiff: Autodiff, directions: list[Direction], mode: str):
@@ -194,15 +256,6 @@ def slopes(problem: Problem, autodiff: Autodiff, directions: list[Direction], mo
             f"f cannot be differentiated in forward mode: {first_line(error)}; check reverse mode "
             'alone with modes=("rev",)'
         ) from error
-
-
-def _stack(cotangent: np.ndarray, a, b, generator) -> np.ndarray:
-    """Stack a cotangent, another one, `a` times the first plus `b` times the second, and zero."""
-    other = np.max(np.abs(cotangent), initial=0.0) * generator.standard_normal(cotangent.shape)
-    # An output that is not finite has no weight in any of them.
-    other = np.where(cotangent == 0, 0, other)
-    rows = [cotangent, other, a * cotangent + b * other, np.zeros_like(cotangent)]
-    return np.stack(rows).astype(cotangent.dtype)
 
 
 def _in_original_types(problem: Problem) -> np.ndarray | None:

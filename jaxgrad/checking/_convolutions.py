@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 MOST_SLICES = 128  # Patches are put together from at most so many slices.
+MOST_ROWS = 1.5  # So many rows may be computed for one that is used.
 CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call"}
 LOOPS = {"scan", "while", "cond"}
 WIDE = (np.dtype(np.float64), np.dtype(np.complex128))
@@ -137,16 +138,64 @@ def convolve(
     reach = [(k - 1) * d for k, d in zip(window, rhs_dilation, strict=True)]
     steps = zip(space, reach, window_strides, strict=True)
     shape = [max((n - r - 1) // s + 1, 0) for n, r, s in steps]
-    patches = _patches(x, window, rhs_dilation, shape, window_strides)
-    # [groups, batch * positions, window * inputs] times [groups, window * inputs, outputs]
-    matrices = patches.reshape(groups, -1, math.prod(window) * inputs)
-    out = matrices @ w if groups > 1 else matrices[0] @ w[0]
-    out = jnp.moveaxis(out.reshape(groups, -1, *shape, outputs // groups), 0, -2)
+    by_rows = _by_rows(x, w, window, shape, window_strides)
+    product = _product_by_rows if by_rows else _product
+    out = product(x, w, window, rhs_dilation, shape, window_strides)
+    out = jnp.moveaxis(out, 0, -2)
     out = out.reshape(*out.shape[:-2], outputs)
     # Channels are the last axis here, [batch, *shape, outputs].
     order = [0, len(shape) + 1, *range(1, len(shape) + 1)]
     inverse = np.argsort(specs[2])
     return jnp.transpose(out, [order[i] for i in inverse])
+
+
+def _by_rows(x: Any, w: Any, window, shape, strides) -> bool:
+    """Whether `_product_by_rows` has about as many products as `_product`, and stores less."""
+    *first, last = window
+    inputs, outputs = x.shape[-1], w.shape[-1]
+    used, computed = math.prod(shape[:-1]), math.prod(x.shape[2:-2])
+    stored = last * inputs + math.prod(first) * outputs  # for each position
+    # With a stride, all rows are computed and only some are used.
+    few = all(stride == 1 for stride in strides[:-1]) and computed <= MOST_ROWS * used
+    return few and computed * stored < used * w.shape[1]
+
+
+def _product(x: Any, w: Any, window, dilation, shape, strides) -> Any:
+    """Return one product of matrices, `[groups, batch, *shape, outputs]`.
+
+    `x` is `[groups, batch, *space, inputs]` and `w` is `[groups, window * inputs, outputs]`.
+    """
+    patches = _patches(x, window, dilation, shape, strides)
+    # [groups, batch * positions, window * inputs] times [groups, window * inputs, outputs]
+    out = _matmul(patches.reshape(x.shape[0], -1, w.shape[1]), w)
+    return out.reshape(*x.shape[:2], *shape, w.shape[2])
+
+
+def _product_by_rows(x: Any, w: Any, window, dilation, shape, strides) -> Any:
+    """Return the same, from patches along the last axis of space.
+
+    The product has the results of each row of the kernel at each row of `x`. Shifted, they add up.
+    """
+    *first, last = window
+    rows, groups, outputs = x.shape[2:-2], x.shape[0], w.shape[2]
+    flat = x.reshape(groups, -1, *x.shape[-2:])
+    patches = _patches(flat, [last], dilation[-1:], shape[-1:], strides[-1:])
+    patches = patches.reshape(groups, -1, last * x.shape[-1])
+    # [groups, last * inputs, first * outputs]
+    kernel = w.reshape(groups, math.prod(first), -1, outputs)
+    kernel = jnp.moveaxis(kernel, 1, 2).reshape(groups, -1, math.prod(first) * outputs)
+    out = _matmul(patches, kernel)
+    out = out.reshape(*x.shape[:2], *rows, shape[-1], math.prod(first), outputs)
+    parts = []
+    for i, index in enumerate(np.ndindex(*first)):
+        triples = zip(index, dilation, shape, strict=False)
+        cuts = [slice(k * d, k * d + n) for k, d, n in triples]
+        parts.append(out[(slice(None), slice(None), *cuts, slice(None), i)])
+    return sum(parts[1:], parts[0])
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    return a @ b if len(a) > 1 else (a[0] @ b[0])[None]
 
 
 def _patches(x: Any, window, dilation, shape, strides) -> Any:

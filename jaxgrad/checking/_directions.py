@@ -9,7 +9,7 @@ from jaxgrad.checking._prepare import Problem
 
 SIGNS = np.array([-1, 1], np.float32)
 # Bounds on the memory of directions as vectors, and of perturbed copies of the arguments.
-CHUNK_BYTES = 2**23
+CHUNK_BYTES = 2**20
 ROWS_BYTES = 2**22
 
 

@@ -17,13 +17,16 @@ import numpy as np
 from jaxgrad._numerics import norm, rms
 from jaxgrad.checking._autodiff import Autodiff, is_rounding, slopes
 from jaxgrad.checking._directions import SIGNS, Direction
-from jaxgrad.checking._numeric import TOO_WIDE, Joint, Tolerance, measure
+from jaxgrad.checking._numeric import Joint, Tolerance, measure
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._step_sizes import LARGEST_STEP, RATIO, Derivative
 
-STEPS = 6  # Of many leaves, some have kinks close by, so there are more small steps than for one.
+# Of many leaves, some have kinks close by, so there are more small steps than for one, but the
+# smallest ones change a function of so many numbers by rounding alone.
+PILOT_STEPS, STEPS = 10, 5
 RANGE = 1e3  # Leaves of one group change the function by amounts within this ratio.
-VISIBLE = 1e-5  # An error of one element must show from this share of the root mean square on.
+# An error must show from this share on, of the norm of a leaf, or of an element's mean square root.
+VISIBLE, ELEMENT = 2e-5, 1e-3
 NOTHING = 1e-9  # A change below this share of the function may be rounding.
 
 
@@ -140,7 +143,7 @@ def _whole(problem: Problem, group: Group, vectors: list[np.ndarray]) -> np.ndar
 def _derivatives(problem: Problem, directions: list[Direction], count: int) -> Derivative:
     """Measure the first of each `count` directions with many steps, the others with a few."""
     pilots = directions[::count]
-    pilot = measure(problem, pilots, np.full(len(pilots), LARGEST_STEP))
+    pilot = measure(problem, pilots, np.full(len(pilots), LARGEST_STEP), PILOT_STEPS)
     rows = np.flatnonzero(np.arange(len(directions)) % count)
     owners = rows // count
     known = np.isfinite(pilot.error)
@@ -173,9 +176,9 @@ def _is_right(problem: Problem, tolerance: Tolerance, zero: bool, result: Joint)
     if zero:
         enough = NOTHING * problem.total / problem.scales[j]
     else:
-        # An error of one element that has to show is so large beside the derivative along signs.
-        element = VISIBLE / np.sqrt(problem.leaves[j].size)
-        enough = min(max(element / 2, tolerance.direction), TOO_WIDE / 2) * size
+        # The derivative along signs is as large as the norm; an error shows from two bars on.
+        share = min(VISIBLE, ELEMENT / np.sqrt(problem.leaves[j].size)) / 2
+        enough = max(share, tolerance.direction) * size
     slack = numeric.error + tolerance.direction * size
     with np.errstate(invalid="ignore"):
         near = [np.abs(slope - numeric.value) <= slack for slope in result.slopes.values()]

@@ -66,11 +66,11 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
     it raised in float64, or "".
     """
     errors: list[Exception] = []
-    conversions = _convert_arrays(arguments)
+    conversions, own_rules = _convert_arrays(arguments)
     for traced in (True, False):
         for wide, wide_fixed in PRECISIONS:
             try:
-                checked, facts, same = _attempt(arguments, traced, wide, wide_fixed)
+                checked, facts, same = _attempt(arguments, traced, wide, wide_fixed, own_rules)
             except Exception as error:
                 errors.append(error)
                 continue
@@ -85,37 +85,50 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
     ) from error
 
 
-def _convert_arrays(arguments: Arguments) -> list[Any]:
+def _convert_arrays(arguments: Arguments) -> tuple[list[Any], bool]:
     """Trace the function and its gradient in the caller's precision, and return the traces.
 
     JAX converts a NumPy array that a function holds once, and remembers the result for as long as
     a program uses it, even if another precision is set. While these traces exist, the function's
     arrays are what they are in the caller's own calls, and no conversion to float64 replaces them.
+
+    Returns whether the function may have derivative rules that are not JAX's, too. Without any, the
+    gradient holds no other arrays than the function, so it is not traced.
     """
-    traces = []
+    traces, own_rules = [], True
     for program in (arguments.function, functools.partial(_pull_back, arguments.function)):
         # A function that cannot be traced, or not differentiated, is reported later.
         with contextlib.suppress(Exception):
             made = jax.make_jaxpr(lambda *args, program=program: program(*args))
             traces.append(made(arguments.moved, arguments.fixed))
-    return traces
+            own_rules = own_rules and any(map(_has_own_rule, equations_of(traces[0].jaxpr)))
+        if not own_rules:
+            break
+    return traces, own_rules
+
+
+def _has_own_rule(equation: Any) -> bool:
+    """Whether an operation may have a derivative rule that is not JAX's."""
+    name = equation.primitive.name
+    custom = name.startswith("custom_") or any(word in name for word in NO_FORWARD)
+    return custom and os.path.dirname(jax.__file__) not in _rule_place(equation)
 
 
 def _pull_back(function: Callable[..., Any], moved: Any, fixed: Any) -> Any:
-    """Return the gradient of the sum of the outputs by reverse mode."""
+    """Return the outputs, and the gradient of their sum by reverse mode."""
     outputs, pullback = jax.vjp(lambda leaves: function(leaves, fixed), moved)
-    return pullback([jnp.ones_like(output) for output in outputs])
+    return outputs, pullback([jnp.ones_like(output) for output in outputs])
 
 
-def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
+def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool, own_rules: bool):
     function, facts, key = arguments.function, UNTRACED, None
     with precision(wide):
         moved = [to_float64(v) if wide else v for v in arguments.moved]
         fixed = [to_float64(v) if wide_fixed else v for v in arguments.fixed]
         try:
             if traced:
-                facts, again = (trace(function, moved, fixed) for _ in range(2))
-                deterministic = facts.fingerprint == again.fingerprint
+                inputs = (function, moved, fixed)
+                facts, deterministic = _facts(*inputs) if own_rules else _stored_facts(*inputs)
             else:
                 pairs = zip(function(moved, fixed), function(moved, fixed), strict=False)
                 deterministic = all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
@@ -124,8 +137,6 @@ def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
             facts, deterministic = UNTRACED, False
         build = functools.partial(build_programs, function, moved, fixed, wide=wide)
         if facts.fingerprint and deterministic:
-            # A rule can change while the values of the function stay what they are.
-            facts = _with_gradient(facts, function, moved, fixed)
             key = (function, facts.fingerprint, wide)
         # Nothing is known of a function that cannot be traced, so nothing is stored.
         programs = reuse(key, build) if key else build(compiled=False)
@@ -139,14 +150,46 @@ def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool):
     return Computation(programs, moved, fixed, wide, eps, key), facts, deterministic
 
 
-def _with_gradient(facts: Facts, function: Callable[..., Any], moved: Any, fixed: Any) -> Facts:
+def _facts(function: Callable[..., Any], moved: Any, fixed: Any) -> tuple[Facts, bool]:
+    """Return the facts, and whether two traces of the function agree."""
+    facts, again = (trace(function, moved, fixed) for _ in range(2))
+    if facts.fingerprint != again.fingerprint:
+        return facts, False
     try:
         gradient = trace(functools.partial(_pull_back, function), moved, fixed)
     except Exception:  # whatever a user's rule raises; there may be forward mode
-        return facts
+        return facts, True
+    # A rule can change while the values of the function stay what they are.
     fingerprint = facts.fingerprint + gradient.fingerprint
     on_host = facts.on_host or gradient.on_host
-    return facts._replace(fingerprint=fingerprint, on_host=on_host, backward_eps=gradient.eps)
+    facts = facts._replace(fingerprint=fingerprint, on_host=on_host, backward_eps=gradient.eps)
+    return facts, True
+
+
+class _ChangingError(Exception):
+    """Two traces of a function differ; `args` are the facts of the first one."""
+
+
+def _stored_facts(function: Callable[..., Any], moved: Any, fixed: Any) -> tuple[Facts, bool]:
+    """Return the same for a function with no rules of its own, which takes one trace as a rule.
+
+    All its operations are in the trace of its gradient, and if that equals an earlier one, so do
+    theirs. Tracing takes most of a repeated check of a model with many leaves.
+    """
+
+    def build():
+        facts, same = _facts(function, moved, fixed)
+        if not same:
+            raise _ChangingError(facts)  # so that nothing is stored
+        return facts
+
+    try:
+        gradient = trace(functools.partial(_pull_back, function), moved, fixed)
+        return reuse(("facts", function, gradient.fingerprint), build), True
+    except _ChangingError as changing:
+        return changing.args[0], False
+    except Exception:  # There may be forward mode.
+        return _facts(function, moved, fixed)
 
 
 def first_line(error: BaseException) -> str:
@@ -287,12 +330,20 @@ def _rule_name(equation: Any) -> str:
     inner = params.get("call_jaxpr") or params.get("jaxpr")
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     name = str(getattr(info, "func_name", None) or params.get("name", "")) or "a function"
-    rule = getattr(params.get("bwd") or params.get("jvp_jaxpr_fun"), "debug_info", None)
-    if rule is None:
-        return name
+    place = _rule_place(equation)
     # Of the file without its folder.
-    place = " at ".join(map(os.path.basename, str(rule.func_src_info).split(" at ")))
-    return f"{name} (rule: {place})"
+    return (
+        f"{name} (rule: {' at '.join(map(os.path.basename, place.split(' at ')))})"
+        if place
+        else name
+    )
+
+
+def _rule_place(equation: Any) -> str:
+    """The name of a rule, its file and line; empty if they are not known."""
+    params = equation.params
+    rule = getattr(params.get("bwd") or params.get("jvp_jaxpr_fun"), "debug_info", None)
+    return "" if rule is None else str(rule.func_src_info)
 
 
 def _bytes(value: Any) -> bytes:

@@ -21,9 +21,8 @@ from jaxgrad.checking._convolutions import inner_programs, with_products
 T = TypeVar("T")
 Function = Callable[[Sequence[Any], Sequence[Any]], list[jax.Array]]
 
-STACKED = 4  # `Programs.gradients` takes this many cotangents at once.
 LEAST_ROWS = 1024
-FUNCTIONS = 64  # Programs of so many functions, the most recently used ones, are stored.
+FUNCTIONS = 128  # So many results for functions, the most recently used ones, are stored.
 
 
 class Programs(NamedTuple):
@@ -32,8 +31,8 @@ class Programs(NamedTuple):
     outputs: Callable[..., Any]
     changes: Callable[..., np.ndarray]  # of the weighted outputs, see `_rows_compiled`
     tangents: Callable[..., np.ndarray]  # likewise
-    gradients: Callable[..., Any]  # see `_gradients`
     backward: Callable[..., Any]  # see `gradient_of`; in the precision at the call
+    mapped_gradients: Callable[..., Any]  # see `_mapped_gradients`
     mapped: bool  # whether the function can be mapped by `jax.vmap`
     memory: int  # bytes of all intermediate results of one evaluation; 0 if it cannot be mapped
 
@@ -56,14 +55,13 @@ def build_programs(function: Function, moved, fixed, *, wide: bool, compiled=Tru
             return _rows_one_by_one(compile(functools.partial(program, function)))
         return _rows_compiled(program, function, compile)
 
-    gradients = functools.partial(_gradients, function)
     return Programs(
         # JAX remembers what it traced by function, so each program is a new one.
         outputs=inside(compile(lambda moved, fixed: function(moved, fixed))),
         changes=inside(along(_change)),
         tangents=inside(along(_tangent)),
-        gradients=inside(compile(gradients, static_argnames="batched")),
         backward=compile(functools.partial(gradient_of, function)),
+        mapped_gradients=inside(compile(functools.partial(_mapped_gradients, function))),
         mapped=memory is not None,
         memory=memory or 0,
     )
@@ -148,22 +146,12 @@ def gradient_of(function: Function, moved: Any, fixed: Any, cotangents: Any) -> 
     return pullback([jnp.asarray(c, v.dtype) for c, v in zip(cotangents, out, strict=True)])[0]
 
 
-def _gradients(function, moved, fixed, cotangents, stacked, *, batched):
-    """Everything that a check needs of reverse mode, in one program.
-
-    Returns the gradient, and gradients for `stacked`, `STACKED` cotangents along a first axis,
-    under `vmap` if `batched`.
-    """
-    gradient = gradient_of(function, moved, fixed, cotangents)
-    if batched:
-        # The arguments are mapped as well, since a rule may treat a constant argument differently.
-        copies = [jnp.broadcast_to(v[None], (STACKED, *v.shape)) for v in moved]
-        several = jax.vmap(lambda m, c: gradient_of(function, m, fixed, c))(copies, stacked)
-    else:
-        parts = [[c[i] for c in stacked] for i in range(STACKED)]
-        rows = [gradient_of(function, moved, fixed, part) for part in parts]
-        several = [jnp.stack(leaves) for leaves in zip(*rows, strict=True)]
-    return gradient, several
+def _mapped_gradients(function, moved, fixed, cotangents):
+    """Return the gradient for each row of cotangents, `[rows, ...]`, under `vmap`, as leaves."""
+    # The arguments are mapped as well, since a rule may treat a constant argument differently.
+    rows = len(cotangents[0])
+    copies = [jnp.broadcast_to(v[None], (rows, *v.shape)) for v in moved]
+    return jax.vmap(lambda m, c: gradient_of(function, m, fixed, c))(copies, cotangents)
 
 
 def _change(function, moved, fixed, cotangents, base, direction, step):
