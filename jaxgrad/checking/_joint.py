@@ -23,10 +23,10 @@ from jaxgrad.checking._step_sizes import LARGEST_STEP, RATIO, Derivative
 
 # Of many leaves, some have kinks close by, so there are more small steps than for one, but the
 # smallest ones change a function of so many numbers by rounding alone.
-PILOT_STEPS, STEPS = 10, 5
+PILOT_STEPS, STEPS, ZERO_STEPS = 10, 5, 3
 RANGE = 1e3  # Leaves of one group change the function by amounts within this ratio.
 # An error must show from this share on, of the norm of a leaf, or of an element's mean square root.
-VISIBLE, ELEMENT = 2e-5, 1e-3
+VISIBLE, ELEMENT = 4e-5, 1e-3
 NOTHING = 1e-9  # A change below this share of the function may be rounding.
 
 
@@ -45,10 +45,6 @@ class _Measured(NamedTuple):
     expected: np.ndarray  # by reverse mode
     slopes: dict[str, np.ndarray]  # in each mode that is checked
 
-    def select(self, rows: np.ndarray) -> "_Measured":
-        by_mode = {mode: values[rows] for mode, values in self.slopes.items()}
-        return _Measured(self.numeric.select(rows), self.expected[rows], by_mode)
-
 
 def measure_jointly(
     problem: Problem, autodiff: Autodiff, tolerance: Tolerance, modes, count: int, generator
@@ -66,23 +62,18 @@ def measure_jointly(
         return None
     # The random numbers of other stages do not depend on whether this one takes place.
     (generator,) = generator.spawn(1)
-    drawn = [_draw(problem, group, count, generator) for group in groups]
-    directions = [
-        Direction(-1 - i, 0, _whole(problem, group, vectors))
-        for i, (group, rows) in enumerate(zip(groups, drawn, strict=True))
-        for vectors in rows
-    ]
-    measured = _Measured(
-        _derivatives(problem, directions, count),
-        slopes(problem, autodiff, directions, "rev"),
-        {mode: slopes(problem, autodiff, directions, mode) for mode in modes},
-    )
     results = []
-    for i, (group, rows) in enumerate(zip(groups, drawn, strict=True)):
-        part = measured.select(np.arange(i * count, (i + 1) * count))
+    for i, group in enumerate(groups):
+        rows = _draw(problem, group, count, generator)
+        directions = [Direction(-1 - i, 0, _whole(problem, group, vectors)) for vectors in rows]
+        measured = _Measured(
+            _derivatives(problem, directions, group.zero),
+            slopes(problem, autodiff, directions, "rev"),
+            {mode: slopes(problem, autodiff, directions, mode) for mode in modes},
+        )
         for position, j in enumerate(group.leaves):
             vectors = [Direction(j, problem.leaves[j].start, row[position]) for row in rows]
-            result = _of_leaf(problem, autodiff, vectors, group.steps[position], part)
+            result = _of_leaf(problem, autodiff, vectors, group.steps[position], measured)
             if _is_right(problem, tolerance, group.zero, result):
                 results.append(result)
     if not results:
@@ -140,17 +131,20 @@ def _whole(problem: Problem, group: Group, vectors: list[np.ndarray]) -> np.ndar
     return whole
 
 
-def _derivatives(problem: Problem, directions: list[Direction], count: int) -> Derivative:
-    """Measure the first of each `count` directions with many steps, the others with a few."""
-    pilots = directions[::count]
-    pilot = measure(problem, pilots, np.full(len(pilots), LARGEST_STEP), PILOT_STEPS)
-    rows = np.flatnonzero(np.arange(len(directions)) % count)
-    owners = rows // count
-    known = np.isfinite(pilot.error)
-    largest = np.where(known, np.minimum(pilot.step * RATIO, LARGEST_STEP), LARGEST_STEP)
-    noise = np.where(known, pilot.noise, 0.0)
-    rest = measure(problem, [directions[i] for i in rows], largest[owners], STEPS, noise[owners])
-    return pilot.select(np.arange(len(directions)) // count).replace(rows, rest)
+def _derivatives(problem: Problem, directions: list[Direction], zero: bool) -> Derivative:
+    """Measure the first direction through a group with many steps, the others with a few."""
+    largest = np.full(len(directions), LARGEST_STEP)
+    if zero:
+        # A function that does not change at all does not over the largest steps either.
+        return measure(problem, directions, largest, ZERO_STEPS)
+    first, *rest = directions
+    pilot = measure(problem, [first], largest[:1], PILOT_STEPS)
+    noise = 0.0
+    if np.isfinite(pilot.error[0]):
+        largest = np.minimum(largest, pilot.step[0] * RATIO)
+        noise = pilot.noise[0]
+    others = measure(problem, rest, largest[1:], STEPS, noise)
+    return Derivative(*map(np.concatenate, zip(pilot, others, strict=True)))
 
 
 def _of_leaf(problem, autodiff, directions, step, measured: _Measured) -> Joint:

@@ -66,11 +66,11 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
     it raised in float64, or "".
     """
     errors: list[Exception] = []
-    conversions, own_rules = _convert_arrays(arguments)
+    conversions, user_rules = _convert_arrays(arguments)
     for traced in (True, False):
         for wide, wide_fixed in PRECISIONS:
             try:
-                checked, facts, same = _attempt(arguments, traced, wide, wide_fixed, own_rules)
+                checked, facts, same = _attempt(arguments, traced, wide, wide_fixed, user_rules)
             except Exception as error:
                 errors.append(error)
                 continue
@@ -95,19 +95,19 @@ def _convert_arrays(arguments: Arguments) -> tuple[list[Any], bool]:
     Returns whether the function may have derivative rules that are not JAX's, too. Without any, the
     gradient holds no other arrays than the function, so it is not traced.
     """
-    traces, own_rules = [], True
+    traces, user_rules = [], True
     for program in (arguments.function, functools.partial(_pull_back, arguments.function)):
         # A function that cannot be traced, or not differentiated, is reported later.
         with contextlib.suppress(Exception):
             made = jax.make_jaxpr(lambda *args, program=program: program(*args))
             traces.append(made(arguments.moved, arguments.fixed))
-            own_rules = own_rules and any(map(_has_own_rule, equations_of(traces[0].jaxpr)))
-        if not own_rules:
+            user_rules = user_rules and any(map(_has_user_rule, equations_of(traces[0].jaxpr)))
+        if not user_rules:
             break
-    return traces, own_rules
+    return traces, user_rules
 
 
-def _has_own_rule(equation: Any) -> bool:
+def _has_user_rule(equation: Any) -> bool:
     """Whether an operation may have a derivative rule that is not JAX's."""
     name = equation.primitive.name
     custom = name.startswith("custom_") or any(word in name for word in NO_FORWARD)
@@ -120,7 +120,7 @@ def _pull_back(function: Callable[..., Any], moved: Any, fixed: Any) -> Any:
     return outputs, pullback([jnp.ones_like(output) for output in outputs])
 
 
-def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool, own_rules: bool):
+def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool, user_rules: bool):
     function, facts, key = arguments.function, UNTRACED, None
     with precision(wide):
         moved = [to_float64(v) if wide else v for v in arguments.moved]
@@ -128,7 +128,7 @@ def _attempt(arguments: Arguments, traced: bool, wide: bool, wide_fixed: bool, o
         try:
             if traced:
                 inputs = (function, moved, fixed)
-                facts, deterministic = _facts(*inputs) if own_rules else _stored_facts(*inputs)
+                facts, deterministic = _facts(*inputs) if user_rules else _stored_facts(*inputs)
             else:
                 pairs = zip(function(moved, fixed), function(moved, fixed), strict=False)
                 deterministic = all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
@@ -171,7 +171,7 @@ class _ChangingError(Exception):
 
 
 def _stored_facts(function: Callable[..., Any], moved: Any, fixed: Any) -> tuple[Facts, bool]:
-    """Return the same for a function with no rules of its own, which takes one trace as a rule.
+    """Return the same for a function with no rules but those of JAX, which takes one trace as a rule.
 
     All its operations are in the trace of its gradient, and if that equals an earlier one, so do
     theirs. Tracing takes most of a repeated check of a model with many leaves.

@@ -17,6 +17,16 @@ def test_a_rule_that_ignores_its_cotangent():
     assert "linear in its cotangent" in str(report)
 
 
+def test_a_rule_that_adds_a_constant_and_one_that_is_not_linear_are_told_apart():
+    for backward, zero in (
+        (lambda args, ct: (ct * jnp.cos(args[0]) + 1e-3,), False),
+        (lambda args, ct: (jnp.abs(ct) * jnp.cos(args[0]),), True),
+    ):
+        rule = with_backward(jnp.sin, backward)
+        identities = {i.name: i.holds for i in check_grads(rule, 0.5).identities}
+        assert (identities["linear"], identities["zero"]) == (False, zero)
+
+
 def test_forward_and_reverse_mode_that_are_no_transposes():
     def f(x):
         return jnp.sum(
@@ -43,7 +53,9 @@ def test_a_wrong_batching_rule():
 
     rule = with_backward(lambda x: jnp.sum(f(x)), lambda args, ct: (ct * f(jnp.pi / 2 - args[0]),))
     report = check_grads(rule, jnp.linspace(0.1, 1.0, 3))
-    assert {i.name: i.holds for i in report.identities}["vmap"] is False
+    identities = {i.name: i.holds for i in report.identities}
+    # Without vmap nothing is wrong, which one call under vmap and one without do not show.
+    assert (identities["vmap"], identities["linear"], identities["zero"]) == (False, True, True)
     assert report.leaves[0].numeric == pytest.approx(report.leaves[0].autodiff)
     assert not report.ok
 
