@@ -7,6 +7,7 @@ they are. Operations that are not known raise an `UnknownError`, so that no resu
 Arrays of numbers are NumPy arrays of objects.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxgrad._numerics import float_eps
+from jaxgrad.checking import _jaxprs
 from jaxgrad.checking._arbitrary_arrays import (
     ARRAY_OPERATIONS,
     Equation,
@@ -24,7 +26,7 @@ from jaxgrad.checking._arbitrary_arrays import (
 from jaxgrad.checking._arbitrary_linalg import MATRIX_OPERATIONS
 from jaxgrad.checking._arbitrary_scalars import COMPARISONS, UnknownError, scalar_functions
 from jaxgrad.checking._arbitrary_windows import WINDOW_OPERATIONS
-from jaxgrad.checking._widen import INLINED, OPAQUE
+from jaxgrad.checking._widen import OPAQUE
 
 IDENTITIES = {
     "copy",
@@ -85,33 +87,24 @@ def evaluate(program: Any, args: Sequence[Any], rules: Arithmetic) -> list[Any]:
     Raises:
       UnknownError: if an operation, or its value at these arguments, is not known.
     """
-    jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-    values: dict[Any, Any] = {}
 
-    def read(atom):
-        if hasattr(atom, "val"):
-            # A literal has the type that the program says, whatever Python's type is.
-            return _value(rules.context, np.asarray(atom.val, atom.aval.dtype))
-        return values[atom]
+    def value(number):
+        return _value(rules.context, number)
 
-    def write(variables, results):
-        for variable, result in zip(variables, results, strict=True):
-            values[variable] = _value(rules.context, result)
+    def literal(atom):
+        # A literal has the type that the program says, whatever Python's type is.
+        return value(np.asarray(atom.val, atom.aval.dtype))
 
-    write(jaxpr.constvars, consts)
-    write(jaxpr.invars, args)
-    for equation in jaxpr.eqns:
-        write(equation.outvars, _apply(equation, [read(a) for a in equation.invars], rules))
-    return [read(atom) for atom in jaxpr.outvars]
+    return _jaxprs.evaluate(program, args, functools.partial(_apply, rules), value, literal)
 
 
-def _apply(equation: Any, args: list[Any], rules: Arithmetic) -> Sequence[Any]:
+def _apply(rules: Arithmetic, equation: Any, args: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if name in CONTROL:
         return _CONTROL[name](params, args, rules)
-    inner = [params[key] for key in INLINED if key in params]
-    if len(inner) == 1 and not isinstance(inner[0], tuple):
-        return evaluate(inner[0], args, rules)
+    called = _jaxprs.called_program(equation)
+    if called is not None:
+        return evaluate(called, args, rules)
     if equation.effects or any(word in name for word in OPAQUE):
         raise UnknownError(f"{name} is not known in arbitrary precision")
     out = [variable.aval for variable in equation.outvars]
@@ -122,8 +115,7 @@ def _apply(equation: Any, args: list[Any], rules: Arithmetic) -> Sequence[Any]:
         return [_convert(args[0], params["new_dtype"], rules.context)]
     exact = not any(map(is_number, args))
     if exact and (name in EXACT_TO_FLOAT or not any(float_eps(aval.dtype) for aval in out)):
-        results = equation.primitive.bind(*args, **params)
-        return results if equation.primitive.multiple_results else [results]
+        return _jaxprs.bind(equation, args)
     if name in rules.scalars:
         return [_elementwise(name, params, args, rules)]
     call = Equation(equation.primitive, params, out, rules.context, rules.spend)

@@ -7,32 +7,39 @@ rounding. Only programs that are traced already are changed, so every derivative
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr
+
+from jaxgrad.checking._jaxprs import (
+    bind,
+    called_program,
+    equations_of,
+    evaluate,
+    inner_programs,
+)
 
 MOST_SLICES = 128  # Patches are put together from at most so many slices.
 MOST_ROWS = 1.5  # So many rows may be computed for one that is used.
-CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call"}
 LOOPS = {"scan", "while", "cond"}
 WIDE = (np.dtype(np.float64), np.dtype(np.complex128))
 
 
 def with_products(closed: ClosedJaxpr) -> ClosedJaxpr:
     """Return the program with matrix products in place of slow convolutions, if it has any."""
-    if jax.default_backend() != "cpu" or not _has_slow(closed.jaxpr):
+    if jax.default_backend() != "cpu" or not _has_slow(closed):
         return closed
-    return jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))(
+    return jax.make_jaxpr(functools.partial(_evaluate, closed))(
         *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars)
     )
 
 
-def _has_slow(jaxpr: Any) -> bool:
-    return any(_slow(e) or any(map(_has_slow, inner_programs(e))) for e in jaxpr.eqns)
+def _has_slow(program: Any) -> bool:
+    return any(map(_slow, equations_of(program)))
 
 
 def _slow(equation: Any) -> bool:
@@ -51,41 +58,23 @@ def _size(shape: Sequence[int], spec: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in spec[2:])
 
 
-def inner_programs(equation: Any) -> Iterator[Any]:
-    """The programs among the parameters of an operation, open ones."""
-    for value in equation.params.values():
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, (ClosedJaxpr, Jaxpr)):
-                yield getattr(part, "jaxpr", part)
+def _evaluate(program: Any, *args: Any) -> list[Any]:
+    return evaluate(program, args, _apply)
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
-    values: dict[Any, Any] = {}
-
-    def read(atom):
-        return atom.val if hasattr(atom, "val") else values[atom]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        inputs = list(map(read, equation.invars))
-        if _slow(equation):
-            results = [convolve(*inputs, **equation.params)]
-        elif any(map(_has_slow, inner_programs(equation))):
-            results = _call(equation, inputs)
-        else:
-            results = _bind(equation, equation.params, inputs)
-        values.update(zip(equation.outvars, results, strict=True))
-    return list(map(read, jaxpr.outvars))
+def _apply(equation: Any, inputs: list[Any]) -> Sequence[Any]:
+    if _slow(equation):
+        return [convolve(*inputs, **equation.params)]
+    if any(map(_has_slow, inner_programs(equation))):
+        return _call(equation, inputs)
+    return bind(equation, inputs)
 
 
 def _call(equation: Any, inputs: list[Any]) -> Sequence[Any]:
     """Carry out an operation with inner programs after a change of these, if it is known."""
-    params = equation.params
-    if equation.primitive.name in CALLS:
-        # Nothing differentiates the program, so a function with a rule becomes its operations.
-        part = params["call_jaxpr" if "call_jaxpr" in params else "jaxpr"]
-        return _evaluate(getattr(part, "jaxpr", part), getattr(part, "consts", ()), *inputs)
+    params, called = {}, called_program(equation)
+    if called is not None:
+        return _evaluate(called, *inputs)
     if equation.primitive.name in LOOPS:
         params = {
             name: jax.tree.map(
@@ -93,19 +82,13 @@ def _call(equation: Any, inputs: list[Any]) -> Sequence[Any]:
                 value,
                 is_leaf=_is_closed,
             )
-            for name, value in params.items()
+            for name, value in equation.params.items()
         }
-    return _bind(equation, params, inputs)
+    return bind(equation, inputs, **params)
 
 
 def _is_closed(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr)
-
-
-def _bind(equation: Any, params: dict[str, Any], inputs: list[Any]) -> Sequence[Any]:
-    primitive = equation.primitive
-    results = primitive.bind(*inputs, **primitive.get_bind_params(params))
-    return results if primitive.multiple_results else [results]
 
 
 def convolve(

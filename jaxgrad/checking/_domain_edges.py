@@ -5,6 +5,7 @@ that overflows. Each gives a quantity whose sign changes at the edge. Along line
 the change is enclosed and halved down to two neighboring numbers.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,9 +23,8 @@ from jaxgrad.checking._domain_values import (
     next_number,
     to_order,
 )
-from jaxgrad.checking._widen import INLINED
+from jaxgrad.checking._jaxprs import bind, called_program, evaluate
 
-BRANCHES = ("scan", "while", "cond")
 QUANTITIES = 64  # At most so many numbers of a trace are followed.
 BRACKETS = 64  # At most so many edges are halved on a line.
 NEAR = (0, 1, -1, 2, -2, 16, -16)  # steps between an edge and the points that are tried
@@ -53,40 +53,23 @@ EDGES: dict[str, Callable[..., list[Any]]] = {
 def quantities(closed: Any) -> Callable[..., Any]:
     """Return a function that evaluates a trace and returns its quantities, flattened."""
 
-    def evaluate(*args):
+    def quantities_of(*args):
         out: list[Any] = []
-        _walk(closed.jaxpr, closed.consts, args, out)
+        evaluate(closed, args, functools.partial(_apply, out))
         followed = [q.ravel() for q in out][:QUANTITIES]
         return jnp.concatenate(followed)[:QUANTITIES] if followed else jnp.zeros(0)
 
-    return evaluate
+    return quantities_of
 
 
-def _walk(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], out: list[Any]) -> list[Any]:
-    values: dict[Any, Any] = {}
-
-    def read(atom):
-        return atom.val if hasattr(atom, "val") else values[atom]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        inputs = [read(atom) for atom in equation.invars]
-        inner = [params[key] for key in INLINED if key in params]
-        if len(inner) == 1 and name not in BRANCHES and not isinstance(inner[0], tuple):
-            program = inner[0]
-            results = _walk(
-                getattr(program, "jaxpr", program), getattr(program, "consts", ()), inputs, out
-            )
-        else:
-            if name in EDGES and all(_is_real(x) for x in inputs):
-                moved = map(jnp.asarray, inputs)
-                out += [q for q in EDGES[name](*moved) if jnp.size(q)]
-            results = equation.primitive.bind(*inputs, **params)
-            results = results if equation.primitive.multiple_results else [results]
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _apply(out: list[Any], equation: Any, inputs: list[Any]) -> Sequence[Any]:
+    """Return the results of an operation, and add its quantities to `out`."""
+    called, name = called_program(equation), equation.primitive.name
+    if called is not None:
+        return evaluate(called, inputs, functools.partial(_apply, out))
+    if name in EDGES and all(map(_is_real, inputs)):
+        out += [q for q in EDGES[name](*map(jnp.asarray, inputs)) if jnp.size(q)]
+    return bind(equation, inputs)
 
 
 def _is_real(x: Any) -> bool:
@@ -103,7 +86,7 @@ def edge_points(
     leaves = space.intervals
     zero = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
     closed = jax.make_jaxpr(lambda *point: function(list(point)))(*zero)
-    evaluate = quantities(closed)
+    follow = quantities(closed)
     points: list[list[np.ndarray]] = []
     for j, leaf in enumerate(leaves):
         for line in range(1 if space.scalar else 3):
@@ -112,7 +95,7 @@ def edge_points(
             mask = np.ones(leaf.shape, bool)
             if line and mask.size > 1:
                 mask = np.arange(mask.size).reshape(mask.shape) == generator.integers(mask.size)
-            points += _along(evaluate, base, j, leaf, mask)
+            points += _along(follow, base, j, leaf, mask)
     return points
 
 

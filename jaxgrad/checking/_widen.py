@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._precision import Computation, first_line, is_program
+from jaxgrad.checking._jaxprs import bind, called_program, evaluate, is_program
+from jaxgrad.checking._precision import Computation, first_line
 from jaxgrad.checking._programs import (
     build_programs,
     equal_within,
@@ -27,7 +28,6 @@ from jaxgrad.checking._programs import (
 )
 
 EPS64 = float(np.finfo(np.float64).eps)
-INLINED = ("call_jaxpr", "jaxpr", "fun_jaxpr")
 ACCUMULATED = ("add", "mul", "min", "max")
 OPAQUE = ("callback", "ffi", "custom_call", "pallas", "shard_map")
 
@@ -82,24 +82,19 @@ def widen(function: Callable, moved: Any, fixed: Any, *, wide: bool = False) -> 
 
 def _evaluate(program: Any, args: Sequence[Any]) -> list[Any]:
     """Evaluate a closed program, or an open one without constants."""
-    jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-    values: dict[Any, Any] = {}
 
-    def read(atom):
-        return to_float64(jnp.asarray(atom.val)) if hasattr(atom, "val") else values[atom]
-
-    values.update(zip(jaxpr.constvars, map(to_float64, consts), strict=True))
-    values.update(zip(jaxpr.invars, map(to_float64, args), strict=True))
-    for equation in jaxpr.eqns:
+    def apply(equation, inputs):
         try:
-            results = _apply(equation, [read(atom) for atom in equation.invars])
+            return _apply(equation, inputs)
         except NotImplementedError:
             raise
         except Exception as error:  # what JAX raises where an operation does not allow float64
             words = f"{equation.primitive.name} raised {type(error).__name__}: {first_line(error)}"
             raise NotImplementedError(words) from error
-        values.update(zip(equation.outvars, map(to_float64, results), strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+
+    return evaluate(
+        program, args, apply, to_float64, lambda atom: to_float64(jnp.asarray(atom.val))
+    )
 
 
 def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
@@ -109,20 +104,13 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
         raise unknown
     if name in _CONTROL:
         return _CONTROL[name](params, args)
-    # A call of an inner program (jit, checkpoint, a custom rule) becomes its operations.
-    inner = [params[key] for key in INLINED if key in params]
-    # Of a reduction the inner program is that of two numbers.
-    if len(inner) == 1 and not isinstance(inner[0], tuple) and _takes(inner[0], args):
-        return _evaluate(inner[0], args)
+    called = called_program(equation)
+    if called is not None:
+        return _evaluate(called, args)
     if any(map(is_program, params.values())) or any(word in name for word in OPAQUE):
         raise unknown
-
-    def bind(params):
-        results = equation.primitive.bind(*args, **params)
-        return results if equation.primitive.multiple_results else [results]
-
     if not any(float_eps(arg.dtype) for arg in args):
-        return bind(params)
+        return bind(equation, args)
     # The bits of a float64 are others, and twice as many.
     if name == "bitcast_convert_type":
         raise unknown
@@ -131,13 +119,7 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
     if name == "reduce_precision" or (name == "convert_element_type" and float_eps(out.dtype)):
         to_complex = jnp.issubdtype(out.dtype, jnp.complexfloating)
         return [args[0].astype(jnp.complex128) if to_complex else args[0]]
-    return bind({key: _wide_parameter(key, value) for key, value in params.items()})
-
-
-def _takes(program: Any, args: list[Any]) -> bool:
-    """Whether a program takes arguments of these shapes."""
-    variables = getattr(program, "jaxpr", program).invars
-    return [variable.aval.shape for variable in variables] == [arg.shape for arg in args]
+    return bind(equation, args, **{k: _wide_parameter(k, value) for k, value in params.items()})
 
 
 def _wide_parameter(key: str, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """`reference`: derivatives to many digits, and where autodiff loses them."""
 
+import functools
 from typing import Any
 
 import jax
@@ -249,6 +250,20 @@ def test_what_is_not_known_is_said():
     # Vectors of equal eigenvalues are whatever LAPACK chooses.
     with pytest.raises(NotImplementedError, match="not unique"):
         reference(lambda a: jnp.linalg.eigh(a)[1][0, 0], jnp.eye(2))
+
+
+def test_a_program_for_each_device_is_not_known():
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("rows")
+
+    # Inside, the program has a fourth of the rows, so it is not one of the whole argument.
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=rows)
+    def f(x):
+        return x - jnp.mean(x)
+
+    with pytest.raises(NotImplementedError, match="shard_map"):
+        reference(lambda x: jnp.sum(f(x) ** 2), jnp.arange(8.0))
+    assert checking.check_grads(lambda x: jnp.sum(f(x) ** 2), jnp.arange(8.0)).ok
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Reading and evaluating programs that JAX has traced."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+# Operations that do nothing but call one program with their own inputs, in several versions of JAX.
+CALLS = frozenset(
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "core_closed_call",
+        "checkpoint",
+        "remat",
+        "remat2",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "custom_vmap_call",
+    ]
+)
+CALLED = ("call_jaxpr", "jaxpr", "fun_jaxpr", "call")
+
+
+def is_program(value: Any) -> bool:
+    """Whether a parameter of an operation is a program, closed or open."""
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def inner_programs(equation: Any) -> Iterator[Any]:
+    """The programs among the parameters of an operation, closed or open."""
+    for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=is_program):
+        if is_program(value):
+            yield value
+
+
+def equations_of(program: Any) -> Iterator[Any]:
+    """All operations, those of inner programs (loops, branches, calls) included."""
+    for equation in getattr(program, "jaxpr", program).eqns:
+        yield equation
+        for inner in inner_programs(equation):
+            yield from equations_of(inner)
+
+
+def called_program(equation: Any) -> Any:
+    """Return the program that an operation calls with its own inputs; `None` if it does more.
+
+    A function with a custom rule becomes its operations, so nothing may differentiate the result.
+    """
+    if equation.primitive.name not in CALLS:
+        return None
+    programs = [equation.params[name] for name in CALLED if name in equation.params]
+    return programs[0] if len(programs) == 1 and is_program(programs[0]) else None
+
+
+def evaluate(
+    program: Any,
+    args: Sequence[Any],
+    apply: Callable[[Any, list[Any]], Sequence[Any]],
+    convert: Callable[[Any], Any] = lambda value: value,
+    literal: Callable[[Any], Any] = lambda atom: atom.val,
+) -> list[Any]:
+    """Evaluate a closed program, or an open one without constants.
+
+    Args:
+      program, args: the program and its inputs.
+      apply: returns the results of an operation from its inputs.
+      convert: of every constant, input and result.
+      literal: the value of a literal.
+    """
+    jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
+    values: dict[Any, Any] = {}
+
+    def read(atom):
+        return literal(atom) if hasattr(atom, "val") else values[atom]
+
+    def write(variables, results):
+        values.update(zip(variables, map(convert, results), strict=True))
+
+    write(jaxpr.constvars, consts)
+    write(jaxpr.invars, args)
+    for equation in jaxpr.eqns:
+        write(equation.outvars, apply(equation, list(map(read, equation.invars))))
+    return list(map(read, jaxpr.outvars))
+
+
+def bind(equation: Any, inputs: Sequence[Any], **params: Any) -> Sequence[Any]:
+    """Return the results of an operation as JAX computes them, with other `params` in part."""
+    primitive = equation.primitive
+    results = primitive.bind(*inputs, **primitive.get_bind_params(equation.params | params))
+    return results if primitive.multiple_results else [results]
