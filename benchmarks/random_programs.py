@@ -4,7 +4,7 @@ Run `python -m benchmarks.random_programs [--count N] [--start SEED] [--audit] [
 
 Each program of `benchmarks.random_programs_generate` is judged as it is, and with an error planted
 in its middle. An error is planted where it changes the gradient of a leaf by more than 1e-4 of its
-norm, compared in float64. A right gradient called wrong is a false alarm, a wrong one that passes
+norm, compared in float64; a leaf whose gradient is 1e-12 of all is nothing but rounding. A right gradient called wrong is a false alarm, a wrong one that passes
 with `AGREE` or `KINK` is a miss. `UNRESOLVED` is neither: the values of a badly conditioned program
 do not show its derivative.
 """
@@ -29,6 +29,7 @@ from jaxgrad.checking import reference
 
 OPERATIONS = 100_000  # Programs with more operations on numbers have no reference.
 LEAST_EFFECT = 1e-4  # of a planted error, relative to the norm of a leaf of the gradient
+ROUNDING = 1e-12  # A leaf that changes the outputs by a smaller share of all shows no error.
 LOST = 1e-4  # A gradient with a larger relative error is not right, whatever its program is.
 TRIALS = 20  # Errors that are drawn until one has an effect.
 MISTAKES = ("false_alarm", "miss", "too_sure")
@@ -72,10 +73,14 @@ def gradient(program: Program, plant: Plant | None, right: bool) -> list[np.ndar
         return list(map(np.asarray, jax.tree.leaves(pullback(weights)[0])))
 
 
-def effect(right: list[np.ndarray], wrong: list[np.ndarray]) -> float:
+def effect(program: Program, right: list[np.ndarray], wrong: list[np.ndarray]) -> float:
     """Return how far two gradients differ, relative to the norm of a leaf."""
-    sizes = [(np.linalg.norm(b - a), np.linalg.norm(a)) for a, b in zip(right, wrong, strict=True)]
-    return max((float(d / s) for d, s in sizes if np.isfinite(d) and s > 0), default=0.0)
+    norms = [(np.linalg.norm(b - a), np.linalg.norm(a)) for a, b in zip(right, wrong, strict=True)]
+    differences, sizes = np.array(norms).T
+    # The change of the outputs if each leaf moves by its size.
+    changes = sizes * [np.sqrt(np.mean(np.square(v))) for v in jax.tree.leaves(program.params)]
+    seen = np.isfinite(differences) & (changes > ROUNDING * np.sum(changes[np.isfinite(changes)]))
+    return float(np.max(differences[seen] / sizes[seen], initial=0.0))
 
 
 def visible_plant(program: Program) -> Plant | None:
@@ -86,7 +91,7 @@ def visible_plant(program: Program) -> Plant | None:
         plant = random_plant(program, generator)
         # A term that the wrong rule drops is not in the program without an error.
         right = gradient(program, plant, True) if plant.kind == "term" else unchanged
-        if effect(right, gradient(program, plant, False)) > LEAST_EFFECT:
+        if effect(program, right, gradient(program, plant, False)) > LEAST_EFFECT:
             return plant
     return None
 

@@ -25,7 +25,7 @@ JOINT = 2  # So many random sums over all leaves show whether both modes are tra
 UNTRIED = {
     "vmap": "f cannot be mapped",
     "transpose": "f has no forward mode",
-    "jit": "f is large, has loops or cannot be traced",
+    "jit": "f is large, has loops, calls the host or cannot be traced",
 }
 
 
@@ -71,7 +71,7 @@ def differentiate(problem: Problem, reverse: bool, rtol: float, generator) -> Au
             mapped = gradient_coordinates(mapped)
             violations["vmap"] = mapped - gradient
         small = checked.programs.memory <= EAGER_BYTES and facts.equations <= EAGER_LIMIT
-        if small and not facts.loops:
+        if small and not facts.loops and not facts.on_host:
             inputs = (checked.moved, checked.fixed, cotangents.first)
             with precision(checked.wide):
                 eager = gradient_of(problem.function, *inputs)

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
+from jaxgrad.checking._jaxprs import equations_of, is_program
 from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
 
 LOOPS = {"scan", "while", "cond"}
@@ -95,16 +96,21 @@ def _convert_arrays(arguments: Arguments) -> tuple[list[Any], bool]:
     Returns whether the function may have derivative rules that are not JAX's, too. Without any, the
     gradient holds no other arrays than the function, so it is not traced.
     """
-    traces, user_rules = [], True
-    for program in (arguments.function, functools.partial(_pull_back, arguments.function)):
-        # A function that cannot be traced, or not differentiated, is reported later.
+    inputs, gradient = (arguments.moved, arguments.fixed), None
+    try:
+        # JAX remembers the trace of a function, so a new function is traced each time.
+        values = jax.make_jaxpr(lambda *args: arguments.function(*args))(*inputs)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(f"f raised {type(error).__name__}: {first_line(error)}") from error
+    except Exception:  # A function that cannot be traced may be called point by point.
+        return [], True
+    user_rules = any(map(_has_user_rule, equations_of(values.jaxpr)))
+    if user_rules:
+        # There may be forward mode alone.
         with contextlib.suppress(Exception):
-            made = jax.make_jaxpr(lambda *args, program=program: program(*args))
-            traces.append(made(arguments.moved, arguments.fixed))
-            user_rules = user_rules and any(map(_has_user_rule, equations_of(traces[0].jaxpr)))
-        if not user_rules:
-            break
-    return traces, user_rules
+            pull_back = functools.partial(_pull_back, arguments.function)
+            gradient = jax.make_jaxpr(lambda *args: pull_back(*args))(*inputs)
+    return [values, gradient], user_rules
 
 
 def _has_user_rule(equation: Any) -> bool:
@@ -171,7 +177,7 @@ class _ChangingError(Exception):
 
 
 def _stored_facts(function: Callable[..., Any], moved: Any, fixed: Any) -> tuple[Facts, bool]:
-    """Return the same for a function with no rules but those of JAX, which takes one trace as a rule.
+    """Return the same for a function with no rules but those of JAX, mostly after one trace.
 
     All its operations are in the trace of its gradient, and if that equals an earlier one, so do
     theirs. Tracing takes most of a repeated check of a model with many leaves.
@@ -202,6 +208,8 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
     # JAX remembers the trace of a function, so a new function is traced each time.
     closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
     equations = list(equations_of(closed.jaxpr))
+    for equation in equations:
+        _require_types(equation)
     names = [equation.primitive.name for equation in equations]
     rules = [_rule_name(e) for e in equations if e.primitive.name.startswith("custom_")]
     inputs = (_epsilon(variable.aval) for variable in closed.jaxpr.invars)
@@ -218,6 +226,24 @@ def trace(function: Callable[..., Any], *args: Any) -> Facts:
         on_host=any("callback" in name for name in names),
         forward=not doubtful or (not reverse_only and _has_forward_mode(function, *args)),
     )
+
+
+def _require_types(equation: Any) -> None:
+    """Raise an error if a loop or branch computes in another type than that of its inputs."""
+    # JAX makes such programs of a loop that was traced before, or that starts at a NumPy array that
+    # it has converted before, and compiles some of them nevertheless.
+    params, inputs = equation.params, equation.invars
+    if equation.primitive.name == "while":
+        programs, inputs = [params["body_jaxpr"]], inputs[params["cond_nconsts"] :]
+    elif equation.primitive.name == "cond":
+        programs, inputs = params["branches"], inputs[1:]
+    else:
+        programs = [params["jaxpr"]] if equation.primitive.name == "scan" else []
+    for program in programs:
+        for inner, outer in zip(program.in_avals, inputs, strict=True):
+            needed, actual = (getattr(aval, "dtype", None) for aval in (inner, outer.aval))
+            if needed != actual:
+                raise TypeError(f"a loop or branch of {needed} numbers gets {actual} ones")
 
 
 def _has_forward_mode(function: Callable[..., Any], moved: Any, fixed: Any) -> bool:
@@ -310,33 +336,15 @@ def _epsilon(value: Any) -> float:
     return float_eps(getattr(value, "dtype", None))
 
 
-def equations_of(jaxpr: Any) -> Iterator[Any]:
-    """All operations, those of inner programs (loops, branches, calls) included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=is_program):
-            if is_program(value):
-                yield from equations_of(getattr(value, "jaxpr", value))
-
-
-def is_program(value: Any) -> bool:
-    """Whether a parameter of an operation is a program, closed or open."""
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
-
-
 def _rule_name(equation: Any) -> str:
     """The name of a function with a rule, and where the rule is."""
     params = equation.params
     inner = params.get("call_jaxpr") or params.get("jaxpr")
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     name = str(getattr(info, "func_name", None) or params.get("name", "")) or "a function"
-    place = _rule_place(equation)
     # Of the file without its folder.
-    return (
-        f"{name} (rule: {' at '.join(map(os.path.basename, place.split(' at ')))})"
-        if place
-        else name
-    )
+    place = " at ".join(map(os.path.basename, _rule_place(equation).split(" at ")))
+    return f"{name} (rule: {place})" if place else name
 
 
 def _rule_place(equation: Any) -> str:

@@ -8,13 +8,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._numerics import rms
+from jaxgrad._numerics import norm, rms
 from jaxgrad.checking._arguments import Arguments, sort_arguments
 from jaxgrad.checking._precision import Computation, Facts, choose_precision
-from jaxgrad.checking._programs import Function, equal_within, forward_derivative, gradient_of
+from jaxgrad.checking._programs import (
+    Function,
+    equal_within,
+    forward_derivative,
+    gradient_of,
+    precision,
+)
 from jaxgrad.checking._report import Verdict
 from jaxgrad.checking._widen import without_rounding
 
+FEW_OUTPUTS = 16  # Gradients of at most so many outputs are made equally large,
+LEAST_BALANCE, MOST_BALANCE = 10.0, 1e6  # by factors between these.
 CHANGING = (
     Verdict.NONDETERMINISTIC,
     "f returned two values for the same arguments; hold its random key fixed and keep no state "
@@ -96,7 +104,13 @@ def prepare(
             if any(v.size and not np.any(np.isfinite(v)) for v in outputs):
                 rejection = (Verdict.NONFINITE, "f itself is not finite at these arguments")
         partial = not all(np.all(np.isfinite(v)) for v in outputs)
-        cotangents, total = _choose_cotangents(outputs, holomorphic, seed)
+        # Gradients of small outputs in a narrow type would overflow.
+        ranges = [float(jnp.finfo(info.dtype).max) for info in arguments.leaves]
+        largest = min(ranges) ** 0.5
+        cotangents = _choose_cotangents(outputs, holomorphic, seed, largest)
+        if 1 < len(outputs) <= FEW_OUTPUTS and facts.backward_eps:
+            cotangents = _balance(arguments, checked, cotangents, largest)
+        total = _total(outputs, cotangents)
         numeric, reason = without_rounding(arguments.function, checked, outputs)
         if reason:
             notes.append(f"f rounds to a narrower type inside, so error bars are wide: {reason}")
@@ -125,10 +139,10 @@ def _normal(shape: tuple[int, ...], is_complex: bool, generator: np.random.Gener
     return draw + 1j * generator.standard_normal(shape) if is_complex else draw
 
 
-def _choose_cotangents(outputs: list[np.ndarray], holomorphic: bool, seed: int):
+def _choose_cotangents(outputs: list[np.ndarray], holomorphic: bool, seed: int, largest: float):
     """Return 1 for a scalar function, else normal weights such that all outputs count equally.
 
-    Returns `Problem.total`, too.
+    Weights of tiny outputs are at most as large as `largest`.
     """
     generator = np.random.default_rng(seed)
     if len(outputs) == 1 and outputs[0].shape == ():
@@ -145,14 +159,44 @@ def _choose_cotangents(outputs: list[np.ndarray], holomorphic: bool, seed: int):
         for output in outputs:
             draw = _normal(output.shape, np.iscomplexobj(output), generator)
             size = rms(np.asarray(output, np.complex128).ravel()) or 1.0
-            draw = draw / (size * np.sqrt(max(output.size, 1)))
+            size *= np.sqrt(max(output.size, 1))
+            draw = draw / max(size, np.max(np.abs(draw), initial=0.0) / largest)
             # An infinite entry has no weight.
             cotangents.append(np.where(np.isfinite(output), draw, 0).astype(output.dtype))
+    return cotangents
+
+
+def _balance(arguments: Arguments, checked: Computation, cotangents, largest: float):
+    """Return larger weights of outputs whose gradient would not show beside those of others."""
+    changes = []
+    for i in range(len(cotangents)):
+        alone = [c if k == i else np.zeros_like(c) for k, c in enumerate(cotangents)]
+        try:
+            with precision(checked.wide):
+                leaves = checked.programs.backward(checked.moved, checked.fixed, alone)
+        except Exception:  # whatever a rule raises, which the next stage reports
+            return cotangents
+        # The change of the output if each leaf moves by its size.
+        sizes = [norm(np.ravel(np.abs(leaf)).astype(np.float64)) for leaf in leaves]
+        changes.append(float(np.dot(arguments.scales, sizes)))
+    known = [change for change in changes if np.isfinite(change)]
+    balanced = []
+    for cotangent, change in zip(cotangents, changes, strict=True):
+        factor = min(max(known, default=0.0) / change if change > 0 else 1.0, MOST_BALANCE)
+        size = np.max(np.abs(cotangent), initial=0.0)
+        if factor > LEAST_BALANCE and size * factor < largest:
+            cotangent = (cotangent * factor).astype(cotangent.dtype)
+        balanced.append(cotangent)
+    return balanced
+
+
+def _total(outputs: list[np.ndarray], cotangents: list[np.ndarray]) -> float:
+    """Return `Problem.total`."""
     total = 0.0
     for output, cotangent in zip(outputs, cotangents, strict=True):
         counted = np.where(cotangent == 0, 0, output)
         total += float(np.sum(np.abs(counted * np.asarray(cotangent, complex))))
-    return cotangents, total
+    return total
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._convolutions import inner_programs, with_products
+from jaxgrad.checking._convolutions import with_products
+from jaxgrad.checking._jaxprs import equations_of, inner_programs
 
 T = TypeVar("T")
 Function = Callable[[Sequence[Any], Sequence[Any]], list[jax.Array]]
@@ -44,14 +45,18 @@ def build_programs(function: Function, moved, fixed, *, wide: bool, compiled=Tru
     """
     inside = precision(wide)
     memory = inside(_memory_if_mapped)(function, moved, fixed) if compiled else None
+    fragile = compiled and inside(_uses_fft)(function, moved, fixed)
 
-    def compile(program, **options):
-        return jax.jit(with_copies(program), **options) if compiled else program
+    def compile(program):
+        if not compiled:
+            return program
+        fast = jax.jit(with_copies(program))
+        return _or_without_jit(fast, program) if fragile else fast
 
     def along(program):
         # XLA compiles a small loop on a CPU so that a Fourier transform in it ends the process
         # (jax-ml/jax#31374), so there is none.
-        if not compiled or inside(_uses_fft)(function, moved, fixed):
+        if not compiled or fragile:
             return _rows_one_by_one(compile(functools.partial(program, function)))
         return _rows_compiled(program, function, compile)
 
@@ -172,6 +177,21 @@ def forward_derivative(function, moved, fixed, cotangents, tangent):
     return weighted(cotangents, out)
 
 
+def _or_without_jit(compiled, program):
+    """Return a function that runs operation by operation what XLA compiles so that it fails.
+
+    On a CPU some Fourier transforms beside matrix operations do, for want of the layout they need.
+    """
+
+    def call(*args):
+        try:
+            return jax.block_until_ready(compiled(*args))
+        except jax.errors.JaxRuntimeError:
+            return program(*args)
+
+    return call
+
+
 def _rows_one_by_one(row):
     def evaluate(moved, fixed, cotangents, base, directions, indices, steps, _):
         inputs, pairs = (moved, fixed, cotangents, base), zip(indices, steps, strict=True)
@@ -227,19 +247,15 @@ def _uses_fft(function, moved, fixed) -> bool:
         closed = jax.make_jaxpr(lambda m: function(m, fixed))(moved)
     except Exception:
         return False
-    return jax.default_backend() == "cpu" and _has_fft(closed.jaxpr)
-
-
-def _has_fft(jaxpr: Any) -> bool:
-    return any(
-        e.primitive.name == "fft" or any(map(_has_fft, inner_programs(e))) for e in jaxpr.eqns
+    return jax.default_backend() == "cpu" and any(
+        e.primitive.name == "fft" for e in equations_of(closed)
     )
 
 
-def _memory(jaxpr: Any) -> int:
+def _memory(program: Any) -> int:
     """Return the bytes of the results of all operations; those in a loop count once."""
     total = 0
-    for equation in jaxpr.eqns:
+    for equation in getattr(program, "jaxpr", program).eqns:
         inner = sum(map(_memory, inner_programs(equation)))
         shapes = [v.aval for v in equation.outvars if hasattr(v.aval, "dtype")]
         total += inner or sum(a.size * a.dtype.itemsize for a in shapes)

@@ -27,6 +27,53 @@ def test_narrow_types_are_checked_in_float64(dtype):
     assert leaf.working_error < 4 * float(jnp.finfo(dtype).eps)
 
 
+def test_tiny_outputs_in_a_narrow_type():
+    # With weights in inverse proportion to the outputs, the gradient would overflow.
+    x = jnp.linspace(0.5, 2.0, 8).astype(jnp.float16)
+    report = check_grads(lambda x: 1e-6 * jnp.outer(x, x), x)
+    assert report.verdict is Verdict.AGREE
+    assert report.leaves[0].relative_error < 1e-8
+
+
+def test_an_output_with_a_small_gradient_counts_as_much_as_another():
+    def f(x):
+        return {"steep": 1e-9 * jnp.sin(1e3 * x), "flat": 1e3 + jnp.sin(x)}
+
+    def backward(args, ct):
+        (x,) = args
+        return (1e-6 * ct["steep"] * jnp.cos(1e3 * x) + 1.001 * ct["flat"] * jnp.cos(x),)
+
+    assert check_grads(f, 0.3).verdict is Verdict.AGREE
+    assert check_grads(with_backward(f, backward), 0.3).verdict is Verdict.WRONG
+
+
+def test_a_loop_that_starts_at_an_array_of_numpy():
+    start = np.array([1.0, 2.0])
+
+    def body(state):
+        i, x, _ = state
+        return i + 1, x, x * x
+
+    def f(x):
+        # JAX has converted `start` in the trace without float64, but the loop is one in float64.
+        return jnp.sum(jax.lax.while_loop(lambda state: state[0] < 2, body, (0, x, start))[1])
+
+    assert check_grads(f, jnp.ones(2), modes="fwd").verdict is Verdict.AGREE
+
+
+def test_a_gradient_that_xla_compiles_so_that_it_fails():
+    matrix = jnp.eye(4) + jnp.arange(16.0).reshape(4, 4) / 20
+
+    def f(x):
+        return jnp.sum(jnp.abs(jnp.fft.fft(jnp.linalg.solve(matrix, x))) ** 2)
+
+    x = jnp.sin(jnp.arange(16.0)).reshape(4, 4)
+    report = check_grads(f, x)
+    assert (report.verdict, report.precision) == (Verdict.AGREE, "float64")
+    wrong = with_backward(f, lambda args, ct: (1.001 * ct * jax.grad(f)(args[0]),))
+    assert check_grads(wrong, x).verdict is Verdict.WRONG
+
+
 def test_a_function_that_must_stay_in_float32():
     def f(x):
         return jax.lax.scan(
@@ -74,6 +121,14 @@ def test_functions_that_cannot_be_traced_or_mapped(key):
     bad = with_backward(host, lambda args, ct: (ct * jnp.sin(args[0]),))
     assert check_grads(lambda x: jnp.sum(good(x)), x).verdict is Verdict.AGREE
     assert check_grads(lambda x: jnp.sum(bad(x)), x).verdict is Verdict.WRONG
+
+
+def test_a_tracer_that_may_not_be_used_is_an_error_of_the_function():
+    def f(x):
+        raise jax.errors.UnexpectedTracerError("a tracer of vmap")
+
+    with pytest.raises(ValueError, match="f raised UnexpectedTracerError: a tracer of vmap"):
+        check_grads(f, 1.0)
 
 
 def test_a_function_that_is_not_finite():

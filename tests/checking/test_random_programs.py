@@ -48,5 +48,5 @@ def test_a_planted_error_changes_the_gradient_and_its_right_counterpart_does_not
     assert plant is not None
     right, wrong = (gradient(program, plant, right) for right in (True, False))
     again = gradient(program, plant, True)
-    assert effect(right, again) == 0
-    assert effect(right, wrong) > 1e-4
+    assert effect(program, right, again) == 0
+    assert effect(program, right, wrong) > 1e-4
