@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import signal
+import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +35,9 @@ CONFIRMING = {
     "LOST": (checking.Cause.ROUNDING, checking.Cause.RULE_WRONG),
 }
 """Causes that `jaxgrad.checking.reference` may give for each kind of finding."""
+# A function that cannot be searched has a record too, or it would be tried again.
+EMPTY: dict[str, Any] = {"findings": [], "tried": 0, "judged": 0, "states": {}, "notes": []}
+PATIENCE = 10  # so many times the limit of CPU time, in seconds of a clock
 
 
 def identity(search: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +80,38 @@ def searched(entry: Entry, common: dict[str, Any], where: Path) -> tuple[dict[st
     made_with = common | {"source": entry.source, "arguments": arguments}
     result, damaged = read(path, made_with)
     if result is None:
-        result = search(entry, **common["search"])
-        body = {"made_with": made_with, "result": result}
-        write_json(path, {"body": body, "checksum": digest(body)})
+
+        def write(result):
+            body = {"made_with": made_with, "result": result}
+            write_json(path, {"body": body, "checksum": digest(body)})
+
+        seconds = PATIENCE * common["search"]["seconds"]
+        error = f"an operation does not end within {seconds} s"
+        with restart_after(seconds, lambda: write(EMPTY | {"error": error})):
+            result = search(entry, **common["search"])
+        write(result)
     return result, damaged
+
+
+@contextmanager
+def restart_after(seconds: float, prepare: Callable[[], None]) -> Iterator[None]:
+    """After so many seconds call `prepare` and start the program anew with its own arguments.
+
+    A loop of XLA that does not end can be stopped neither by a signal nor by an exception. The new
+    process goes on after the function that did not end, since that one has a record by then.
+    """
+
+    def restart():
+        prepare()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+    timer = threading.Timer(seconds, restart)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class OutOfTime(BaseException):
@@ -113,18 +147,16 @@ def search(entry: Entry, *, points: int, judged: int, operations: int, seconds: 
         for a in entry.arguments
     ]
     bounds: dict[str, Any] = {"points": points, "judged": judged, "operations": operations}
-    # A function that cannot be searched has a record too, or it would be tried again.
-    empty = {"findings": [], "tried": 0, "judged": 0, "states": {}, "notes": []}
     try:
         with time_limit(seconds), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             report = checking.check_domain(f, *intervals, **bounds)
             findings = [finding_of(entry, f, finding) for finding in report.findings]
     except OutOfTime:
-        return empty | {"error": f"it takes more than {seconds} s of CPU"}
+        return EMPTY | {"error": f"it takes more than {seconds} s of CPU"}
     # A function may refuse points of its domain with any error.
     except Exception as error:
-        return empty | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        return EMPTY | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     return {
         "findings": findings,
         "tried": report.tried,

@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +76,29 @@ def test_right_functions_are_clean(atlas):
     assert not atlas.doubtful
     assert atlas.same == [("planted.other", "planted.right"), ("planted.alias", "planted.right")]
     assert "Of 6 public functions 3 were searched, 2 are other names" in atlas.summary
+
+
+@pytest.mark.slow
+def test_a_function_that_does_not_end_has_a_record_and_the_program_goes_on(tmp_path):
+    # A loop in XLA, which no signal stops.
+    code = """
+import sys, jax, jax.numpy as jnp
+from experiments.gradient_atlas import records
+from experiments.gradient_atlas.functions import Entry
+records.PATIENCE = 3
+def search(entry, **_):
+    if entry.name == "endless":
+        loop = jax.lax.while_loop(lambda i: i >= 0, lambda i: (i + 1) % 7, jnp.int32(0))
+        jax.block_until_ready(loop)
+    return {"error": None}
+records.search = search
+for name in ("endless", "other"):
+    print(records.searched(Entry(name), {"search": {"seconds": 1}}, records.Path(sys.argv[1]))[0])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert "an operation does not end within 3 s" in done.stdout, done.stderr
+    assert done.stdout.endswith("{'error': None}\n")
 
 
 def test_an_interrupted_run_goes_on_where_it_was(options, atlas, tmp_path, monkeypatch):
