@@ -4,9 +4,10 @@ Run `python -m benchmarks.random_programs [--count N] [--start SEED] [--audit] [
 
 Each program of `benchmarks.random_programs_generate` is judged as it is, and with an error planted
 in its middle. An error is planted where it changes the gradient of a leaf by more than 1e-4 of its
-norm, compared in float64; a leaf whose gradient is 1e-12 of all is nothing but rounding. A right gradient called wrong is a false alarm, a wrong one that passes
-with `AGREE` or `KINK` is a miss. `UNRESOLVED` is neither: the values of a badly conditioned program
-do not show its derivative.
+norm, compared in float64; a leaf that changes the outputs by 1e-12 of what all leaves do has a
+gradient of rounding alone, and does not count. A right gradient called wrong is a false alarm, a
+wrong one that passes with `AGREE` or `KINK` is a miss. `UNRESOLVED` is neither: the values of a
+badly conditioned program do not show its derivative.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Modules:
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   training: whole runs as functions; data sets, regularization, monitoring, diagnosis, search.
   checking: is a gradient right? `check_grads` is here at the top level, too.
+  inspection: any model opened up: `xray` measures its signals and gradients, also at the top level.
   testing: `assert_grads`, `assert_expectation` and a drop-in `check_grads` for test suites.
   plotting: figures of results, with matplotlib.
 """
@@ -21,6 +22,7 @@ from jaxgrad import (
     activations,
     checking,
     initializers,
+    inspection,
     layers,
     plotting,
     propagation,
@@ -31,8 +33,10 @@ from jaxgrad import (
     training,
 )
 from jaxgrad.checking import check_grads
+from jaxgrad.inspection import xray
 
 __version__ = "0.2.0"
 
-__all__ = ["activations", "checking", "initializers", "layers", "plotting", "propagation"]
-__all__ += ["check_grads", "regimes", "sweeps", "testing", "theory", "training"]
+__all__ = ["activations", "checking", "initializers", "inspection", "layers", "plotting"]
+__all__ += ["propagation", "regimes", "sweeps", "testing", "theory", "training"]
+__all__ += ["check_grads", "xray"]

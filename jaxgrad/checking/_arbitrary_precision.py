@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxgrad import _jaxprs
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking import _jaxprs
 from jaxgrad.checking._arbitrary_arrays import (
     ARRAY_OPERATIONS,
     Equation,

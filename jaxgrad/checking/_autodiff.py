@@ -118,18 +118,18 @@ def _reverse(problem: Problem, cotangents: _Cotangents):
 
     Returns by how much gradients do not add up, too, as coordinates.
     """
-    both, mapped = cotangents.sum(), None
+    both, rows = cotangents.sum(), None
     if problem.batched:
         pairs = zip(cotangents.first, both, strict=True)
         stacked = [np.stack(pair) for pair in pairs]
         checked = problem.checked
         with contextlib.suppress(NotImplementedError):
             rows = checked.programs.mapped_gradients(checked.moved, checked.fixed, stacked)
-            mapped, of_sum = ([leaf[i] for leaf in rows] for i in range(2))
     first = _gradient(problem, cotangents.first)
     second = _gradient(problem, cotangents.second)
-    if mapped is None:
+    if rows is None:
         return first, None, _nonlinear(cotangents, first, second, _gradient(problem, both))
+    mapped, of_sum = ([leaf[i] for leaf in rows] for i in range(2))
     return first, mapped, _nonlinear(cotangents, mapped, second, of_sum)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxgrad.checking._jaxprs import (
+from jaxgrad._jaxprs import (
     bind,
     called_program,
     equations_of,

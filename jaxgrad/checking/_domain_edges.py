@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._jaxprs import bind, called_program, evaluate
 from jaxgrad.checking._domain_values import (
     Interval,
     Space,
@@ -23,7 +24,6 @@ from jaxgrad.checking._domain_values import (
     next_number,
     to_order,
 )
-from jaxgrad.checking._jaxprs import bind, called_program, evaluate
 
 QUANTITIES = 64  # At most so many numbers of a trace are followed.
 BRACKETS = 64  # At most so many edges are halved on a line.

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._jaxprs import equations_of
 from jaxgrad.checking._arguments import FlatFunction, LeafInfo
-from jaxgrad.checking._jaxprs import equations_of
 from jaxgrad.checking._programs import precision, shifts_of, weighted, with_copies
 
 FACTORS = (1.0, 2.0, 4.0)  # multiples of a step at which the function is evaluated

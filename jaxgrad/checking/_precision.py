@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._jaxprs import equations_of, is_program
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
-from jaxgrad.checking._jaxprs import equations_of, is_program
 from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
 
 LOOPS = {"scan", "while", "cond"}

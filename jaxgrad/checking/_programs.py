@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from jaxgrad._jaxprs import equations_of, inner_programs
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._convolutions import with_products
-from jaxgrad.checking._jaxprs import equations_of, inner_programs
 
 T = TypeVar("T")
 Function = Callable[[Sequence[Any], Sequence[Any]], list[jax.Array]]

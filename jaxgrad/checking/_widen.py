@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._jaxprs import bind, called_program, evaluate, is_program
 from jaxgrad._numerics import float_eps
-from jaxgrad.checking._jaxprs import bind, called_program, evaluate, is_program
 from jaxgrad.checking._precision import Computation, first_line
 from jaxgrad.checking._programs import (
     build_programs,

@@ -1,0 +1,240 @@
+"""`xray`: the size of the signal and of the gradient at every operation of a model."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import _validate
+from jaxgrad._numerics import float_eps
+from jaxgrad.inspection._depth import Growth, growth
+from jaxgrad.inspection._sites import Plan, plan_sites
+from jaxgrad.inspection._taps import Statistics, run, slots
+
+ROWS = 60  # A longer table is cut in its middle.
+LOG10 = math.log(10)
+
+
+class Site(NamedTuple):
+    """Statistics of the result of one operation, and of its cotangent.
+
+    Attributes:
+      operation: its name, such as `dot_general`, or that of a function with a derivative rule.
+      scope: names of the enclosing `jax.named_scope`s, separated by slashes.
+      parameter: path of the parameter that it applies to the signal, such as `['w']`, or "".
+      line: file, line and function of the user's code.
+      forward, backward: arrays of the shape of the enclosing scans, `()` outside of any. A branch
+        that was not taken has NaN; `backward` is zero where the loss does not depend on the result.
+    """
+
+    operation: str
+    scope: str
+    parameter: str
+    line: str
+    forward: Statistics
+    backward: Statistics
+
+
+@dataclass(frozen=True)
+class XRay:
+    """What `xray` has measured.
+
+    Attributes:
+      value: of the loss.
+      gradient: of the loss, as by `jax.grad`.
+      sites: one for each measured operation, in the order of computation.
+    """
+
+    value: jax.Array
+    gradient: Any
+    sites: tuple[Site, ...]
+
+    def __str__(self) -> str:
+        """A table with one line for each operation."""
+        rows = [_row(site) for site in self.sites]
+        if len(rows) > ROWS:
+            hidden = [f"... {len(rows) - ROWS} more operations ..."] + 6 * [""]
+            rows = [*rows[: ROWS // 2], hidden, *rows[len(rows) - ROWS // 2 :]]
+        titles = ["operation", "scope", "parameter", "signal", "gradient", "zeros", "line"]
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [titles, *rows]
+        ]
+        note = "log10 of the root mean square of each result and of its cotangent:"
+        return "\n".join([*self._non_finite(), *self._growth(), note, *lines])
+
+    @property
+    def growth(self) -> list[Growth]:
+        """How much the signal and the gradient grow in each operation that repeats with depth."""
+        return growth(self.sites)
+
+    def _growth(self) -> list[str]:
+        lines = [
+            f"{g.operation} {g.parameter} in {g.blocks} blocks: the signal grows by "
+            f"{g.forward:.3g} +- {g.forward_error:.1g} a block, the gradient by "
+            f"{g.backward:.3g} +- {g.backward_error:.1g} ({_file(g.line)})"
+            for g in self.growth
+            if g.parameter
+        ]
+        return [*lines, ""] if lines else []
+
+    def _non_finite(self) -> list[str]:
+        """Say where values that are not finite come from."""
+        lines = []
+        # Signals are computed from the first operation on, gradients from the last.
+        for name, sites in (("signal", self.sites), ("gradient", self.sites[::-1])):
+            for site in sites:
+                part = site.forward if name == "signal" else site.backward
+                if np.any(np.asarray(part.non_finite) > 0):
+                    place = f"{site.operation} ({site.line})"
+                    lines.append(f"the first {name} that is not finite is at {place}")
+                    break
+        return lines
+
+
+def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool = False) -> XRay:
+    """Measure the signal and the gradient at every operation of a model; `print` the result.
+
+    The model stays as it is: its program is traced and evaluated with taps, which measure results
+    and cotangents and change neither. Measured are products with parameters or of signals,
+    non-linear functions, functions with a derivative rule, and sums of two signals. Operations in
+    `jit`, `scan`, `cond` and `checkpoint` are measured, those in a scan at each iteration. What is
+    inside of a `while` loop, of a function with its own derivative rule, or of `shard_map`, is not.
+
+    The program is compiled once for each function and shapes, as by `jax.jit`.
+
+    Args:
+      loss: a function that returns a real number.
+      *args, argnums, has_aux: as for `jax.value_and_grad`, with a single number for `argnums`.
+
+    Raises:
+      TypeError: if `loss` is no function, does not return a real number, or nothing in the
+        argument can be differentiated.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def loss(params, x):
+    ...     for w in params:
+    ...         x = jnp.tanh(x @ w)
+    ...     return jnp.mean(x**2)
+    >>> params = [0.1 * jnp.eye(3), 10 * jnp.eye(3)]
+    >>> trace = xray(loss, params, jnp.ones((2, 3)))
+    >>> [(site.operation, site.parameter) for site in trace.sites[:3]]
+    [('dot_general', '[0]'), ('tanh', ''), ('dot_general', '[1]')]
+    """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function, got {type(loss).__name__}; pass it first")
+    argnums = _validate.integer("argnums", argnums, 0)
+    if argnums >= len(args):
+        raise TypeError(f"argnums must be below the number of arguments {len(args)}, got {argnums}")
+    call, moved, fixed = _split(loss, args, argnums, has_aux)
+    if not moved:
+        raise TypeError(
+            f"args[{argnums}] must have a floating-point leaf, got none; convert it or pass argnums"
+        )
+    # The names of operations are read anew each time; nothing is compiled for them.
+    closed = jax.make_jaxpr(call)(moved, fixed)
+    outputs = closed.out_avals
+    if [aval.shape for aval in outputs] != [()] or not float_eps(outputs[0].dtype):
+        got = ", ".join(f"{aval.dtype}{list(aval.shape)}" for aval in outputs)
+        raise TypeError(f"loss must return a real number, got {got}; sum it, or pass has_aux")
+    plan = call.plan(closed)
+    value, gradient, forward, backward = _measure(call, moved, fixed)
+    gradient = call.arguments(gradient, [None] * len(fixed), statics=False)[argnums]
+    statistics = [
+        [Statistics(*map(np.asarray, s)) for s in jax.tree.leaves(tree, is_leaf=_is_statistics)]
+        for tree in (forward, backward)
+    ]
+    sites = tuple(
+        Site(*location[:4], *pair)
+        for location, *pair in zip(plan.locations(), *statistics, strict=True)
+    )
+    return XRay(value, gradient, sites)
+
+
+class _Loss(NamedTuple):
+    """A loss as a function of the leaves that are differentiated and of all other arrays."""
+
+    loss: Callable[..., Any]
+    has_aux: bool
+    structure: Any  # of all arguments
+    kinds: tuple[str, ...]  # of each leaf: "moved", "fixed" or "static"
+    statics: tuple[Any, ...]  # leaves that are no arrays, such as the activation of a model
+    paths: tuple[str, ...]  # of the leaves that are differentiated
+
+    def plan(self, closed: Any) -> Plan:
+        """Return which operations of the traced loss are measured."""
+        return plan_sites(closed, [*self.paths, *([""] * (len(closed.in_avals) - len(self.paths)))])
+
+    def arguments(self, moved, fixed, *, statics: bool = True) -> Any:
+        """Return the arguments of the loss, without leaves that are no arrays if not `statics`."""
+        others = self.statics if statics else [None] * len(self.statics)
+        parts = {"moved": iter(moved), "fixed": iter(fixed), "static": iter(others)}
+        return jax.tree.unflatten(self.structure, [next(parts[kind]) for kind in self.kinds])
+
+    def __call__(self, moved, fixed):
+        out = self.loss(*self.arguments(moved, fixed))
+        return out[0] if self.has_aux else out
+
+
+def _split(loss: Callable[..., Any], args: tuple, argnums: int, has_aux: bool):
+    """Return the loss as a `_Loss`, and both of its arguments."""
+    leaves, structure = jax.tree.flatten_with_path(args)
+    parts: dict[str, list[Any]] = {"moved": [], "fixed": [], "static": []}
+    kinds, paths = [], []
+    for path, leaf in leaves:
+        array = isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
+        moves = array and path[0].idx == argnums and float_eps(jnp.result_type(leaf))
+        kind = "moved" if moves else "fixed" if array else "static"
+        kinds.append(kind)
+        parts[kind].append(jnp.asarray(leaf) if moves else leaf)
+        if moves:
+            paths.append(jax.tree_util.keystr(path[1:]) or "argument")
+    call = _Loss(loss, has_aux, structure, tuple(kinds), tuple(parts["static"]), tuple(paths))
+    return call, parts["moved"], parts["fixed"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(call: _Loss, moved, fixed):
+    """Return the loss, its gradient, and the statistics of signals and cotangents."""
+    closed = jax.make_jaxpr(call)(moved, fixed)
+    plan = call.plan(closed)
+
+    def measured(moved, slot_values):
+        (value,), signals = run(closed, plan, slot_values, [*moved, *fixed])
+        return value, signals
+
+    value, pullback, signals = jax.vjp(measured, moved, slots(plan), has_aux=True)
+    gradient, cotangents = pullback(jnp.ones_like(value))
+    return value, gradient, signals, cotangents
+
+
+def _is_statistics(node: Any) -> bool:
+    return isinstance(node, Statistics)
+
+
+def _row(site: Site) -> list[str]:
+    zeros = float(np.nanmean(site.forward.zeros)) if site.forward.zeros.size else 0.0
+    sizes = [_size(part.log_mean_square) for part in (site.forward, site.backward)]
+    return [
+        *(site.operation, site.scope, site.parameter),
+        *(*sizes, f"{zeros:.0%}", _file(site.line)),
+    ]
+
+
+def _file(line: str) -> str:
+    """Return the name of a file, without its folder, and what follows."""
+    return line.rpartition("/")[2]
+
+
+def _size(log_mean_square: np.ndarray) -> str:
+    """Write the size, or those of the first and the last iteration."""
+    values = np.ravel(log_mean_square) / (2 * LOG10)
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{values[0]:.2f} to {values[-1]:.2f}" if len(values) else "-"

@@ -1,0 +1,62 @@
+"""Models of other libraries are opened without a change."""
+
+import equinox
+import haiku
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from jaxgrad.inspection import xray
+
+
+class Linen(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Dense(16)(x))
+        return linen.Dense(4)(x)
+
+
+@pytest.fixture
+def x(key):
+    return jax.random.normal(key, (6, 8))
+
+
+def linen_model(key, x):
+    model = Linen()
+    params = model.init(key, x)
+    return model.apply, params, "['params']['Dense_{}']['kernel']"
+
+
+def haiku_model(key, x):
+    model = haiku.without_apply_rng(haiku.transform(lambda x: haiku.nets.MLP([16, 4])(x)))
+    return model.apply, model.init(key, x), "['mlp/~/linear_{}']['w']"
+
+
+def equinox_model(key, x):
+    model = equinox.nn.MLP(8, 4, 16, 1, key=key)
+    return lambda model, x: jax.vmap(model)(x), model, ".layers[{}].weight"
+
+
+def nnx_model(key, x):
+    rngs = nnx.Rngs(0)
+    model = nnx.List([nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 4, rngs=rngs)])
+    return lambda m, x: m[1](nnx.relu(m[0](x))), model, "[{}].kernel"
+
+
+@pytest.mark.parametrize("make", [linen_model, haiku_model, equinox_model, nnx_model])
+def test_products_are_named_by_their_parameters(key, x, make):
+    apply, params, path = make(key, x)
+    trace = xray(lambda params, x: jnp.mean(apply(params, x) ** 2), params, x)
+    first, relu, second = trace.sites[:3]
+    assert relu.operation == "relu"
+    for i, site in enumerate((first, second)):
+        assert site.operation == "dot_general"
+        assert site.parameter.startswith(path.format(i))
+        assert site.backward.non_finite == 0
+    output = apply(params, x)
+    last = trace.sites[3]
+    # The square of the output is the last operation.
+    expected = np.log(np.mean(np.square(np.asarray(output, np.float64) ** 2)))
+    assert last.forward.log_mean_square == pytest.approx(expected, abs=1e-5)
