@@ -10,8 +10,8 @@ from jaxgrad._numerics import float_eps
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 NON_LINEAR = {
-    *("tanh", "logistic", "erf", "max", "min", "exp", "log", "log1p", "sin", "cos", "abs"),
-    *("rsqrt", "sqrt", "div", "pow", "integer_pow", "cumsum", "cumprod"),
+    *("tanh", "logistic", "erf", "max", "min", "exp", "log", "log1p", "sin", "cos"),
+    *("rsqrt", "sqrt", "pow"),
 }
 # Functions with a rule of their own, such as `jax.nn.relu`, stay whole, so that the rule does.
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}

@@ -35,16 +35,34 @@ class Statistics(NamedTuple):
 
 def measure(x: jax.Array) -> Statistics:
     """Return the statistics of an array of any floating or complex type, in float32 at least."""
-    flat = jnp.abs(x).ravel()
+    flat = jnp.abs(x).ravel() if jnp.iscomplexobj(x) else x.ravel()
     flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    zeros = jnp.mean(flat == 0, dtype=flat.dtype)
+    square = jnp.vdot(flat, flat, precision="highest") / max(flat.size, 1)
+    # If the sum is finite, so are all elements. It is exact where no square is tiny beside 1.
+    safe = (square > jnp.finfo(flat.dtype).tiny / jnp.finfo(flat.dtype).eps) & (square < jnp.inf)
+
+    def directly():
+        return Statistics(
+            jnp.log(square),
+            jnp.log(jnp.max(jnp.abs(flat), initial=0)),
+            zeros,
+            jnp.zeros_like(zeros),
+        )
+
+    return jax.lax.cond(safe, directly, lambda: _measure_any(flat, zeros))
+
+
+def _measure_any(flat: jax.Array, zeros: jax.Array) -> Statistics:
+    """Return the statistics of huge numbers, tiny ones, and those that are not all finite."""
     finite = jnp.isfinite(flat)
     values = jnp.where(finite, flat, 0)
     # The mean of the square counts finite elements alone.
     share = jnp.mean(finite, dtype=flat.dtype)
     return Statistics(
         log_mean_square(values, 0) - jnp.log(share),
-        jnp.log(jnp.max(values, initial=0)),
-        jnp.mean(flat == 0, dtype=flat.dtype),
+        jnp.log(jnp.max(jnp.abs(values), initial=0)),
+        zeros,
         1 - share,
     )
 
