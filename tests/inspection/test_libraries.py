@@ -59,7 +59,7 @@ def test_products_are_named_by_their_parameters(key, x, make):
         assert site.operation == "dot_general"
         assert site.parameter.startswith(path.format(i))
         assert site.backward.non_finite == 0
-    assert trace.value == pytest.approx(loss(params, x), rel=1e-6)
+    assert trace.value == pytest.approx(float(loss(params, x)), rel=1e-6)
     # By the library's own means, since its models hold more than arrays.
     gradient = gradient_of(loss, params, x)
     for value, other in zip(jax.tree.leaves(trace.gradient), gradient, strict=True):
