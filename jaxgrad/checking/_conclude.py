@@ -10,6 +10,7 @@ from jaxgrad._numerics import norm
 from jaxgrad.checking._arguments import LeafInfo
 from jaxgrad.checking._autodiff import Autodiff
 from jaxgrad.checking._compare import element, relative
+from jaxgrad.checking._directions import leaf_indices
 from jaxgrad.checking._numeric import Numeric
 from jaxgrad.checking._prepare import Problem
 from jaxgrad.checking._report import FAILURES, NAMES, Identity, Leaf, Report, Verdict, sort_leaves
@@ -21,7 +22,7 @@ def conclude(
     problem: Problem, autodiff: Autodiff, leaves: list[Leaf], numeric: Numeric, strict: bool
 ) -> Report:
     """Return the report on one problem; `leaves` are its rows, all leaves for each mode."""
-    tolerance, noise = numeric.tolerance, numeric.plan.noise
+    tolerance, noise = numeric.tolerance, _noise_by_leaf(problem, numeric)
     identities = tuple(_unless_noise(i, problem, autodiff, noise) for i in autodiff.identities)
     rows = []
     for i, row in enumerate(leaves):
@@ -45,6 +46,15 @@ def conclude(
             rules = ", ".join(problem.facts.rules)
             notes.append(f"functions with a custom derivative rule: {rules}")
     return _report(problem, rows, identities, notes, strict)
+
+
+def _noise_by_leaf(problem: Problem, numeric: Numeric) -> np.ndarray:
+    """Return the largest error of the function that directions through each leaf show, `[L]`."""
+    noise = np.zeros(len(problem.leaves))
+    # The pilot of a leaf may show none, as where no step gives an estimate.
+    shown = np.where(np.isfinite(numeric.derivative.error), numeric.derivative.noise, 0.0)
+    np.maximum.at(noise, leaf_indices(numeric.directions), shown)
+    return np.fmax(noise, numeric.plan.noise) if len(numeric.plan.noise) else noise
 
 
 def _unless_noise(identity: Identity, problem: Problem, autodiff: Autodiff, noise) -> Identity:

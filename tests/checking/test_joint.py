@@ -159,3 +159,18 @@ def test_every_mode_is_judged(params, x, modes):
     report = check_grads(f, params, x, modes=modes)
     wrong = {(leaf.path, leaf.mode) for leaf in report.leaves if leaf.verdict is Verdict.WRONG}
     assert wrong == {("[0]['b']", mode) for mode in modes}
+
+
+def test_a_wrong_batching_rule_beside_leaves_that_are_right(params, x):
+    @jax.custom_batching.custom_vmap
+    def same(x):
+        return x
+
+    same.def_vmap(lambda size, batched, x: (2 * x, batched[0]))
+
+    def backward(args, ct):
+        return jax.tree.map(same, jax.vjp(tower, *args)[1](ct))
+
+    report = check_grads(with_backward(tower, backward), params, x)
+    assert {i.name: i.holds for i in report.identities}["vmap"] is False
+    assert not report.ok

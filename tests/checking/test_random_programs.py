@@ -7,8 +7,8 @@ import pytest
 from benchmarks.random_programs import autodiff_error, effect, gradient, judge, visible_plant
 from benchmarks.random_programs_generate import random_program
 
-# A part of the programs of the benchmark.
-SEEDS = range(3)
+# A part of the programs of the benchmark. The last one's modes differ by less than its values err.
+SEEDS = (0, 1, 335)
 # As bad as autodiff in float64 may be where a report says that it agrees.
 CLOSE = 1e-4
 
