@@ -2,5 +2,6 @@
 
 from jaxgrad.plotting._depth_map import depth_map
 from jaxgrad.plotting._phase_diagram import phase_diagram
+from jaxgrad.plotting._xray import xray
 
-__all__ = ["depth_map", "phase_diagram"]
+__all__ = ["depth_map", "phase_diagram", "xray"]
