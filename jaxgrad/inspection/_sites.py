@@ -15,6 +15,15 @@ NON_LINEAR = {
 }
 # Functions with a rule of their own, such as `jax.nn.relu`, stay whole, so that the rule does.
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+# What is inside of these is not measured, their result is.
+CLOSED = {
+    "shard_map",
+    "while",
+    "custom_linear_solve",
+    "pallas_call",
+    "pure_callback",
+    "io_callback",
+}
 # A result of these is as much a parameter as its first input.
 SAME_PARAMETER = {
     *("reshape", "transpose", "convert_element_type", "broadcast_in_dim", "squeeze", "slice"),
@@ -113,14 +122,20 @@ def _entry(equation: Any, known: list[str], context: _Context) -> tuple[Any, lis
 
 def _is_site(equation: Any, known: list[str]) -> bool:
     name = equation.primitive.name
-    if not float_eps(getattr(equation.outvars[0].aval, "dtype", None)):
-        return False  # Integers have no derivative.
+    if measured_output(equation) is None:
+        return False
     if name in ("add", "add_any"):
         # The sum of two signals, as of a branch and the stream beside it.
         inputs = equation.invars
         same = inputs[0].aval.shape == inputs[1].aval.shape != ()
         return same and not any(known) and not any(hasattr(v, "val") for v in inputs)
-    return name in PRODUCTS or name in NON_LINEAR or name in CUSTOM
+    return any(name in names for names in (PRODUCTS, NON_LINEAR, CUSTOM, CLOSED))
+
+
+def measured_output(equation: Any) -> int | None:
+    """Return the index of the first output that has a derivative, which integers have not."""
+    floating = [bool(float_eps(getattr(v.aval, "dtype", None))) for v in equation.outvars]
+    return floating.index(True) if True in floating else None
 
 
 def _is_number(atom: Any) -> bool:

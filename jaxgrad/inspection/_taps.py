@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxgrad import _jaxprs
 from jaxgrad._numerics import log_mean_square
-from jaxgrad.inspection._sites import Location, Plan
+from jaxgrad.inspection._sites import Location, Plan, measured_output
 
 
 class Statistics(NamedTuple):
@@ -112,9 +112,11 @@ def run(program: Any, plan: Plan, slot_values: list[Any], args: Sequence[Any]):
             return _jaxprs.bind(equation, inputs)
         slot = next(remaining)
         if isinstance(entry, Location):
-            first, *rest = _jaxprs.bind(equation, inputs)
-            measured.append(measure(jax.lax.stop_gradient(first)))
-            return [tap(first, slot), *rest]
+            results, i = list(_jaxprs.bind(equation, inputs)), measured_output(equation)
+            assert i is not None
+            measured.append(measure(jax.lax.stop_gradient(results[i])))
+            results[i] = tap(results[i], slot)
+            return results
         results, inner = _apply_inner(equation, entry, slot, inputs)
         measured.append(inner)
         return results

@@ -104,8 +104,9 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
     The model stays as it is: its program is traced and evaluated with taps, which measure results
     and cotangents and change neither. Measured are products with parameters or of signals,
     non-linear functions, functions with a derivative rule, and sums of two signals. Operations in
-    `jit`, `scan`, `cond` and `checkpoint` are measured, those in a scan at each iteration. What is
-    inside of a `while` loop, of a function with its own derivative rule, or of `shard_map`, is not.
+    `jit`, `scan`, `cond` and `checkpoint` are measured, those in a scan at each iteration. Of a
+    `while` loop, a function with its own derivative rule, `shard_map`, a kernel or a callback, the
+    first floating-point result is measured, and nothing inside.
 
     The program is compiled once for each function and shapes, as by `jax.jit`.
 

@@ -149,6 +149,27 @@ def test_scans_in_scans_and_branches(x):
     np.testing.assert_array_equal(trace.gradient, jax.jit(jax.grad(loss))(signs, x))
 
 
+def test_what_cannot_be_opened_is_one_site(x):
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("rows")
+    split = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=rows, out_specs=rows)
+
+    def loss(w, x):
+        count, scale = jax.lax.while_loop(
+            lambda s: s[0] < 3, lambda s: (s[0] + 1, 2 * s[1]), (0, 1.0)
+        )
+        solved = jnp.linalg.solve(jnp.eye(WIDTH) + w, split(x @ w).T)
+        return jnp.sum(jnp.sin(scale * solved)) + count
+
+    w = 0.1 * jnp.eye(WIDTH)
+    trace = xray(loss, w, x)
+    sizes = {site.operation: site.forward.log_mean_square for site in trace.sites}
+    expected = jnp.log(jnp.mean(jnp.tanh(x @ w) ** 2))
+    assert sizes["shard_map"] == pytest.approx(float(expected), rel=1e-5)
+    assert "sin" in sizes
+    np.testing.assert_allclose(trace.gradient, jax.grad(loss)(w, x), rtol=1e-4, atol=1e-6)
+
+
 def test_sizes_beyond_the_range_of_squares():
     trace = xray(lambda w, x: jnp.sum(x @ w), 1e25 * jnp.eye(2), jnp.full((1, 2), 1e10))
     product = trace.sites[0]
