@@ -123,7 +123,8 @@ def _reverse(problem: Problem, cotangents: _Cotangents):
         pairs = zip(cotangents.first, both, strict=True)
         stacked = [np.stack(pair) for pair in pairs]
         checked = problem.checked
-        with contextlib.suppress(NotImplementedError):
+        # Whatever a rule raises under `vmap` alone, it is a function that cannot be mapped.
+        with contextlib.suppress(Exception):
             rows = checked.programs.mapped_gradients(checked.moved, checked.fixed, stacked)
     first = _gradient(problem, cotangents.first)
     second = _gradient(problem, cotangents.second)
