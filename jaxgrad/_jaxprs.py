@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.extend import source_info_util
 
 # Operations that do nothing but call one program with their own inputs, in several versions of JAX.
 CALLS = frozenset(
@@ -32,6 +33,7 @@ def is_program(value: Any) -> bool:
 
 def inner_programs(equation: Any) -> Iterator[Any]:
     """The programs among the parameters of an operation, closed or open."""
+    # Branches of `cond` are a tuple, those of `custom_linear_solve` a named one.
     for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=is_program):
         if is_program(value):
             yield value
@@ -52,8 +54,27 @@ def called_program(equation: Any) -> Any:
     """
     if equation.primitive.name not in CALLS:
         return None
+    # Which parameter holds the program depends on the operation and on the version of JAX.
     programs = [equation.params[name] for name in CALLED if name in equation.params]
     return programs[0] if len(programs) == 1 and is_program(programs[0]) else None
+
+
+def source_line(equation: Any) -> str:
+    """Return file, line and function of the code that an operation comes from, JAX left out."""
+    return source_info_util.summarize(equation.source_info)
+
+
+def scope(equation: Any) -> str:
+    """Return the names of `jax.named_scope` and of transformations around an operation."""
+    return str(equation.source_info.name_stack)
+
+
+def function_name(equation: Any) -> str:
+    """Return the name of the function that a call, or a function with a rule, calls; or ""."""
+    params = equation.params
+    inner = params.get("call_jaxpr") or params.get("jaxpr")
+    info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
+    return str(getattr(info, "func_name", None) or params.get("name", ""))
 
 
 def evaluate(
@@ -74,6 +95,7 @@ def evaluate(
     jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
     values: dict[Any, Any] = {}
 
+    # A literal has its value with it, everything else is a variable.
     def read(atom):
         return literal(atom) if hasattr(atom, "val") else values[atom]
 

@@ -25,7 +25,8 @@ from jaxgrad.checking._step_sizes import LARGEST_STEP, RATIO, Derivative
 # smallest ones change a function of so many numbers by rounding alone.
 PILOT_STEPS, STEPS, ZERO_STEPS = 10, 5, 3
 RANGE = 1e3  # Leaves of one group change the function by amounts within this ratio.
-# An error must show from this share on, of the norm of a leaf, or of an element's mean square root.
+# An error must show from these shares on: of the norm of a leaf, or, if it is one of a single
+# element, of the root mean square of its leaf.
 VISIBLE, ELEMENT = 4e-5, 1e-3
 NOTHING = 1e-9  # A change below this share of the function may be rounding.
 

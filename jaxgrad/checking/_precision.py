@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import equations_of, is_program
+from jaxgrad._jaxprs import equations_of, function_name, is_program
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
 from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
@@ -338,10 +338,7 @@ def _epsilon(value: Any) -> float:
 
 def _rule_name(equation: Any) -> str:
     """The name of a function with a rule, and where the rule is."""
-    params = equation.params
-    inner = params.get("call_jaxpr") or params.get("jaxpr")
-    info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
-    name = str(getattr(info, "func_name", None) or params.get("name", "")) or "a function"
+    name = function_name(equation) or "a function"
     # Of the file without its folder.
     place = " at ".join(map(os.path.basename, _rule_place(equation).split(" at ")))
     return f"{name} (rule: {place})" if place else name

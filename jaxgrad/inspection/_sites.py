@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax.extend import source_info_util
-
-from jaxgrad._jaxprs import called_program
+from jaxgrad._jaxprs import called_program, function_name, scope, source_line
 from jaxgrad._numerics import float_eps
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
@@ -92,19 +90,18 @@ def _plan(program: Any, inputs: Sequence[str], context: _Context) -> tuple[Plan,
 def _entry(equation: Any, known: list[str], context: _Context) -> tuple[Any, list[str]]:
     name, params = equation.primitive.name, equation.params
     nothing = [""] * len(equation.outvars)
-    names = str(equation.source_info.name_stack)
-    scope = "/".join(part for part in (context.scope, names) if part)
+    path = "/".join(part for part in (context.scope, scope(equation)) if part)
     if name not in CUSTOM:
         called = called_program(equation)
         if called is not None:
-            return _plan(called, known, context._replace(scope=scope))
+            return _plan(called, known, context._replace(scope=path))
     if name == "scan":
         # Constants, carry and slices of the scanned inputs are the inputs of the inner program.
-        inner = _Context(scope, (*context.lengths, params["length"]))
+        inner = _Context(path, (*context.lengths, params["length"]))
         plan, results = _plan(params["jaxpr"], known, inner)
         return plan, results
     if name == "cond":
-        inner = context._replace(scope=scope)
+        inner = context._replace(scope=path)
         return [_plan(branch, known[1:], inner)[0] for branch in params["branches"]], nothing
     if name in SAME_PARAMETER:
         return None, [known[0], *nothing[1:]]
@@ -115,9 +112,9 @@ def _entry(equation: Any, known: list[str], context: _Context) -> tuple[Any, lis
     if not _is_site(equation, known):
         return None, results
     parameter = next((label for label in known if label), "")
-    line = source_info_util.summarize(equation.source_info)
-    title = _function_name(equation) if name in CUSTOM else name
-    return Location(title, scope, parameter, line, context.lengths), results
+    title = (name in CUSTOM and function_name(equation)) or name
+    place = (path, parameter, source_line(equation), context.lengths)
+    return Location(title, *place), results
 
 
 def _is_site(equation: Any, known: list[str]) -> bool:
@@ -140,10 +137,3 @@ def measured_output(equation: Any) -> int | None:
 
 def _is_number(atom: Any) -> bool:
     return hasattr(atom, "val") or getattr(atom.aval, "shape", None) == ()
-
-
-def _function_name(equation: Any) -> str:
-    params = equation.params
-    inner = params.get("call_jaxpr") or params.get("jaxpr")
-    info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
-    return str(getattr(info, "func_name", None) or params.get("name", "")) or "custom rule"

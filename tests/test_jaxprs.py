@@ -1,0 +1,74 @@
+"""What is read of traced programs: a test that fails here says what a version of JAX changed."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgrad import _jaxprs
+
+
+def sine(x):
+    return jnp.sin(x)
+
+
+def with_jvp():
+    rule = jax.custom_jvp(sine)
+    rule.defjvp(lambda x, t: (jnp.sin(x[0]), jnp.cos(x[0]) * t[0]))
+    return rule
+
+
+def with_vjp():
+    rule = jax.custom_vjp(sine)
+    rule.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (ct * jnp.cos(x),))
+    return rule
+
+
+CALLS = {
+    "jit": jax.jit(sine),
+    "checkpoint": jax.checkpoint(sine),
+    "custom_jvp": with_jvp(),
+    "custom_vjp": with_vjp(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_are_known_and_evaluated(name):
+    closed = jax.make_jaxpr(CALLS[name])(0.5)
+    (equation,) = closed.eqns
+    called = _jaxprs.called_program(equation)
+    assert called is not None, equation.primitive.name
+    (value,) = _jaxprs.evaluate(called, [0.5], _jaxprs.bind)
+    assert value == jnp.sin(0.5)
+    assert [e.primitive.name for e in _jaxprs.equations_of(closed)][1:] == ["sin"]
+
+
+@pytest.mark.parametrize("name", ["jit", "custom_jvp", "custom_vjp"])
+def test_functions_have_their_names(name):
+    (equation,) = jax.make_jaxpr(CALLS[name])(0.5).eqns
+    assert _jaxprs.function_name(equation) == "sine"
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jax.lax.cond(x > 0, jnp.sin, jnp.cos, x),
+        lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x), x),
+        lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), c), x, None, length=3),
+    ],
+    ids=["cond", "loop", "scan"],
+)
+def test_loops_and_branches_are_no_calls(f):
+    closed = jax.make_jaxpr(f)(0.5)
+    outer = [e for e in closed.eqns if any(_jaxprs.inner_programs(e))]
+    assert [_jaxprs.called_program(e) for e in outer] == [None]
+    assert "sin" in [e.primitive.name for e in _jaxprs.equations_of(closed)]
+
+
+def test_lines_and_scopes():
+    def f(x):
+        with jax.named_scope("outer"):
+            return jnp.sin(x)
+
+    (equation,) = jax.make_jaxpr(f)(0.5).eqns
+    assert _jaxprs.scope(equation) == "outer"
+    assert "test_jaxprs.py:" in _jaxprs.source_line(equation)
