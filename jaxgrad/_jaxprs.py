@@ -59,6 +59,15 @@ def called_program(equation: Any) -> Any:
     return programs[0] if len(programs) == 1 and is_program(programs[0]) else None
 
 
+def split_scan_inputs(params: Any, inputs: Sequence[Any]) -> tuple[list[Any], ...]:
+    """Return the constants, the first carry and the scanned inputs of a scan."""
+    if "ft_in" in params:  # from JAX 0.11 on
+        consts, carry, xs = params["ft_in"].update(list(inputs)).unpack()
+        return list(consts), list(carry), list(xs)
+    start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
+    return list(inputs[:start]), list(inputs[start:stop]), list(inputs[stop:])
+
+
 def source_line(equation: Any) -> str:
     """Return file, line and function of the code that an operation comes from, JAX left out."""
     return source_info_util.summarize(equation.source_info)

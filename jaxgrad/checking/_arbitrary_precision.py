@@ -152,11 +152,7 @@ def _convert(value: Any, dtype: Any, context: Any) -> Any:
 
 
 def _scan(params: Any, args: list[Any], rules: Arithmetic) -> list[Any]:
-    if "ft_in" in params:  # from JAX 0.11 on
-        consts, carry, xs = map(list, params["ft_in"].update(args).unpack())
-    else:
-        start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-        consts, carry, xs = args[:start], args[start:stop], args[stop:]
+    consts, carry, xs = _jaxprs.split_scan_inputs(params, args)
     steps = range(params["length"])
     rows: list[list[Any]] = []
     for i in reversed(steps) if params["reverse"] else steps:

@@ -36,7 +36,7 @@ class Autodiff(NamedTuple):
     eps: float  # machine epsilon of the narrowest type in the backward pass
     gradient: np.ndarray | None = None
     original: np.ndarray | None = None  # in the types of the arguments, if `gradient` is not
-    mapped: np.ndarray | None = None  # under `vmap`; without it if the function cannot be mapped
+    mapped: np.ndarray | None = None  # under `vmap`; none if the function cannot be mapped
     identities: tuple[Identity, ...] = ()
 
 

@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import bind, called_program, evaluate, is_program
+from jaxgrad._jaxprs import (
+    bind,
+    called_program,
+    evaluate,
+    is_program,
+    split_scan_inputs,
+)
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._precision import Computation, first_line
 from jaxgrad.checking._programs import (
@@ -138,11 +144,7 @@ def _wide_parameter(key: str, value: Any) -> Any:
 
 
 def _scan(params, args):
-    if "ft_in" in params:  # from JAX 0.11 on
-        consts, carry, xs = map(list, params["ft_in"].update(args).unpack())
-    else:
-        start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-        consts, carry, xs = args[:start], args[start:stop], args[stop:]
+    consts, carry, xs = split_scan_inputs(params, args)
 
     def body(state, xs):
         out = _evaluate(params["jaxpr"], [*consts, *state, *xs])

@@ -15,12 +15,7 @@ NON_LINEAR = {
 CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 # What is inside of these is not measured, their result is.
 CLOSED = {
-    "shard_map",
-    "while",
-    "custom_linear_solve",
-    "pallas_call",
-    "pure_callback",
-    "io_callback",
+    *("shard_map", "while", "custom_linear_solve", "pallas_call", "pure_callback", "io_callback"),
 }
 # A result of these is as much a parameter as its first input.
 SAME_PARAMETER = {

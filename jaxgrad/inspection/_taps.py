@@ -131,8 +131,8 @@ def _apply_inner(equation: Any, entry: Any, slot: Any, inputs: list[Any]):
         return _scan(params, entry, slot, inputs)
     if name == "cond":
         return _cond(params, entry, slot, inputs)
-    called = _jaxprs.called_program(equation)
-    inner = functools.partial(run, called, entry)
+    # `jit` is left to the program around; only `checkpoint` changes what is computed and when.
+    inner = functools.partial(run, _jaxprs.called_program(equation), entry)
     if name in ("checkpoint", "remat", "remat2"):
         options = {key: params[key] for key in ("policy", "prevent_cse") if key in params}
         inner = jax.checkpoint(inner, **options)
@@ -140,11 +140,7 @@ def _apply_inner(equation: Any, entry: Any, slot: Any, inputs: list[Any]):
 
 
 def _scan(params: Any, plan: Plan, slot: Any, inputs: list[Any]):
-    if "ft_in" in params:  # from JAX 0.11 on
-        consts, carry, xs = map(list, params["ft_in"].update(inputs).unpack())
-    else:
-        start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-        consts, carry, xs = inputs[:start], inputs[start:stop], inputs[stop:]
+    consts, carry, xs = _jaxprs.split_scan_inputs(params, inputs)
 
     def body(state, x):
         values, inner_slots = x

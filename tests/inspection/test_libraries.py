@@ -63,6 +63,7 @@ def test_products_are_named_by_their_parameters(key, x, make):
     # By the library's own means, since its models hold more than arrays.
     gradient = gradient_of(loss, params, x)
     for value, other in zip(jax.tree.leaves(trace.gradient), gradient, strict=True):
+        # Compiled in one program and operation by operation, float32 rounds otherwise.
         np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-7)
 
 
