@@ -3,17 +3,16 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import _validate
-from jaxgrad._numerics import float_eps
 from jaxgrad.inspection._depth import Growth, growth
-from jaxgrad.inspection._sites import Plan, plan_sites
+from jaxgrad.inspection._problem import Call, Problem, prepare
+from jaxgrad.inspection._sites import plan_sites
 from jaxgrad.inspection._taps import Statistics, run, slots
 
 ROWS = 60  # A longer table is cut in its middle.
@@ -48,11 +47,13 @@ class XRay:
       value: of the loss.
       gradient: of the loss, as by `jax.grad`.
       sites: one for each measured operation, in the order of computation.
+      problem: the loss and its arguments, as `prescribe` measures them again.
     """
 
     value: jax.Array
     gradient: Any
     sites: tuple[Site, ...]
+    problem: Problem = field(repr=False)
 
     def __str__(self) -> str:
         """A table with one line for each operation."""
@@ -128,25 +129,11 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
     >>> [(site.operation, site.parameter) for site in trace.sites[:3]]
     [('dot_general', '[0]'), ('tanh', ''), ('dot_general', '[1]')]
     """
-    if not callable(loss):
-        raise TypeError(f"loss must be a function, got {type(loss).__name__}; pass it first")
-    argnums = _validate.integer("argnums", argnums, 0)
-    if argnums >= len(args):
-        raise TypeError(f"argnums must be below the number of arguments {len(args)}, got {argnums}")
-    call, moved, fixed = _split(loss, args, argnums, has_aux)
-    if not moved:
-        raise TypeError(
-            f"args[{argnums}] must have a floating-point leaf, got none; convert it or pass argnums"
-        )
+    problem = prepare(loss, args, argnums, has_aux)
     # The names of operations are read anew each time; nothing is compiled for them.
-    closed = jax.make_jaxpr(call)(moved, fixed)
-    outputs = closed.out_avals
-    if [aval.shape for aval in outputs] != [()] or not float_eps(outputs[0].dtype):
-        got = ", ".join(f"{aval.dtype}{list(aval.shape)}" for aval in outputs)
-        raise TypeError(f"loss must return a real number, got {got}; sum it, or pass has_aux")
-    plan = call.plan(closed)
-    value, gradient, forward, backward = _measure(call, moved, fixed)
-    gradient = call.arguments(gradient, [None] * len(fixed), statics=False)[argnums]
+    plan = plan_sites(problem.program, problem.call.labels)
+    value, leaves, forward, backward = _measure(problem.call, problem.moved, problem.fixed)
+    gradient = problem.argument(leaves)
     statistics = [
         [Statistics(*map(np.asarray, s)) for s in jax.tree.leaves(tree, is_leaf=_is_statistics)]
         for tree in (forward, backward)
@@ -155,57 +142,17 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
         Site(*location[:4], *pair)
         for location, *pair in zip(plan.locations(), *statistics, strict=True)
     )
-    return XRay(value, gradient, sites)
-
-
-class _Loss(NamedTuple):
-    """A loss as a function of the leaves that are differentiated and of all other arrays."""
-
-    loss: Callable[..., Any]
-    has_aux: bool
-    structure: Any  # of all arguments
-    kinds: tuple[str, ...]  # of each leaf: "moved", "fixed" or "static"
-    statics: tuple[Any, ...]  # leaves that are no arrays, such as the activation of a model
-    paths: tuple[str, ...]  # of the leaves that are differentiated
-
-    def plan(self, closed: Any) -> Plan:
-        """Return which operations of the traced loss are measured."""
-        return plan_sites(closed, [*self.paths, *([""] * (len(closed.in_avals) - len(self.paths)))])
-
-    def arguments(self, moved, fixed, *, statics: bool = True) -> Any:
-        """Return the arguments of the loss, without leaves that are no arrays if not `statics`."""
-        others = self.statics if statics else [None] * len(self.statics)
-        parts = {"moved": iter(moved), "fixed": iter(fixed), "static": iter(others)}
-        return jax.tree.unflatten(self.structure, [next(parts[kind]) for kind in self.kinds])
-
-    def __call__(self, moved, fixed):
-        out = self.loss(*self.arguments(moved, fixed))
-        return out[0] if self.has_aux else out
-
-
-def _split(loss: Callable[..., Any], args: tuple, argnums: int, has_aux: bool):
-    """Return the loss as a `_Loss`, and both of its arguments."""
-    leaves, structure = jax.tree.flatten_with_path(args)
-    parts: dict[str, list[Any]] = {"moved": [], "fixed": [], "static": []}
-    kinds, paths = [], []
-    for path, leaf in leaves:
-        array = isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
-        moves = array and path[0].idx == argnums and float_eps(jnp.result_type(leaf))
-        kind = "moved" if moves else "fixed" if array else "static"
-        kinds.append(kind)
-        parts[kind].append(jnp.asarray(leaf) if moves else leaf)
-        if moves:
-            paths.append(jax.tree_util.keystr(path[1:]) or "argument")
-    call = _Loss(loss, has_aux, structure, tuple(kinds), tuple(parts["static"]), tuple(paths))
-    return call, parts["moved"], parts["fixed"]
+    return XRay(value, gradient, sites, problem)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(call: _Loss, moved, fixed):
+def _measure(call: Call, moved, fixed):
     """Return the loss, its gradient, and the statistics of signals and cotangents."""
+    # The program is traced here too, since the constants of another trace would be copied into it.
     closed = jax.make_jaxpr(call)(moved, fixed)
-    plan = call.plan(closed)
+    plan = plan_sites(closed, call.labels)
 
+    # The statistics of signals are auxiliary outputs, those of cotangents the slots' gradients.
     def measured(moved, slot_values):
         (value,), signals = run(closed, plan, slot_values, [*moved, *fixed])
         return value, signals
