@@ -13,7 +13,8 @@ Modules:
   sweeps: a pure function over a labelled grid, compiled once, in chunks, resumable.
   training: whole runs as functions; data sets, regularization, monitoring, diagnosis, search.
   checking: is a gradient right? `check_grads` is here at the top level, too.
-  inspection: any model opened up: `xray` measures its signals and gradients, also at the top level.
+  inspection: any program opened up: `xray` measures signals and gradients, `audit` checks
+    derivative rules; both are here at the top level, too.
   testing: `assert_grads`, `assert_expectation` and a drop-in `check_grads` for test suites.
   plotting: figures of results, with matplotlib.
 """
@@ -33,10 +34,10 @@ from jaxgrad import (
     training,
 )
 from jaxgrad.checking import check_grads
-from jaxgrad.inspection import xray
+from jaxgrad.inspection import audit, xray
 
 __version__ = "0.2.0"
 
 __all__ = ["activations", "checking", "initializers", "inspection", "layers", "plotting"]
 __all__ += ["propagation", "regimes", "sweeps", "testing", "theory", "training"]
-__all__ += ["check_grads", "xray"]
+__all__ += ["audit", "check_grads", "xray"]

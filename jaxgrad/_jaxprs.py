@@ -1,5 +1,6 @@
 """Reading and evaluating programs that JAX has traced."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ CALLS = frozenset(
     ]
 )
 CALLED = ("call_jaxpr", "jaxpr", "fun_jaxpr", "call")
+# Calls of functions with a derivative rule by hand.
+RULES = frozenset(["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"])
 
 
 def is_program(value: Any) -> bool:
@@ -84,6 +87,48 @@ def function_name(equation: Any) -> str:
     inner = params.get("call_jaxpr") or params.get("jaxpr")
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     return str(getattr(info, "func_name", None) or params.get("name", ""))
+
+
+def short_place(place: str) -> str:
+    """Return a place in code without the folders of its file."""
+    function, separator, file = place.rpartition(" at ")
+    return function + separator + re.split(r"[/\\]", file)[-1]
+
+
+def rule_places(equation: Any) -> list[str]:
+    """Return function, file and line of the derivative rule of a call, such as `bwd at f.py:3`.
+
+    They are followed by those of the forward pass of a `custom_vjp`. If a rule is assembled by JAX,
+    as by `defjvps`, they are of the function that it belongs to.
+    """
+    params, called = equation.params, called_program(equation)
+    rules = [params.get(name) for name in ("bwd", "jvp_jaxpr_fun", "fwd_jaxpr_thunk")]
+    functions = [*rules, getattr(called, "jaxpr", called)]
+    infos = [getattr(function, "debug_info", None) for function in functions]
+    places = [str(getattr(info, "func_src_info", "")) for info in infos]
+    return [p for p in places if " at " in p and "custom_derivatives.py" not in p]
+
+
+def argument_names(equation: Any) -> list[str]:
+    """Return a name for each input of a call of a function with a rule, "" for what it captures."""
+    params = equation.params
+    called = called_program(equation)
+    names: tuple[str, ...] = ()
+    # Of the two, only one knows its arguments' names.
+    for source in (params.get("fwd_jaxpr_thunk"), getattr(called, "jaxpr", called)):
+        info = getattr(source, "debug_info", None)
+        names = names or getattr(info, "arg_names", None) or ()
+    total, captured = len(equation.invars), params.get("num_consts", 0)
+    if len(names) == total - captured:
+        return [""] * captured + [str(name) for name in names]
+    return list(map(str, names)) if len(names) == total else [""] * total
+
+
+def frames(program: Any) -> set[tuple[str, str, int]]:
+    """Return function, file and line of all calls in which a program's operations were traced."""
+    traces = {equation.source_info.traceback for equation in equations_of(program)}
+    stacks = [trace.frames for trace in traces if trace is not None]
+    return {(f.function_name, f.file_name, f.line_num) for stack in stacks for f in stack}
 
 
 def evaluate(

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "activations": SHARED,
     "regimes": SHARED,
     "checking": SHARED,
-    "inspection": SHARED,
+    "inspection": SHARED | {"checking"},
     "testing": SHARED | {"checking"},
     "sweeps": SHARED,
     "theory": SHARED | {"activations"},

@@ -48,6 +48,28 @@ def test_functions_have_their_names(name):
     assert _jaxprs.function_name(equation) == "sine"
 
 
+@pytest.mark.parametrize("name", ["custom_jvp", "custom_vjp"])
+def test_rules_have_places_and_arguments(name):
+    (equation,) = jax.make_jaxpr(CALLS[name])(0.5).eqns
+    assert equation.primitive.name in _jaxprs.RULES
+    place = _jaxprs.rule_places(equation)[0]
+    file, _, line = place.removeprefix("<lambda> at ").rpartition(":")
+    maker = with_jvp if name == "custom_jvp" else with_vjp
+    assert (file, int(line)) == (__file__, maker.__code__.co_firstlineno + 2)
+    assert _jaxprs.short_place(place) == f"<lambda> at test_jaxprs.py:{line}"
+    assert _jaxprs.argument_names(equation) == ["x"]
+    assert ("sine", __file__, sine.__code__.co_firstlineno + 1) in _jaxprs.frames(
+        equation.params["call_jaxpr"]
+    )
+
+
+def test_rules_that_jax_assembles_have_the_place_of_their_function():
+    rule = jax.custom_jvp(sine)
+    rule.defjvps(lambda t, out, x: jnp.cos(x) * t)
+    (equation,) = jax.make_jaxpr(rule)(0.5).eqns
+    assert _jaxprs.rule_places(equation)[0].startswith("sine at ")
+
+
 @pytest.mark.parametrize(
     "f",
     [

@@ -15,6 +15,8 @@ from jaxgrad.checking._expectation_report import (
 from jaxgrad.checking._loss import check_along_training, check_terms
 from jaxgrad.checking._reference import Cause, Reference, ReferenceLeaf, reference
 from jaxgrad.checking._report import Leaf, Report, Verdict
+from jaxgrad.checking._rule_check import RuleChecks, check_rules
+from jaxgrad.checking._rule_report import Rule, RuleVerdict
 
 __all__ = [
     "Cause",
@@ -28,12 +30,16 @@ __all__ = [
     "Reference",
     "ReferenceLeaf",
     "Report",
+    "Rule",
+    "RuleChecks",
+    "RuleVerdict",
     "Verdict",
     "arguments",
     "check_along_training",
     "check_domain",
     "check_expectation",
     "check_grads",
+    "check_rules",
     "check_terms",
     "finite_differences",
     "interval",

@@ -5,18 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxgrad import _validate
-from jaxgrad.checking._autodiff import differentiate
-from jaxgrad.checking._compare import compare
-from jaxgrad.checking._conclude import combine, conclude, reject
-from jaxgrad.checking._joint import measure_jointly
-from jaxgrad.checking._localize import localize
-from jaxgrad.checking._numeric import choose_tolerance, differentiate_numerically
-from jaxgrad.checking._prepare import problems
-from jaxgrad.checking._report import Report
-from jaxgrad.checking._resolve import resolve
+from jaxgrad.checking._report import Report, Verdict
+from jaxgrad.checking._rule_check import wrong_rules
+from jaxgrad.checking._stages import Settings, run_check, seed_of
 
 
 def check_grads(
@@ -88,40 +81,16 @@ def check_grads(
     for mode in modes:
         _validate.choice("modes", mode, ("rev", "fwd"))
     _validate.distinct("modes", modes)
-    try:
-        data = b"" if key is None else np.asarray(jax.random.key_data(key)).tobytes()
-    except TypeError:
-        raise TypeError(
-            f"key must be a PRNG key, got {type(key).__name__}; use jax.random.key(0)"
-        ) from None
-    seed = int.from_bytes(data[-8:], "little")
-
     options = {"argnums": argnums, "has_aux": has_aux, "holomorphic": holomorphic}
     options |= {"kwargs": kwargs}
-    # Each stage hands a frozen value to the next; only `generator` goes on from draw to draw.
-    report = None
-    for problem in problems(f, args, order, seed, "rev" in modes, **options):
-        if problem.rejection is not None:
-            result = reject(problem, *problem.rejection, strict)
-        else:
-            # The same random directions each time, whatever the function.
-            generator = np.random.default_rng([seed, 1])
-            autodiff = differentiate(problem, "rev" in modes, rtol, generator)
-            # Values that change under vmap belong to another function.
-            mapped = all(i.holds is not False for i in autodiff.identities if i.name == "vmap")
-            problem = dataclasses.replace(problem, batched=problem.batched and mapped)
-            tolerance = choose_tolerance(problem, autodiff.eps, rtol, exhaustive)
-            inputs = (problem, autodiff, tolerance, modes, count, generator)
-            numeric = differentiate_numerically(*inputs, measure_jointly(*inputs))
-            numeric = resolve(problem, autodiff, numeric)
-            rows = [
-                localize(problem, autodiff, numeric, comparison, generator)
-                for comparison in compare(problem, autodiff, numeric)
-            ]
-            result = conclude(problem, autodiff, rows, numeric, strict)
-        report = result if report is None else combine(report, result, problem)
-        # A wrong derivative makes those of higher order wrong as well.
-        if not report.ok:
-            break
-    assert report is not None
-    return report
+    settings = Settings(modes, order, exhaustive, count, rtol, strict)
+    report = run_check(f, args, settings, seed_of(key), **options)
+    if report.verdict not in (Verdict.WRONG, Verdict.NONFINITE):
+        return report
+    try:
+        wrong = wrong_rules(f, args, kwargs, key)
+    except Exception:  # A function that cannot be traced is checked all the same.
+        return report
+    words = "none of the rules is wrong by itself" if wrong == [] else "wrong by itself: "
+    notes = () if wrong is None else (words + ", ".join(wrong),)
+    return dataclasses.replace(report, notes=(*report.notes, *notes))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import equations_of, function_name, is_program
+from jaxgrad._jaxprs import equations_of, function_name, is_program, rule_places
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
 from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
@@ -108,8 +108,8 @@ def _convert_arrays(arguments: Arguments) -> tuple[list[Any], bool]:
     if user_rules:
         # There may be forward mode alone.
         with contextlib.suppress(Exception):
-            pull_back = functools.partial(_pull_back, arguments.function)
-            gradient = jax.make_jaxpr(lambda *args: pull_back(*args))(*inputs)
+            backward = functools.partial(pull_back, arguments.function)
+            gradient = jax.make_jaxpr(lambda *args: backward(*args))(*inputs)
     return [values, gradient], user_rules
 
 
@@ -120,7 +120,7 @@ def _has_user_rule(equation: Any) -> bool:
     return custom and os.path.dirname(jax.__file__) not in _rule_place(equation)
 
 
-def _pull_back(function: Callable[..., Any], moved: Any, fixed: Any) -> Any:
+def pull_back(function: Callable[..., Any], moved: Any, fixed: Any) -> Any:
     """Return the outputs, and the gradient of their sum by reverse mode."""
     outputs, pullback = jax.vjp(lambda leaves: function(leaves, fixed), moved)
     return outputs, pullback([jnp.ones_like(output) for output in outputs])
@@ -162,7 +162,7 @@ def _facts(function: Callable[..., Any], moved: Any, fixed: Any) -> tuple[Facts,
     if facts.fingerprint != again.fingerprint:
         return facts, False
     try:
-        gradient = trace(functools.partial(_pull_back, function), moved, fixed)
+        gradient = trace(functools.partial(pull_back, function), moved, fixed)
     except Exception:  # whatever a user's rule raises; there may be forward mode
         return facts, True
     # A rule can change while the values of the function stay what they are.
@@ -190,7 +190,7 @@ def _stored_facts(function: Callable[..., Any], moved: Any, fixed: Any) -> tuple
         return facts
 
     try:
-        gradient = trace(functools.partial(_pull_back, function), moved, fixed)
+        gradient = trace(functools.partial(pull_back, function), moved, fixed)
         return reuse(("facts", function, gradient.fingerprint), build), True
     except _ChangingError as changing:
         return changing.args[0], False
@@ -345,10 +345,7 @@ def _rule_name(equation: Any) -> str:
 
 
 def _rule_place(equation: Any) -> str:
-    """The name of a rule, its file and line; empty if they are not known."""
-    params = equation.params
-    rule = getattr(params.get("bwd") or params.get("jvp_jaxpr_fun"), "debug_info", None)
-    return "" if rule is None else str(rule.func_src_info)
+    return next(iter(rule_places(equation)), "")
 
 
 def _bytes(value: Any) -> bytes:

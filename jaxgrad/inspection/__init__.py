@@ -1,11 +1,15 @@
-"""Any JAX program opened up: the size of its signals and gradients, operation by operation.
+"""Any JAX program opened up: its signals, gradients and derivative rules, one by one.
 
-`xray(loss, *args)` measures them at every product, non-linear function and sum of a model, with
-the parameter and the line of code that each comes from. The model needs no change.
+`xray(loss, *args)` measures the size of signals and gradients at every product, non-linear function
+and sum of a model, with the parameter and the line of code that each comes from. The model needs no
+change.
+`audit(f, *args)` checks each derivative rule that a program uses by itself.
 """
 
+from jaxgrad.checking import Rule, RuleVerdict
+from jaxgrad.inspection._audit import Audit, audit
 from jaxgrad.inspection._depth import Growth
 from jaxgrad.inspection._taps import Statistics
 from jaxgrad.inspection._xray import Site, XRay, xray
 
-__all__ = ["Growth", "Site", "Statistics", "XRay", "xray"]
+__all__ = ["Audit", "Growth", "Rule", "RuleVerdict", "Site", "Statistics", "XRay", "audit", "xray"]

@@ -1,0 +1,290 @@
+"""Derivative rules one by one: each is called again alone, at inputs of a program that uses it."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad import _jaxprs, _validate
+from jaxgrad._numerics import float_eps
+from jaxgrad.checking._precision import first_line, pull_back, trace
+from jaxgrad.checking._report import Leaf, Verdict
+from jaxgrad.checking._rule_body import BodyComparison, compare_with_body, no_comparison
+from jaxgrad.checking._rule_calls import RuleCall, is_rule, rule_calls, traced_call
+from jaxgrad.checking._rule_report import RULE_ORDER, Rule, RuleVerdict
+from jaxgrad.checking._stages import Settings, run_check, seed_of
+
+PASSED = (RuleVerdict.KINK, RuleVerdict.AGREE)
+FACTOR = re.compile(r"autodiff is (zero|of the opposite sign|(\S+) times the numeric one)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rebuilt:
+    """A call of a rule as a function of its inputs; equal to another with an equal derivative.
+
+    Elements that are not finite cannot be moved: of such an input, listed in `holes`, the argument
+    holds the finite elements alone, and `fixed` the whole and their places.
+    """
+
+    fingerprint: str
+    holes: tuple[int, ...]
+    equation: Any = dataclasses.field(compare=False)
+
+    def __call__(self, inputs, fixed):
+        inputs = list(inputs)
+        for i, (whole, places) in zip(self.holes, fixed, strict=True):
+            flat = jnp.ravel(whole).astype(inputs[i].dtype)
+            inputs[i] = flat.at[places].set(inputs[i]).reshape(jnp.shape(whole))
+        # A rule that was traced in float32 takes nothing else; `check_grads` passes float64.
+        pairs = zip(inputs, self.equation.invars, strict=True)
+        cast = [v.astype(a.aval.dtype) if is_float(v) else v for v, a in pairs]
+        return [r for r in _jaxprs.bind(self.equation, cast) if is_float(r)]
+
+
+class RuleChecks(NamedTuple):
+    """The rows of all rules of a program, worst first, and the operations that were not opened."""
+
+    rules: tuple[Rule, ...]
+    closed: tuple[str, ...]
+
+
+class _Located(NamedTuple):
+    """A derivative with respect to one input, at one of the samples."""
+
+    leaf: Leaf
+    body: BodyComparison
+    input: int
+
+
+def check_rules(
+    f: Callable[..., Any],
+    *args: Any,
+    primitives: bool = False,
+    samples: int = 3,
+    rtol: float = 1e-5,
+    key: jax.Array | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> RuleChecks:
+    """Check each derivative rule that `f(*args)` uses by itself; see `jaxgrad.audit`."""
+    seed = seed_of(key)
+    generator = np.random.default_rng([seed, 7])
+    keywords = {} if kwargs is None else _validate.mapping("kwargs", kwargs)
+    options = {"primitives": primitives, "limit": samples, "generator": generator}
+    calls, closed = rule_calls(f, args, keywords, **options)
+    # Calls in one line whose derivatives are the same program are one rule.
+    merged: dict[tuple[str, str], RuleCall] = {}
+    for call in calls:
+        if not is_checkable(call.equation):
+            continue
+        identity = (call.line if is_rule(call.equation) else "", _fingerprint(call))
+        if identity in merged:
+            former = merged[identity]
+            call = former._replace(samples=[*former.samples, *call.samples])
+        merged[identity] = call
+    # One input is enough for an operation of JAX, of which a program may have hundreds.
+    rows = []
+    for (_, fingerprint), call in merged.items():
+        count = samples if is_rule(call.equation) else 1
+        rows.append(_rows(call, fingerprint, spread(call.samples, count), rtol, seed))
+    return RuleChecks(_sorted(_with_causes(rows, list(merged.values()))), closed)
+
+
+def wrong_rules(f: Callable[..., Any], args: tuple, kwargs: Any, key: Any) -> list[str] | None:
+    """Return which of several rules that `f` uses are wrong, `None` if it does not use several."""
+    program, _ = traced_call(f, args, kwargs or {})
+    equations = filter(is_rule, _jaxprs.equations_of(program))
+    if len({tuple(_jaxprs.rule_places(equation)) for equation in equations}) < 2:
+        return None
+    rules = check_rules(f, *args, kwargs=kwargs, key=key).rules
+    wrong = [rule for rule in rules if rule.fails and not rule.through]
+    names = [f"{rule.name} (rule: {_jaxprs.short_place(rule.rule)})" for rule in wrong]
+    return list(dict.fromkeys(names))
+
+
+def spread(samples: list[Any], count: int) -> list[Any]:
+    """Return `count` of the samples, the first and the last among them."""
+    places = np.linspace(0, len(samples) - 1, min(count, len(samples)))
+    return [samples[i] for i in np.unique(places.astype(int))]
+
+
+def is_float(value: Any) -> bool:
+    """Whether a value has a derivative."""
+    return bool(float_eps(getattr(value, "dtype", None)))
+
+
+def is_checkable(equation: Any) -> bool:
+    """Whether an operation has an input that can be moved, and an output that may follow."""
+    sides = (equation.invars, equation.outvars)
+    return all(any(is_float(v.aval) and v.aval.size for v in side) for side in sides)
+
+
+def _fingerprint(call: RuleCall) -> str:
+    function, leaves, fixed = _of_moved(call)
+    for derivative in (pull_back, push_forward):
+        try:
+            return trace(functools.partial(derivative, function), leaves, fixed).fingerprint
+        except Exception:  # whatever a rule raises, which its check reports
+            continue
+    return str(id(call.equation))
+
+
+def _of_moved(call: RuleCall):
+    """Return a call as a function of the inputs that can be moved and of all, and its arguments."""
+    function, (inputs, holes) = _rebuilt("", call.equation, call.samples[0])
+    places = [i for i, v in enumerate(inputs) if is_float(v)]
+
+    def of_moved(leaves, fixed):
+        values = dict(enumerate(fixed[0])) | dict(zip(places, leaves, strict=True))
+        return function([values[i] for i in range(len(inputs))], fixed[1])
+
+    return of_moved, [inputs[i] for i in places], (inputs, holes)
+
+
+def push_forward(function: Callable, moved: Any, fixed: Any) -> Any:
+    """Return the outputs of a function, and their derivative along its arguments themselves."""
+    return jax.jvp(lambda leaves: function(leaves, fixed), (moved,), (moved,))
+
+
+def _rebuilt(fingerprint: str, equation: Any, inputs: list[Any]):
+    """Return the call as a function, and its two arguments."""
+    moved, holes, fixed = [], [], []
+    for i, value in enumerate(inputs):
+        finite = np.isfinite(np.asarray(value)) if is_float(value) else np.ones(())
+        if not np.all(finite):
+            holes.append(i)
+            fixed.append((value, np.flatnonzero(finite)))
+            value = jnp.ravel(value)[fixed[-1][1]]
+        moved.append(value)
+    return Rebuilt(fingerprint, tuple(holes), equation), (moved, fixed)
+
+
+def _rows(call: RuleCall, fingerprint: str, samples: list[Any], rtol: float, seed: int):
+    """Return the rows of a rule, one for each argument and mode."""
+    equation = call.equation
+    modes = ("rev",) if "vjp" in equation.primitive.name else ("rev", "fwd")
+    worst: dict[tuple[str, int], _Located] = {}
+    body = None
+    for inputs in samples:
+        function, arguments = _rebuilt(fingerprint, equation, inputs)
+        leaves = _leaves(function, arguments, modes, rtol, seed)
+        # The comparison takes a compilation, so there is one more only where something is wrong.
+        alarming = any(RuleVerdict(leaf.verdict) not in PASSED for leaf in leaves)
+        if is_rule(equation) and (body is None or alarming):
+            body = compare_with_body(equation, inputs)
+        for leaf in leaves:
+            place = (leaf.mode, int(leaf.path[1:-1]))
+            located = _Located(leaf, body or no_comparison(inputs), place[1])
+            if place not in worst or _rank(leaf) < _rank(worst[place].leaf):
+                worst[place] = located
+    return [_row(call, located, len(samples)) for located in worst.values()]
+
+
+def _rank(leaf: Leaf) -> tuple[int, float]:
+    return RULE_ORDER.index(RuleVerdict(leaf.verdict)), -leaf.relative_error
+
+
+def _leaves(function: Rebuilt, arguments: tuple, modes, rtol: float, seed: int) -> list[Leaf]:
+    """Return the derivatives in each mode, or why one could not be taken."""
+    movable = [i for i, v in enumerate(arguments[0]) if is_float(v) and v.size]
+    if not movable:
+        return [Leaf("[0]", Verdict.UNRESOLVED, (), reason="no input is finite", mode=modes[0])]
+    settings = Settings(tuple(modes), rtol=rtol)
+    # The second argument holds no numbers that are checked.
+    options = {"argnums": 0, "has_aux": False, "holomorphic": False}
+    try:
+        return list(run_check(function, arguments, settings, seed, **options).leaves)
+    except ValueError as error:
+        # Either mode may be missing; the other one is checked all the same.
+        if len(modes) > 1:
+            parts = [_leaves(function, arguments, (mode,), rtol, seed) for mode in modes]
+            return [leaf for part in parts for leaf in part]
+        path, reason = f"[{movable[0]}]", first_line(error)
+        return [Leaf(path, Verdict.UNRESOLVED, (), reason=reason, mode=modes[0])]
+
+
+def _row(call: RuleCall, located: _Located, samples: int) -> Rule:
+    equation, (leaf, body, index) = call.equation, located
+    verdict, reason = RuleVerdict(leaf.verdict), leaf.reason.replace("autodiff", "the rule")
+    error, equal = body.errors[index], body.equal[index]
+    name = equation.primitive.name
+    custom = is_rule(equation)
+    if verdict is RuleVerdict.WRONG and equal:
+        # Numbers close to underflow, or an operation of JAX whose derivative is wrong.
+        verdict = RuleVerdict.UNRESOLVED
+        reason = "differences say otherwise, but JAX's derivative of the body is that of the rule"
+    elif verdict in (RuleVerdict.WRONG, RuleVerdict.UNRESOLVED) and body.meant and not equal:
+        verdict = RuleVerdict.DIFFERS
+        details = f"; {reason}" * (leaf.verdict is Verdict.WRONG)
+        reason = f"the body {body.meant}, so it may be meant to differ from the rule{details}"
+    elif verdict is RuleVerdict.UNRESOLVED and math.isfinite(error):
+        reason += f"; relative distance from the derivative of the body {error:.1e}"
+    words = FACTOR.search(leaf.reason)
+    factor = {"zero": 0.0, "of the opposite sign": -1.0}.get(words[1]) if words else None
+    if words and factor is None:
+        factor = float(words[2])
+    argument = (_jaxprs.argument_names(equation)[index] if custom else "") or f"input {index}"
+    shapes = [f"{v.aval.dtype}{list(v.aval.shape)}" for v in equation.invars]
+    return Rule(
+        name=(custom and _jaxprs.function_name(equation)) or name,
+        kind=name.removesuffix("_jaxpr").removesuffix("_call") if custom else "primitive",
+        rule=next(iter(_jaxprs.rule_places(equation)), "") if custom else "",
+        call=call.line,
+        mode=leaf.mode,
+        argument=argument,
+        verdict=verdict,
+        element=leaf.worst_index,
+        value=leaf.autodiff,
+        numeric=leaf.numeric,
+        relative_error=leaf.relative_error,
+        body_error=error,
+        factor=factor,
+        reason=reason,
+        through="",
+        inputs=", ".join(shapes),
+        samples=samples,
+    )
+
+
+def _with_causes(rows: list[list[Rule]], calls: list[RuleCall]) -> list[Rule]:
+    """Name the wrong rule that another wrong rule uses."""
+    failing = [any(row.fails for row in part) for part in rows]
+    # The backward pass leaves no trace of its lines, the forward pass beside it does.
+    places = [_jaxprs.rule_places(call.equation)[:2] for call in calls]
+    results = []
+    for part, call, fails, rule in zip(rows, calls, failing, places, strict=True):
+        used = _used(call, [place for several in places for place in several]) if fails else []
+        causes = [
+            other[0].name
+            for other, wrong, places_of_other in zip(rows, failing, places, strict=True)
+            if wrong and not set(rule) & set(places_of_other) and set(places_of_other) & set(used)
+        ]
+        results += [row._replace(through=next(iter(causes), "")) for row in part]
+    return results
+
+
+def _used(call: RuleCall, places: list[str]) -> list[str]:
+    """Return which functions, by file and first line, the derivative of a call goes through."""
+    function, leaves, fixed = _of_moved(call)
+    try:
+        program = jax.make_jaxpr(functools.partial(pull_back, function))(leaves, fixed)
+    except Exception:  # whatever the rule raises
+        return []
+    used = []
+    for name, file, line in _jaxprs.frames(program):
+        # A frame has the line that runs; of functions of one name, it is in the last one before.
+        beginning = f"{name.rpartition('.')[2]} at {file}:"
+        lines = [int(p[len(beginning) :]) for p in places if p.startswith(beginning)]
+        before = [first for first in lines if first <= line]
+        used += [f"{beginning}{max(before)}"] if before else []
+    return used
+
+
+def _sorted(rows: list[Rule]) -> tuple[Rule, ...]:
+    """Sort by verdict, worst first, causes before their consequences."""
+    return tuple(sorted(rows, key=lambda row: (RULE_ORDER.index(row.verdict), row.through != "")))
