@@ -34,10 +34,10 @@ from jaxgrad import (
     training,
 )
 from jaxgrad.checking import check_grads
-from jaxgrad.inspection import audit, xray
+from jaxgrad.inspection import audit, prescribe, xray
 
 __version__ = "0.2.0"
 
 __all__ = ["activations", "checking", "initializers", "inspection", "layers", "plotting"]
 __all__ += ["propagation", "regimes", "sweeps", "testing", "theory", "training"]
-__all__ += ["audit", "check_grads", "xray"]
+__all__ += ["audit", "check_grads", "prescribe", "xray"]
