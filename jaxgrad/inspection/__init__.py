@@ -5,14 +5,17 @@ and sum of a model, with the parameter and the line of code that each comes from
 change.
 `audit(f, *args)` checks each derivative rule that a program uses by itself.
 `prescribe(trace)` returns the factors of the weights with which signals and gradients stay level.
+`coordinate_check(make, ...)` measures how they, and their changes in training, depend on width.
 """
 
 from jaxgrad.checking import Rule, RuleVerdict
 from jaxgrad.inspection._audit import Audit, audit
+from jaxgrad.inspection._coordinates import CoordinateCheck, Exponent, coordinate_check
 from jaxgrad.inspection._depth import Growth
 from jaxgrad.inspection._prescribe import Change, Prescription, prescribe
 from jaxgrad.inspection._taps import Statistics
 from jaxgrad.inspection._xray import Site, XRay, xray
 
-__all__ = ["Audit", "Change", "Growth", "Prescription", "Rule", "RuleVerdict", "Site"]
-__all__ += ["Statistics", "XRay", "audit", "prescribe", "xray"]
+__all__ = ["Audit", "Change", "CoordinateCheck", "Exponent", "Growth", "Prescription", "Rule"]
+__all__ += ["RuleVerdict", "Site", "Statistics", "XRay", "audit", "coordinate_check", "prescribe"]
+__all__ += ["xray"]
