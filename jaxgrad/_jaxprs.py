@@ -27,6 +27,7 @@ CALLS = frozenset(
 CALLED = ("call_jaxpr", "jaxpr", "fun_jaxpr", "call")
 # Calls of functions with a derivative rule by hand.
 RULES = frozenset(["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"])
+FRAMES = 200  # Frames of an operation that are looked through for the user's code.
 
 
 def is_program(value: Any) -> bool:
@@ -74,6 +75,12 @@ def split_scan_inputs(params: Any, inputs: Sequence[Any]) -> tuple[list[Any], ..
 def source_line(equation: Any) -> str:
     """Return file, line and function of the code that an operation comes from, JAX left out."""
     return source_info_util.summarize(equation.source_info)
+
+
+def source_frames(equation: Any) -> list[str]:
+    """Return the calls that led to an operation as in `source_line`, the innermost first."""
+    frames = source_info_util.summarize(equation.source_info, num_frames=FRAMES).splitlines()
+    return [frame for frame in reversed(frames) if frame != "unknown"]
 
 
 def scope(equation: Any) -> str:

@@ -94,3 +94,25 @@ def test_lines_and_scopes():
     (equation,) = jax.make_jaxpr(f)(0.5).eqns
     assert _jaxprs.scope(equation) == "outer"
     assert "test_jaxprs.py:" in _jaxprs.source_line(equation)
+    (equation,) = jax.make_jaxpr(lambda x: f(x))(0.5).eqns
+    inner, outer = _jaxprs.source_frames(equation)[:2]
+    assert inner == _jaxprs.source_line(equation)
+    assert "<lambda>" in outer
+
+
+def test_compiled_functions_of_jax_have_no_lines():
+    closed = jax.make_jaxpr(lambda x: jnp.linalg.norm(x))(jnp.ones(2))
+    call = closed.eqns[-1]
+    inner = _jaxprs.called_program(call).eqns
+    assert _jaxprs.source_frames(call)
+    assert [_jaxprs.source_frames(e) for e in inner] == [[]] * len(inner)
+
+
+def test_the_scope_of_an_operation_is_that_of_its_derivative():
+    def f(x):
+        with jax.named_scope("outer"):
+            return jnp.sqrt(x)
+
+    scopes = [_jaxprs.scope(e) for e in jax.make_jaxpr(jax.grad(f))(0.5).eqns]
+    assert len(scopes) > 1
+    assert all("outer" in scope for scope in scopes)

@@ -3,6 +3,7 @@
 `xray(loss, *args)` measures the size of signals and gradients at every product, non-linear function
 and sum of a model, with the parameter and the line of code that each comes from. The model needs no
 change.
+`explain_non_finite(loss, *args)` finds the operation that makes a loss or gradient infinite or NaN.
 `audit(f, *args)` checks each derivative rule that a program uses by itself.
 `prescribe(trace)` returns the factors of the weights with which signals and gradients stay level.
 `coordinate_check(make, ...)` measures how they, and their changes in training, depend on width.
@@ -12,10 +13,11 @@ from jaxgrad.checking import Rule, RuleVerdict
 from jaxgrad.inspection._audit import Audit, audit
 from jaxgrad.inspection._coordinates import CoordinateCheck, Exponent, coordinate_check
 from jaxgrad.inspection._depth import Growth
+from jaxgrad.inspection._non_finite import NonFinite, explain_non_finite
 from jaxgrad.inspection._prescribe import Change, Prescription, prescribe
 from jaxgrad.inspection._taps import Statistics
 from jaxgrad.inspection._xray import Site, XRay, xray
 
-__all__ = ["Audit", "Change", "CoordinateCheck", "Exponent", "Growth", "Prescription", "Rule"]
-__all__ += ["RuleVerdict", "Site", "Statistics", "XRay", "audit", "coordinate_check", "prescribe"]
-__all__ += ["xray"]
+__all__ = ["Audit", "Change", "CoordinateCheck", "Exponent", "Growth", "NonFinite", "Prescription"]
+__all__ += ["Rule", "RuleVerdict", "Site", "Statistics", "XRay", "audit", "coordinate_check"]
+__all__ += ["explain_non_finite", "prescribe", "xray"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad.inspection._depth import Growth, growth
+from jaxgrad.inspection._non_finite import NonFinite, diagnose
 from jaxgrad.inspection._problem import Call, Problem, prepare
 from jaxgrad.inspection._sites import plan_sites
 from jaxgrad.inspection._taps import Statistics, run, slots
@@ -47,12 +48,15 @@ class XRay:
       value: of the loss.
       gradient: of the loss, as by `jax.grad`.
       sites: one for each measured operation, in the order of computation.
+      non_finite: where a value or gradient that is not finite comes from, as by
+        `explain_non_finite`; empty if all is finite.
       problem: the loss and its arguments, as `prescribe` measures them again.
     """
 
     value: jax.Array
     gradient: Any
     sites: tuple[Site, ...]
+    non_finite: tuple[NonFinite, ...]
     problem: Problem = field(repr=False)
 
     def __str__(self) -> str:
@@ -68,7 +72,7 @@ class XRay:
             for row in [titles, *rows]
         ]
         note = "log10 of the root mean square of each result and of its cotangent:"
-        return "\n".join([*self._non_finite(), *self._growth(), note, *lines])
+        return "\n".join([*map(str, self.non_finite), *self._growth(), note, *lines])
 
     @property
     def growth(self) -> list[Growth]:
@@ -85,19 +89,6 @@ class XRay:
         ]
         return [*lines, ""] if lines else []
 
-    def _non_finite(self) -> list[str]:
-        """Say where values that are not finite come from."""
-        lines = []
-        # Signals are computed from the first operation on, gradients from the last.
-        for name, sites in (("signal", self.sites), ("gradient", self.sites[::-1])):
-            for site in sites:
-                part = site.forward if name == "signal" else site.backward
-                if np.any(np.asarray(part.non_finite) > 0):
-                    place = f"{site.operation} ({site.line})"
-                    lines.append(f"the first {name} that is not finite is at {place}")
-                    break
-        return lines
-
 
 def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool = False) -> XRay:
     """Measure the signal and the gradient at every operation of a model; `print` the result.
@@ -109,7 +100,8 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
     `while` loop, a function with its own derivative rule, `shard_map`, a kernel or a callback, the
     first floating-point result is measured, and nothing inside.
 
-    The program is compiled once for each function and shapes, as by `jax.jit`.
+    The program is compiled once for each function and shapes, as by `jax.jit`. If the loss or its
+    gradient is not finite, `explain_non_finite` compiles it anew to find out why.
 
     Args:
       loss: a function that returns a real number.
@@ -142,7 +134,8 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
         Site(*location[:4], *pair)
         for location, *pair in zip(plan.locations(), *statistics, strict=True)
     )
-    return XRay(value, gradient, sites, problem)
+    finite = all(bool(jnp.all(jnp.isfinite(x))) for x in [value, *leaves])
+    return XRay(value, gradient, sites, () if finite else diagnose(problem), problem)
 
 
 @functools.partial(jax.jit, static_argnums=0)

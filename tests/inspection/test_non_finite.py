@@ -1,0 +1,208 @@
+"""Which operation makes a loss or gradient infinite or NaN, where, why, and what mends it."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import nan_gradients
+from benchmarks.nan_gradients_clean import CLEAN
+from benchmarks.nan_gradients_functions import CASES
+from jaxgrad.inspection import _xray, explain_non_finite, xray
+from jaxgrad.inspection._causes import CAUSES
+
+
+def line_of(function, text):
+    """File and line of the first line of a function that has a text."""
+    lines, start = inspect.getsourcelines(function)
+    number = start + next(i for i, line in enumerate(lines) if text in line)
+    return f"{__file__}:{number}:"
+
+
+def branch_not_taken(x):
+    y = jnp.sqrt(x)
+    return jnp.sum(jnp.where(x > 0, y, 0.0))
+
+
+def test_a_branch_that_is_not_taken_is_named_and_mended():
+    (problem,) = explain_non_finite(branch_not_taken, jnp.array([4.0, 0.0, 9.0]))
+    assert (problem.direction, problem.operation) == ("backward", "sqrt")
+    assert problem.line.startswith(line_of(branch_not_taken, "sqrt"))
+    assert problem.element == ((1,), (0.0,), 0.0, 0.0)
+    assert problem.cause.startswith(CAUSES["branch"])
+    # The line of the selection.
+    assert line_of(branch_not_taken, "where").split("/")[-1] in problem.cause
+    assert problem.rewrite == "jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)"
+
+
+def test_the_first_operation_of_the_forward_pass_is_told():
+    def loss(w, x):
+        y = jnp.log(x - 1) * w
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.sqrt(w))
+
+    first, *others = explain_non_finite(loss, jnp.array([2.0, 0.0]), jnp.array([1.0, 3.0]))
+    assert (first.direction, first.operation) == ("forward", "log")
+    assert first.cause == CAUSES["log"]
+    assert first.element.inputs == (0,)
+    # With that line changed, the gradient of the other is still infinite.
+    assert [(r.direction, r.operation) for r in others] == [("backward", "sqrt")]
+    assert first.rewrite
+    assert others[0].rewrite
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_iterations_are_those_of_the_data(reverse):
+    def loss(scale, x):
+        def row(total, values):
+            def element(total, value):
+                return total + jnp.sqrt(scale * value), None
+
+            return jax.lax.scan(element, total, values, reverse=reverse)[0], None
+
+        return jax.lax.scan(row, 0.0, x)[0]
+
+    x = jnp.ones((3, 5)).at[1, 3].set(0.0)
+    (problem,) = explain_non_finite(loss, jnp.float32(1), x)
+    assert (problem.operation, problem.iteration) == ("sqrt", (1, 3))
+    assert problem.element.inputs == (0,)
+
+
+@pytest.mark.parametrize("wrap", ["jit", "checkpoint", "vmap", "cond"])
+def test_transformations_are_searched(wrap):
+    def root(x):
+        return jnp.sqrt(x)
+
+    wrapped = {
+        "jit": jax.jit(root),
+        "checkpoint": jax.checkpoint(root),
+        "vmap": jax.vmap(root),
+        "cond": lambda x: jax.lax.cond(x[0] > 0, root, lambda x: x, x),
+    }[wrap]
+    (problem,) = explain_non_finite(lambda x: wrapped(x).sum(), jnp.array([1.0, 0.0]))
+    assert problem.operation == "sqrt"
+    assert problem.line.startswith(line_of(root, "sqrt"))
+    assert problem.element.position == (1,)
+    assert problem.rewrite
+
+
+def test_intended_infinities_are_not_accused():
+    def loss(w):
+        mask = jnp.tril(jnp.ones((2, 2), bool))
+        weights = jax.nn.softmax(jnp.where(mask, w, -jnp.inf) + jnp.log(mask.astype(w.dtype)))
+        return jnp.sum(weights**2) + jnp.sqrt(w[0, 0])
+
+    (problem,) = explain_non_finite(loss, jnp.array([[0.0, 1.0], [2.0, 3.0]]))
+    assert problem.operation == "sqrt"
+    assert explain_non_finite(lambda w: loss(w + 1), jnp.array([[0.0, 1.0], [2.0, 3.0]])) == ()
+
+
+@jax.custom_vjp
+def double(x):
+    return 2 * x
+
+
+def double_backward(_, g):
+    return (g / 0,)
+
+
+double.defvjp(lambda x: (2 * x, None), double_backward)
+
+
+@jax.custom_jvp
+def treble(x):
+    return 3 * x
+
+
+@treble.defjvp
+def treble_rule(x, t):
+    return treble(*x), t[0] / (x[0] - x[0])
+
+
+@pytest.mark.parametrize(
+    ("f", "rule", "text"), [(double, double_backward, "def"), (treble, treble_rule, "return")]
+)
+def test_the_rule_of_the_user_is_named(f, rule, text):
+    (problem,) = explain_non_finite(lambda x: jnp.sum(f(x)), jnp.ones(2))
+    assert problem.cause == CAUSES["rule"]
+    assert problem.operation == f.__name__
+    assert (problem.line + ":").startswith(line_of(rule, text)[:-1])
+    assert problem.rewrite == ""
+
+
+def test_an_argument_that_is_not_finite():
+    params, data = {"w": jnp.ones(2)}, {"x": jnp.array([1.0, jnp.nan])}
+    (problem,) = explain_non_finite(lambda p, d: jnp.sum(p["w"] * d["x"]), params, data)
+    assert (problem.operation, problem.parameter) == ("argument", "args[1]['x']")
+
+
+def test_a_rewrite_that_changes_the_value_is_not_shown():
+    def loss(x):
+        # The value at 0 is 1, which no mask of the square root keeps.
+        root = jnp.sqrt(x)
+        return jnp.sum(jnp.exp(-(root**0.5)) + jnp.linalg.cholesky(jnp.diag(x - 1))[0, 0])
+
+    (problem,) = explain_non_finite(loss, jnp.array([0.0]))
+    assert problem.operation == "cholesky"
+    assert problem.rewrite == ""
+
+
+def test_float16_is_computed_in_float32():
+    (problem,) = explain_non_finite(lambda x: jnp.mean(x * x), jnp.full(4, 300, jnp.float16))
+    assert problem.cause == "overflow of float16"
+    assert problem.rewrite == "compute in float32"
+
+
+def test_words():
+    trace = xray(branch_not_taken, jnp.array([4.0, 0.0]))
+    line = line_of(branch_not_taken, "sqrt").split("/")[-1]
+    assert str(trace).startswith(f"the gradient is not finite because of sqrt in {line}")
+    assert "where its input is 0 (element [1])" in str(trace)
+    assert [problem.operation for problem in trace.non_finite] == ["sqrt"]
+
+
+def test_a_finite_model_is_not_searched(monkeypatch):
+    monkeypatch.setattr(_xray, "diagnose", lambda problem: 1 / 0)
+    assert xray(branch_not_taken, jnp.array([4.0, 1.0])).non_finite == ()
+
+
+def test_a_while_loop_is_told_as_a_whole():
+    def loss(x):
+        y = jax.lax.while_loop(lambda y: y < 1e38, lambda y: y * 1e30, x)
+        return x * jax.lax.stop_gradient(y)
+
+    (problem,) = explain_non_finite(loss, 1e20)
+    assert (problem.direction, problem.operation) == ("forward", "while")
+    assert problem.line.startswith(line_of(loss, "while_loop"))
+
+
+def test_no_rewrite_is_tried_where_a_loop_might_never_end():
+    def loss(x):
+        y = jnp.log(x - 1)
+        # With NaN or a positive number it ends.
+        end = jax.lax.while_loop(lambda y: y[0] < 3, lambda y: y + y, jax.lax.stop_gradient(y))
+        return jnp.sum(y * end)
+
+    (problem,) = explain_non_finite(loss, jnp.array([3.0, 1.0]))
+    assert (problem.operation, problem.rewrite) == ("log", "")
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match="loss must be a function"):
+        explain_non_finite(3, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.loss.__name__)
+def test_reports_of_issue_trackers(case):
+    result = nan_gradients.run(case)
+    assert result[:3] == (True, True, True), result.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("f", "args"), CLEAN, ids=lambda x: getattr(x, "__name__", ""))
+def test_nothing_is_accused_in_clean_functions(f, args):
+    value, gradient = jax.value_and_grad(f, allow_int=True)(*args)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((value, gradient)))
+    assert nan_gradients.accusations(f, args) == []
