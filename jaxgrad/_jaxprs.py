@@ -29,6 +29,8 @@ CALLED = ("call_jaxpr", "jaxpr", "fun_jaxpr", "call")
 RULES = frozenset(["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"])
 FRAMES = 200  # Frames of an operation that are looked through for the user's code.
 
+LOOPS = ("scan", "while", "cond")
+
 
 def is_program(value: Any) -> bool:
     """Whether a parameter of an operation is a program, closed or open."""
@@ -72,6 +74,35 @@ def split_scan_inputs(params: Any, inputs: Sequence[Any]) -> tuple[list[Any], ..
     return list(inputs[:start]), list(inputs[start:stop]), list(inputs[stop:])
 
 
+def repeat(equation: Any, inputs: Sequence[Any], run: Callable[[Any, list[Any]], Any]) -> Any:
+    """Return the results of one of `LOOPS`, with `run` to evaluate its programs.
+
+    `run(program, inputs)` returns the results of a program, and is traced.
+    """
+    name, params = equation.primitive.name, equation.params
+    if name == "cond":
+        branches = [lambda *args, b=b: run(b, list(args)) for b in params["branches"]]
+        return jax.lax.switch(inputs[0], branches, *inputs[1:])
+    if name == "while":
+        # Constants of the test come first, then those of the body, then the carry.
+        first, second = params["cond_nconsts"], params["body_nconsts"]
+        test, body = inputs[:first], inputs[first : first + second]
+        return jax.lax.while_loop(
+            lambda carry: run(params["cond_jaxpr"], [*test, *carry])[0],
+            lambda carry: run(params["body_jaxpr"], [*body, *carry]),
+            list(inputs[first + second :]),
+        )
+    consts, carry, xs = split_scan_inputs(params, inputs)
+
+    def step(carry, x):
+        out = list(run(params["jaxpr"], [*consts, *carry, *x]))
+        return out[: len(carry)], out[len(carry) :]
+
+    options = {key: params[key] for key in ("length", "reverse", "unroll")}
+    last, stacked = jax.lax.scan(step, carry, xs, **options)
+    return [*last, *stacked]
+
+
 def source_line(equation: Any) -> str:
     """Return file, line and function of the code that an operation comes from, JAX left out."""
     return source_info_util.summarize(equation.source_info)
@@ -94,6 +125,23 @@ def function_name(equation: Any) -> str:
     inner = params.get("call_jaxpr") or params.get("jaxpr")
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     return str(getattr(info, "func_name", None) or params.get("name", ""))
+
+
+def hide_frames(file: str) -> None:
+    """Let the code of a file never count as the line that an operation comes from."""
+    source_info_util.register_exclusion(file)
+
+
+def concrete(value: Any) -> Any:
+    """Return the array behind a value that is differentiated, or the shape of one that is traced.
+
+    Other values are returned as they are.
+    """
+    while isinstance(value, jax.core.Tracer):
+        if not hasattr(value, "primal"):
+            return jax.ShapeDtypeStruct(value.shape, value.dtype)
+        value = value.primal  # type: ignore
+    return value
 
 
 def short_place(place: str) -> str:
@@ -131,11 +179,14 @@ def argument_names(equation: Any) -> list[str]:
     return list(map(str, names)) if len(names) == total else [""] * total
 
 
-def frames(program: Any) -> set[tuple[str, str, int]]:
-    """Return function, file and line of all calls in which a program's operations were traced."""
+def stacks(program: Any) -> list[list[tuple[str, str, int]]]:
+    """Return the calls in which the operations of a program were traced, each once.
+
+    A stack has function, file and line of each call, the innermost one first.
+    """
     traces = {equation.source_info.traceback for equation in equations_of(program)}
-    stacks = [trace.frames for trace in traces if trace is not None]
-    return {(f.function_name, f.file_name, f.line_num) for stack in stacks for f in stack}
+    frames = [trace.frames for trace in traces if trace is not None]
+    return [[(f.function_name, f.file_name, f.line_num) for f in stack] for stack in frames]
 
 
 def evaluate(

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "checking": SHARED,
     "inspection": SHARED | {"checking"},
     "testing": SHARED | {"checking"},
+    "_pytest_audit": SHARED | {"inspection"},
     "sweeps": SHARED,
     "theory": SHARED | {"activations"},
     "initializers": SHARED | {"activations", "theory"},

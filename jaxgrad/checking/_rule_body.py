@@ -4,6 +4,7 @@ Some functions mean to differ from their derivative: a gradient that is reversed
 the signal as it is, and a straight-through estimator pretends that steps have a slope.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _jaxprs
-from jaxgrad._jaxprs import called_program, equations_of
+from jaxgrad._jaxprs import LOOPS, called_program, equations_of, repeat
 from jaxgrad._numerics import float_eps
 
 # Operations that have parts without a slope.
@@ -51,25 +52,24 @@ def compare_with_body(equation: Any, inputs: Sequence[Any]) -> BodyComparison:
     if program is None:
         return comparison
     names = {e.primitive.name for e in equations_of(program)}
-    meant = "calls stop_gradient" if "stop_gradient" in names else ""
-    if _returns_inputs(program):
-        meant = "returns its input as it is"
-
-    def rule(args):
-        return _jaxprs.bind(equation, args)
-
-    def body(args):
-        return evaluate_body(program, args)
-
+    meant = "returns its input as it is" if _returns_inputs(program) else ""
+    functions = [
+        functools.partial(_jaxprs.bind, equation),
+        functools.partial(evaluate_body, program),
+        functools.partial(evaluate_body, program, stop=False),
+    ]
     for derivative in (_reverse, _forward):
         try:
-            of_rule, of_body = jax.jit(lambda a, d=derivative: (d(rule, a), d(body, a)))(inputs)
+            results = jax.jit(lambda a, d=derivative: [d(f, a) for f in functions])(inputs)
         except Exception:  # whatever a rule raises, which the check of the rule reports
             continue
-        pairs = [
-            tuple(np.asarray(v, np.complex128) for v in pair)
-            for pair in zip(of_rule, of_body, strict=True)
+        of_rule, of_body, not_stopped = [
+            [np.asarray(v, np.complex128) for v in leaves] for leaves in results
         ]
+        # Where a largest number is subtracted, for one, stopping its gradient changes nothing.
+        if not meant and not all(map(_equal, of_body, not_stopped)):
+            meant = "calls stop_gradient"
+        pairs = list(zip(of_rule, of_body, strict=True))
         errors, equal = [_distance(*pair) for pair in pairs], [_equal(*pair) for pair in pairs]
         if not meant and names & FLAT and all(_only_where_flat(*pair) for pair in pairs):
             meant = "has no slope wherever the rule differs"
@@ -83,13 +83,18 @@ def compare_with_body(equation: Any, inputs: Sequence[Any]) -> BodyComparison:
     return comparison._replace(meant=meant)
 
 
-def evaluate_body(program: Any, args: Sequence[Any]) -> list[Any]:
-    """Evaluate a program without the derivative rules of the functions that it calls."""
+def evaluate_body(program: Any, args: Sequence[Any], *, stop: bool = True) -> list[Any]:
+    """Evaluate a program without derivative rules, and if not `stop` without `stop_gradient`."""
+    run = functools.partial(evaluate_body, stop=stop)
 
     def apply(equation, inputs):
         called = called_program(equation)
         if called is not None:
-            return evaluate_body(called, inputs)
+            return run(called, inputs)
+        if equation.primitive.name in LOOPS:
+            return repeat(equation, inputs, run)
+        if equation.primitive.name == "stop_gradient" and not stop:
+            return inputs
         return _jaxprs.bind(equation, inputs)
 
     return _jaxprs.evaluate(program, args, apply)

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _jaxprs
-from jaxgrad._jaxprs import RULES, called_program, equations_of, inner_programs
+from jaxgrad._jaxprs import LOOPS, RULES, called_program, equations_of, inner_programs
 from jaxgrad._numerics import float_eps
 
-# What an operation with inner programs must be for them to be evaluated here.
-LOOPS = ("scan", "while", "cond")
 ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 

@@ -253,36 +253,42 @@ def _row(call: RuleCall, located: _Located, samples: int) -> Rule:
 
 def _with_causes(rows: list[list[Rule]], calls: list[RuleCall]) -> list[Rule]:
     """Name the wrong rule that another wrong rule uses."""
-    failing = [any(row.fails for row in part) for part in rows]
     # The backward pass leaves no trace of its lines, the forward pass beside it does.
     places = [_jaxprs.rule_places(call.equation)[:2] for call in calls]
+    known = [place for several in places for place in several]
+    failing = [i for i, part in enumerate(rows) if any(row.fails for row in part)]
+    used = {i: _used(calls[i], places[i], known) for i in failing}
     results = []
-    for part, call, fails, rule in zip(rows, calls, failing, places, strict=True):
-        used = _used(call, [place for several in places for place in several]) if fails else []
-        causes = [
-            other[0].name
-            for other, wrong, places_of_other in zip(rows, failing, places, strict=True)
-            if wrong and not set(rule) & set(places_of_other) and set(places_of_other) & set(used)
-        ]
+    for i, part in enumerate(rows):
+        causes = [rows[k][0].name for k in failing if used.get(i, set()) & set(places[k])]
         results += [row._replace(through=next(iter(causes), "")) for row in part]
     return results
 
 
-def _used(call: RuleCall, places: list[str]) -> list[str]:
-    """Return which functions, by file and first line, the derivative of a call goes through."""
+def _used(call: RuleCall, rule: list[str], places: list[str]) -> set[str]:
+    """Return which of some places the derivative of a call goes through, called by its `rule`."""
     function, leaves, fixed = _of_moved(call)
     try:
         program = jax.make_jaxpr(functools.partial(pull_back, function))(leaves, fixed)
     except Exception:  # whatever the rule raises
-        return []
-    used = []
-    for name, file, line in _jaxprs.frames(program):
-        # A frame has the line that runs; of functions of one name, it is in the last one before.
-        beginning = f"{name.rpartition('.')[2]} at {file}:"
-        lines = [int(p[len(beginning) :]) for p in places if p.startswith(beginning)]
-        before = [first for first in lines if first <= line]
-        used += [f"{beginning}{max(before)}"] if before else []
+        return set()
+    used: set[str] = set()
+    for stack in _jaxprs.stacks(program):
+        # The innermost call comes first, and whatever called the rule does not count.
+        inner = [_place(frame, places) for frame in stack]
+        last = max((i for i, place in enumerate(inner) if place in rule), default=0)
+        used |= {place for place in inner[:last] if place and place not in rule}
     return used
+
+
+def _place(frame: tuple[str, str, int], places: list[str]) -> str:
+    """Return the place that a frame belongs to, or ""."""
+    name, file, line = frame
+    # A frame has the line that runs; of functions of one name, it is in the last one before.
+    beginning = f"{name.rpartition('.')[2]} at {file}:"
+    lines = [int(p[len(beginning) :]) for p in places if p.startswith(beginning)]
+    before = [first for first in lines if first <= line]
+    return f"{beginning}{max(before)}" if before else ""
 
 
 def _sorted(rows: list[Rule]) -> tuple[Rule, ...]:

@@ -71,3 +71,9 @@ class Rule(NamedTuple):
     def fails(self) -> bool:
         """Whether the rule is wrong for this argument in this mode."""
         return self.verdict in RULE_ORDER[:3]
+
+    @property
+    def words(self) -> str:
+        """The argument, the mode, and the reason of the verdict."""
+        mode = {"rev": "reverse", "fwd": "forward"}[self.mode]
+        return f"{mode} mode, {self.argument}: {self.reason or self.verdict}"

@@ -15,13 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import (
-    bind,
-    called_program,
-    evaluate,
-    is_program,
-    split_scan_inputs,
-)
+from jaxgrad._jaxprs import LOOPS, bind, called_program, evaluate, is_program, repeat
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._precision import Computation, first_line
 from jaxgrad.checking._programs import (
@@ -113,6 +107,8 @@ def _apply(equation: Any, args: list[Any]) -> Sequence[Any]:
     called = called_program(equation)
     if called is not None:
         return _evaluate(called, args)
+    if name in LOOPS:
+        return repeat(equation, args, _evaluate)
     if any(map(is_program, params.values())) or any(word in name for word in OPAQUE):
         raise unknown
     if not any(float_eps(arg.dtype) for arg in args):
@@ -143,33 +139,6 @@ def _wide_parameter(key: str, value: Any) -> Any:
 # a program that a call of their public function makes anew.
 
 
-def _scan(params, args):
-    consts, carry, xs = split_scan_inputs(params, args)
-
-    def body(state, xs):
-        out = _evaluate(params["jaxpr"], [*consts, *state, *xs])
-        return out[: len(carry)], out[len(carry) :]
-
-    options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    last, stacked = jax.lax.scan(body, carry, xs, **options)
-    return [*last, *stacked]
-
-
-def _while(params, args):
-    for_test, for_body = params["cond_nconsts"], params["body_nconsts"]
-    test, body = args[:for_test], args[for_test : for_test + for_body]
-    return jax.lax.while_loop(
-        lambda state: _evaluate(params["cond_jaxpr"], [*test, *state])[0],
-        lambda state: _evaluate(params["body_jaxpr"], [*body, *state]),
-        args[for_test + for_body :],
-    )
-
-
-def _cond(params, args):
-    branches = [lambda *inputs, b=branch: _evaluate(b, inputs) for branch in params["branches"]]
-    return jax.lax.switch(args[0], branches, *args[1:])
-
-
 def _linear_solve(params, args):
     lengths = params["const_lengths"]
     before = lengths.matvec + lengths.vecmat
@@ -184,9 +153,6 @@ def _scatter(function):
 
 
 _CONTROL: dict[str, Callable[[Any, list[Any]], Sequence[Any]]] = {
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
     "custom_linear_solve": _linear_solve,
     "scatter": _scatter(jax.lax.scatter),
     # Of two names, one is that of some versions of JAX.
