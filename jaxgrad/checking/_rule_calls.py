@@ -135,6 +135,9 @@ def _has_wanted(program: Any, walk: _Walk) -> bool:
 
 def _record(equation: Any, inputs: list[Any], walk: _Walk) -> None:
     """Add the inputs of a call to the sample of its operation."""
+    # A number in the program may be no array.
+    pairs = zip(inputs, equation.invars, strict=True)
+    inputs = [v if isinstance(v, jax.Array) else jnp.asarray(v, a.aval.dtype) for v, a in pairs]
     # The trace lives as long as the walk, so identities are unique.
     identity = id(equation)
     samples = walk.calls.setdefault(identity, RuleCall(equation, walk.line, [])).samples
