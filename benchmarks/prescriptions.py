@@ -24,19 +24,16 @@ from flax import linen, nnx
 import jaxgrad
 from experiments import _kit as kit
 
-DEPTH, WIDTH, BATCH, HEADS = 48, 48, 64, 4
+DEPTH, WIDTH, BATCH, HEADS, STEPS = 48, 48, 64, 4, 60
 FORWARD, BACKWARD = 0.02, 0.05
 
 
 class Model(NamedTuple):
-    """Parameters, a function of them and of images `[batch, 64]` that returns logits, and a rate.
-
-    `static` are leaves of the parameters that are no arrays.
-    """
+    """Parameters, a function of them and of images `[batch, 64]` that returns logits, and steps."""
 
     apply: Callable[[Any, Any], Any]
     params: Any
-    learning_rate: float = 1e-3
+    steps: int = 200
 
 
 def normal(key, shape, variance, fan_in):
@@ -72,20 +69,20 @@ def convolutional(key):
     params = {
         "first": normal(keys[0], (3, 3, 1, channels), 2.0, 9),
         "blocks": normal(keys[1], (DEPTH, 3, 3, channels, channels), 2.0, channels),
-        "last": normal(keys[2], (64 * channels, 10), 1.0, 64 * channels),
+        "last": normal(keys[2], (16 * channels, 10), 1.0, 16 * channels),
     }
 
-    def conv(x, w):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+    def conv(x, w, stride=1):
+        numbers, strides = ("NHWC", "HWIO", "NHWC"), (stride, stride)
+        return jax.lax.conv_general_dilated(x, w, strides, "SAME", dimension_numbers=numbers)
 
     def apply(params, x):
-        x = conv(x.reshape(-1, 8, 8, 1), params["first"])
+        x = conv(x.reshape(-1, 8, 8, 1), params["first"], stride=2)
         step = lambda x, w: (conv(jax.nn.relu(x), w), None)  # noqa: E731
         x, _ = jax.lax.scan(step, x, params["blocks"])
         return x.reshape(len(x), -1) @ params["last"]
 
-    return Model(apply, params)
+    return Model(apply, params, STEPS)
 
 
 class LinenBlock(linen.Module):
@@ -130,11 +127,11 @@ class LinenTransformer(linen.Module):
         return linen.Dense(10)(x.mean(axis=1))
 
 
-def flax_linen(module):
+def flax_linen(module, steps=200):
     """A Linen module with its default initializers."""
 
     def make(key):
-        return Model(module.apply, module.init(key, jnp.ones((1, 64))))
+        return Model(module.apply, module.init(key, jnp.ones((1, 64))), steps)
 
     return make
 
@@ -213,7 +210,7 @@ def haiku_post_norm(key):
         return haiku.Linear(10)(y.mean(axis=1))
 
     model = haiku.without_apply_rng(haiku.transform(network))
-    return Model(model.apply, model.init(key, jnp.ones((1, 64))))
+    return Model(model.apply, model.init(key, jnp.ones((1, 64))), STEPS)
 
 
 class EquinoxBlock(equinox.Module):
@@ -256,7 +253,7 @@ def equinox_transformer(key):
         x = (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-6)
         return x.mean(axis=1) @ params["last"]
 
-    return Model(apply, params)
+    return Model(apply, params, STEPS)
 
 
 MODELS: dict[str, Callable[[Any], Model]] = {
@@ -269,7 +266,7 @@ MODELS: dict[str, Callable[[Any], Model]] = {
     "Equinox, relu MLP, defaults": equinox_mlp,
     "Haiku, relu MLP, defaults": haiku_mlp,
     "residual relu MLP without scale": residual_mlp,
-    "Linen, scanned pre-norm transformer, defaults": flax_linen(LinenTransformer()),
+    "Linen, scanned pre-norm transformer, defaults": flax_linen(LinenTransformer(), STEPS),
     "Haiku, post-norm transformer, LeCun's variance": haiku_post_norm,
     "Equinox, pre-norm transformer, small embedding, large logits": equinox_transformer,
 }
@@ -298,7 +295,7 @@ def digits() -> tuple[Any, Any]:
     return jnp.asarray(x, jnp.float32), jnp.asarray(data.labels)
 
 
-def measure(make: Callable[[Any], Model], steps: int, seed: int = 0) -> Record:
+def measure(make: Callable[[Any], Model], *, train: bool = True, seed: int = 0) -> Record:
     """X-ray, prescribe, and train with and without the factors."""
     start, (x, labels) = time.perf_counter(), digits()
     model = make(jax.random.key(seed))
@@ -308,14 +305,15 @@ def measure(make: Callable[[Any], Model], steps: int, seed: int = 0) -> Record:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     trace = jaxgrad.xray(loss, model.params, x[:BATCH], labels[:BATCH])
-    fix = jaxgrad.prescribe(trace)
-    if steps == 0:
+    # Also of streams that grow so little that they would be left alone.
+    fix = jaxgrad.prescribe(trace, total=2**0.5)
+    if not train:
         return Record(fix, (float("nan"), float("nan")), time.perf_counter() - start)
-    optimizer = optax.adam(model.learning_rate)
-    order = np.random.default_rng(seed).integers(len(x), size=(steps, BATCH))
+    optimizer = optax.adam(1e-3)
+    order = np.random.default_rng(seed).integers(len(x), size=(model.steps, BATCH))
 
     @jax.jit
-    def train(params):
+    def trained(params):
         def step(state, rows):
             params, moments = state
             value, gradient = jax.value_and_grad(loss)(params, x[rows], labels[rows])
@@ -327,23 +325,23 @@ def measure(make: Callable[[Any], Model], steps: int, seed: int = 0) -> Record:
         # The mean of the last steps is less noisy than one.
         return values[-10:].mean()
 
-    before, after = (float(train(p)) for p in (model.params, fix.apply(model.params)))
+    before, after = (float(trained(p)) for p in (model.params, fix.apply(model.params)))
     return Record(fix, (before, after), time.perf_counter() - start)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=150, help="training steps; 0 for none")
+    parser.add_argument("--no-training", action="store_true", help="only prescribe")
     parser.add_argument("--only", default="", help="models whose name has this text")
     options = parser.parse_args()
     records = {}
     for name, make in MODELS.items():
         if options.only in name:
-            records[name] = record = measure(make, options.steps)
+            records[name] = record = measure(make, train=not options.no_training)
             before, after = record.losses
             print(f"\n{name} ({record.seconds:.0f} s)\n{record.fix}")
-            print(f"loss after {options.steps} steps: {before:.3f}, now {after:.3f}", flush=True)
+            print(f"loss after training: {before:.3f}, now {after:.3f}", flush=True)
     level = [name for name, record in records.items() if record.level]
     print(f"\nlevel in both directions: {len(level)} of {len(records)}")
     for name in records.keys() - level:

@@ -25,11 +25,19 @@ Logs = dict[int, np.ndarray]  # by node or by leaf
 
 
 class Group(NamedTuple):
-    """Products that repeat with depth: the path without numbers, the nodes and how many blocks."""
+    """Products that repeat with depth.
+
+    Attributes:
+      name: the path of their weights, `#` for numbers; with an example if others have it too.
+      products: the nodes.
+      blocks: how many there are.
+      path: the path without an example.
+    """
 
     name: str
     products: tuple[int, ...]
     blocks: int
+    path: str = ""
 
 
 class Levels(NamedTuple):
@@ -70,7 +78,16 @@ def open_model(problem: Problem) -> Model:
         for part in _by_block(labels) if len(products) > 1 else [range(len(products))]:
             nodes = tuple(products[k] for k in part)
             blocks = sum(flow.nodes[i].lengths[-1] if flow.nodes[i].lengths else 1 for i in nodes)
-            groups += [Group(name, nodes, blocks)] if blocks >= LEAST_BLOCKS else []
+            example = labels[part[0]]
+            if blocks >= LEAST_BLOCKS:
+                groups.append(Group(example, nodes, blocks, split_numbers(name)[0]))
+    paths = [group.path for group in groups]
+    for k, group in enumerate(groups):
+        # Layers that only have running numbers are told from each other by an example.
+        if len(group.products) > 1:
+            name = group.path
+            name += f" such as {group.name}" if paths.count(name) > 1 else ""
+            groups[k] = group._replace(name=name)
     return Model(problem, flow, sorted(groups, key=lambda group: group.products))
 
 

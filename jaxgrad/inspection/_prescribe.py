@@ -11,7 +11,6 @@ import numpy as np
 from jaxgrad import _validate
 from jaxgrad._jaxprs import source_line
 from jaxgrad.inspection import _initial_scales, _levels, _rescaling
-from jaxgrad.inspection._dataflow import split_numbers
 from jaxgrad.inspection._depth import Growth
 from jaxgrad.inspection._levels import Group, Levels, Logs, Model
 from jaxgrad.inspection._xray import XRay, xray
@@ -75,7 +74,7 @@ class Prescription:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def prescribe(trace: XRay, *, total: float = math.sqrt(2)) -> Prescription:
+def prescribe(trace: XRay, *, total: float | None = None) -> Prescription:
     """Return factors of the weights with which neither signal nor gradient grows with depth.
 
     The model is measured again with rescaled weights until it is level; it is compiled once for
@@ -85,16 +84,20 @@ def prescribe(trace: XRay, *, total: float = math.sqrt(2)) -> Prescription:
 
     - Without residual branches the products are scaled so that the sizes of signal and gradient
       stay level, all blocks by one factor unless that is impossible.
-    - With residual branches the last product of each branch is scaled so that the stream grows by
-      `total` over the whole depth.
+    - With residual branches the last product of each branch is scaled, with its bias, so that the
+      stream grows by `total` over the whole depth.
     - A block whose weights are unlike those of all others gets their size.
     - Queries and keys are scaled if the logits of attention are larger than 3.
 
-    A model that is level within its noise is left as it is.
+    A model is left as it is where signal and gradient change by less than a factor of 10 over the
+    whole depth, or by no more than the noise of random weights; also weights that all iterations of
+    a scan share, as in a recurrent network.
 
     Args:
       trace: of the model at initialization, as `xray` returns it.
-      total: the factor by which the root mean square of a residual stream may grow; above 1.
+      total: the factor by which the root mean square of a residual stream may grow, above 1. By
+        default it is the square root of 2 for streams that have to be mended; a number is applied
+        to all that grow by more.
 
     Raises:
       TypeError: if `trace` is no `XRay`.
@@ -115,13 +118,14 @@ def prescribe(trace: XRay, *, total: float = math.sqrt(2)) -> Prescription:
         raise TypeError(
             f"trace must be an XRay, got {type(trace).__name__}; pass jaxgrad.xray(loss, params)"
         )
-    _validate.scalar("total", total, minimum=1.0, above=True)
+    if total is not None:
+        _validate.scalar("total", total, minimum=1.0, above=True)
     _check_finite(trace)
     model = _levels.open_model(trace.problem)
     # Sizes of weights come first, since all others are measured with them.
     single = _rescaling.level_blocks(model, {})
     logits = _rescaling.level_logits(model, single.logs)
-    branches = _rescaling.level_branches(model, logits.logs, float(total))
+    branches = _rescaling.level_branches(model, logits.logs, total)
     chain = _rescaling.level_chain(model, branches.logs)
     levels = _levels.measure(model, chain.logs)
     problem = trace.problem
@@ -162,7 +166,7 @@ def _stream(model: Model, trace: XRay) -> Growth | None:
     if sums is None and not chain:
         return None
     # As the x-ray names them.
-    name = "" if sums else split_numbers(chain[0].name)[0]
+    name = "" if sums else chain[0].path
     node = model.flow.nodes[(sums or chain[0]).products[0]]
     place = (node.name, name, source_line(node.equation))
     rows = [row for row in trace.growth if (row.operation, row.parameter, row.line) == place]

@@ -14,6 +14,7 @@ from jaxgrad.inspection._levels import Group, Levels, Logs, Model, growth_of_sum
 FORWARD, BACKWARD = math.log(1.02), math.log(1.05)  # log growth per block that counts as level
 OUTLIER = math.log(2)  # log of a block's weights over those of the others
 LOGITS = 3.0  # root mean square of logits from which on a softmax is concentrated
+STABLE = math.log(10)  # log growth over all blocks that is left alone, as in `regimes`
 DILUTION = math.log(1e3)  # log of the factor by which the first signal may shrink in the stream
 ENTRANCES = (0.5, 0.25, 2.0, 4.0, 0.125, 8.0)  # sizes of the first signal that are tried
 
@@ -136,16 +137,24 @@ def count_sums(model: Model) -> int:
     return _count(model, tuple(model.flow.residuals[k].total for k in sums))
 
 
-def level_branches(model: Model, logs: Logs, total: float) -> Stage:
+def level_branches(model: Model, logs: Logs, total: float | None) -> Stage:
     """Scale the last product of each residual branch, so that the stream grows by `total`."""
     groups, sums = branch_groups(model), stream(model)
     if sums is None:
         return Stage(logs)
     start = logs
     levels = _levels.measure(model, logs)
-    # Branches that are small enough are left alone.
-    if is_harmless(*growth(levels, [sums]), sums.blocks) and _dilution(model, levels) < DILUTION:
-        return Stage(logs)
+    # Streams that grow little are left alone, unless it is asked for.
+    forward, backward = growth(levels, [sums])
+    stable = is_stable(forward, backward, sums.blocks) and _dilution(model, levels) < DILUTION
+    if stable and total is None:
+        grown = [math.exp(abs(x) * sums.blocks) for x in (forward, backward)]
+        text = (
+            f"over {sums.blocks} blocks the stream changes by {grown[0]:.2g} and its gradient by "
+            f"{grown[1]:.2g}, which does no harm; prescribe(trace, total=1.4) scales its branches"
+        )
+        return Stage(logs, (), () if is_level(forward, backward) else (text,))
+    total = math.sqrt(2) if total is None else float(total)
     first = _shares(model, levels, groups)
     # The same share for each sum: (1 + share)^sums = total^2.
     target = total ** (2 / count_sums(model)) - 1
@@ -208,7 +217,14 @@ def chain_groups(model: Model) -> list[Group]:
     """Return the groups of products that follow one another, outside of residual branches."""
     inside = frozenset().union(*(r.inside for r in model.flow.residuals))
     attended = {p for a in model.flow.attention for p in a.products}
-    return [g for g in model.groups if not (inside | attended).intersection(g.products)]
+    # Weights that the iterations of a scan share are those of a recurrence, not of depth.
+    shared = {
+        i
+        for i, p in model.flow.products.items()
+        if p.parameter.lengths is not None
+        and len(p.parameter.lengths) < len(model.flow.nodes[i].lengths)
+    }
+    return [g for g in model.groups if not (inside | attended | shared).intersection(g.products)]
 
 
 def growth(levels: Levels, groups: list[Group]) -> tuple[float, float]:
@@ -221,6 +237,11 @@ def is_level(forward: float, backward: float, margin: float = 1.0) -> bool:
     return abs(forward) <= margin * FORWARD and abs(backward) <= margin * BACKWARD
 
 
+def is_stable(forward: float, backward: float, blocks: int) -> bool:
+    """Whether both change by less than a factor of 10 over all blocks."""
+    return max(abs(forward), abs(backward)) * blocks < STABLE
+
+
 def is_harmless(forward: float, backward: float, blocks: int) -> bool:
     """Whether both are level, or change by less than a factor of two over all blocks."""
     limits = (max(limit, math.log(2) / blocks) for limit in (FORWARD, BACKWARD))
@@ -229,13 +250,13 @@ def is_harmless(forward: float, backward: float, blocks: int) -> bool:
 
 def level_chain(model: Model, logs: Logs) -> Stage:
     """Scale the weights of a network without residual branches; all blocks by one factor."""
-    groups = chain_groups(model)
-    if not groups:
-        return Stage(logs)
     gain, start = _levels.gains(model), logs
     levels = _levels.measure(model, logs)
+    groups = [g for g in chain_groups(model) if np.isfinite(gain(levels, g)).any()]
+    if not groups:
+        return Stage(logs)
     forward, backward = growth(levels, groups)
-    if is_harmless(forward, backward, groups[0].blocks):
+    if is_stable(forward, backward, groups[0].blocks):
         return Stage(logs)
     if _is_noise(gain(levels, groups[0]), forward, backward):
         text = "which random weights of this width do that are level on average"
@@ -253,7 +274,9 @@ def level_chain(model: Model, logs: Logs) -> Stage:
             homogeneous = step == 1
             break
     logs, levels = _balance(model, logs, groups)
-    logs, levels = _enter(model, logs, groups, levels)
+    # The size of the signal matters to activations that are not homogeneous.
+    if not homogeneous:
+        logs, levels = _enter(model, logs, groups, levels)
     if not is_harmless(*growth(levels, groups), groups[0].blocks):
         logs, levels = _block_by_block(model, logs, groups, levels)
     forward, backward = growth(levels, groups)
