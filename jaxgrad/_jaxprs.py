@@ -1,6 +1,8 @@
 """Reading and evaluating programs that JAX has traced."""
 
+import os
 import re
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +32,12 @@ RULES = frozenset(["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"
 FRAMES = 200  # Frames of an operation that are looked through for the user's code.
 
 LOOPS = ("scan", "while", "cond")
+# Folders of code that the user has not written: other packages, Python's library and this package.
+INSTALLED = (
+    *{sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")},
+    os.path.dirname(__file__),
+    "<frozen",
+)
 
 
 def is_program(value: Any) -> bool:
@@ -114,6 +122,18 @@ def source_frames(equation: Any) -> list[str]:
     return [frame for frame in reversed(frames) if frame != "unknown"]
 
 
+def user_line(equation: Any) -> str:
+    """Return file, line and function of the innermost code outside of installed packages.
+
+    If there is none, it is that of `source_line`.
+    """
+    traceback = equation.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        if not frame.file_name.startswith(INSTALLED) and frame.line_num > 0:
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return source_line(equation)
+
+
 def scope(equation: Any) -> str:
     """Return the names of `jax.named_scope` and of transformations around an operation."""
     return str(equation.source_info.name_stack)
@@ -162,6 +182,14 @@ def rule_places(equation: Any) -> list[str]:
     infos = [getattr(function, "debug_info", None) for function in functions]
     places = [str(getattr(info, "func_src_info", "")) for info in infos]
     return [p for p in places if " at " in p and "custom_derivatives.py" not in p]
+
+
+def has_user_rule(equation: Any) -> bool:
+    """Whether an operation has a derivative rule that is not one of an installed package."""
+    if equation.primitive.name not in RULES:
+        return False
+    files = [place.rpartition(" at ")[2] for place in rule_places(equation)]
+    return any(not file.startswith(INSTALLED) for file in files)
 
 
 def argument_names(equation: Any) -> list[str]:

@@ -13,11 +13,13 @@ from jaxgrad.checking import Rule, RuleVerdict
 from jaxgrad.inspection._audit import Audit, audit
 from jaxgrad.inspection._coordinates import CoordinateCheck, Exponent, coordinate_check
 from jaxgrad.inspection._depth import Growth
+from jaxgrad.inspection._faults import Fault
 from jaxgrad.inspection._non_finite import NonFinite, explain_non_finite
 from jaxgrad.inspection._prescribe import Change, Prescription, prescribe
-from jaxgrad.inspection._taps import Statistics
-from jaxgrad.inspection._xray import Site, XRay, xray
+from jaxgrad.inspection._site import Bits, Site
+from jaxgrad.inspection._taps import Details, Statistics
+from jaxgrad.inspection._xray import XRay, xray
 
-__all__ = ["Audit", "Change", "CoordinateCheck", "Exponent", "Growth", "NonFinite", "Prescription"]
-__all__ += ["Rule", "RuleVerdict", "Site", "Statistics", "XRay", "audit", "coordinate_check"]
-__all__ += ["explain_non_finite", "prescribe", "xray"]
+__all__ = ["Audit", "Bits", "Change", "CoordinateCheck", "Details", "Exponent", "Fault", "Growth"]
+__all__ += ["NonFinite", "Prescription", "Rule", "RuleVerdict", "Site", "Statistics", "XRay"]
+__all__ += ["audit", "coordinate_check", "explain_non_finite", "prescribe", "xray"]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from jaxgrad._jaxprs import called_program, function_name, scope, source_line, split_scan_inputs
+from jaxgrad._jaxprs import called_program, function_name, scope, split_scan_inputs, user_line
 from jaxgrad.inspection._sites import (
     CUSTOM,
     PRODUCTS,
@@ -339,7 +339,7 @@ def plan_nodes(program: Any, flow: Flow, measured: Iterable[int], labels: Sequen
     for i in measured:
         node, product = flow.nodes[i], flow.products.get(i)
         label = labels[product.parameter.leaf] if product else ""
-        place = (node.scope, label, source_line(node.equation), node.lengths)
+        place = (node.scope, label, user_line(node.equation), node.lengths)
         locations[node.key] = Location(node.name, *place)
     # Every program around a measured node has taps in it.
     around = {key[:n] for key in locations for n in range(len(key))}

@@ -1,7 +1,7 @@
 """Operations that repeat with depth, and by how much the signal and the gradient grow in each."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,14 +38,17 @@ def growth(sites: Sequence[Any]) -> list[Growth]:
     An operation is repeated by the iterations of the innermost scan around it, or as several sites
     of one line of code whose scopes and parameters differ by nothing but numbers.
     """
-    groups: dict[tuple[str, ...], list[Any]] = {}
-    for site in sites:
-        names = (_without_numbers(site.scope), _without_numbers(site.parameter))
+    groups, order = [], {id(site): i for i, site in enumerate(sites)}
+    for group in repeated(sites, lambda site: site):
         # A scan is a group by itself, as are all others of its line.
-        number = (str(len(groups)),) if np.ndim(site.forward.zeros) else ()
-        groups.setdefault((site.operation, *names, site.line, *number), []).append(site)
+        outside = [site for site in group if not np.ndim(site.forward.zeros)]
+        groups += [[site] for site in group if np.ndim(site.forward.zeros)]
+        groups += [outside] if outside else []
     results = []
-    for (operation, _, parameter, line, *_), members in groups.items():
+    for members in sorted(groups, key=lambda members: order[id(members[0])]):
+        first = members[0]
+        operation, line = first.operation, first.line
+        parameter = without_numbers(first.parameter)
         series = [_series([getattr(m, name) for m in members]) for name in ("forward", "backward")]
         signal, gradient = (_slope(values) for values in series)
         if signal is None or gradient is None:
@@ -60,8 +63,35 @@ def growth(sites: Sequence[Any]) -> list[Growth]:
     return results
 
 
-def _without_numbers(text: str) -> str:
+def without_numbers(text: str) -> str:
+    """Return a name with `#` for each number in it."""
     return re.sub(r"\d+", "#", text)
+
+
+def repeated(items: Sequence[Any], site: Callable[[Any], Any]) -> list[list[Any]]:
+    """Group items whose sites are the same operation in several blocks.
+
+    The names of their scopes and parameters differ by the number of the block. Of several numbers,
+    it is the one with the most values; others that do not follow from it tell groups apart, as in
+    `blocks_3/conv_1` and `blocks_3/conv_2`.
+    """
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for item in items:
+        place = site(item)
+        names = f"{place.scope} {place.parameter}"
+        # Operations of different shapes, as of narrower layers, are not the same.
+        key = (place.operation, without_numbers(names), place.line, place.shape, place.scan)
+        groups.setdefault(key, []).append((re.findall(r"\d+", names), item))
+    results = []
+    for group in groups.values():
+        columns = list(zip(*(numbers for numbers, _ in group), strict=True))
+        block = max(columns, key=lambda column: len(set(column)), default=())
+        others = [c for c in columns if len(set(zip(block, c, strict=True))) > len(set(block))]
+        parts: dict[tuple[str, ...], list[Any]] = {}
+        for i, (_, item) in enumerate(group):
+            parts.setdefault(tuple(column[i] for column in others), []).append(item)
+        results += parts.values()
+    return results
 
 
 def _series(statistics: list[Any]) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import source_line
+from jaxgrad._jaxprs import user_line
 from jaxgrad.inspection._dataflow import (
     Flow,
     Product,
@@ -19,7 +19,7 @@ from jaxgrad.inspection._dataflow import (
 )
 from jaxgrad.inspection._depth import LEAST_BLOCKS
 from jaxgrad.inspection._problem import Call, Problem
-from jaxgrad.inspection._taps import Statistics, run, slots
+from jaxgrad.inspection._taps import reached, run, slots, statistics_of
 
 Logs = dict[int, np.ndarray]  # by node or by leaf
 
@@ -69,7 +69,7 @@ def open_model(problem: Problem) -> Model:
             # Each scan is a group by itself, whose numbers are not those of blocks.
             members[(label, i)] = [i]
             continue
-        place = (node.name, source_line(node.equation), *_role(flow, product))
+        place = (node.name, user_line(node.equation), *_role(flow, product))
         members.setdefault((split_numbers(label)[0], *place), []).append(i)
     groups = []
     # Less than a few blocks show no growth.
@@ -133,9 +133,8 @@ def measure(model: Model, logs: Logs) -> Levels:
     trees = jax.device_get(_measure(problem.call, moved, problem.fixed))
     results: list[Logs] = []
     for tree in trees:
-        parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Statistics))
         results.append({})
-        for i, part in zip(_measured(flow), parts, strict=True):
+        for i, part in zip(_measured(flow), statistics_of(tree), strict=True):
             log = np.asarray(part.log_mean_square, np.float64)
             # Infinite elements are left out of a mean square.
             results[-1][i] = np.where(np.asarray(part.non_finite) > 0, np.inf, log)
@@ -178,7 +177,7 @@ def _measure(call: Call, moved, fixed):
     # Only slots are differentiated, so that no gradient of a weight is computed.
     value, pullback, signals = jax.vjp(measured, slots(plan), has_aux=True)
     (cotangents,) = pullback(jnp.ones_like(value))
-    return signals, cotangents
+    return statistics_of(signals), [reached(slot) for slot in statistics_of(cotangents)]
 
 
 def size(flow: Flow, logs: Logs, index: int) -> np.ndarray:

@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad import _jaxprs
-from jaxgrad._numerics import log_mean_square
+from jaxgrad._numerics import float_eps, log_mean_square
 from jaxgrad.inspection._sites import Location, Plan, measured_output
+
+# The bounds of a function's values.
+BOUNDS = {"tanh": (-1, 1), "erf": (-1, 1), "logistic": (0, 1)}
 
 
 class Statistics(NamedTuple):
@@ -31,6 +34,42 @@ class Statistics(NamedTuple):
     log_largest: Any
     zeros: Any
     non_finite: Any
+
+
+class Details(NamedTuple):
+    """What else is measured at an operation; NaN where it means nothing.
+
+    Attributes:
+      log_weight: natural log of the mean square of the parameter that is applied.
+      input_zeros: share of zeros among the elements of the signal that it is applied to.
+      dead: share of units of a non-linear function that are zero for all examples. A unit is an
+        index of the last axis.
+      saturated: share of elements of a bounded function that are within 1 % of its range from a
+        bound.
+    """
+
+    log_weight: Any
+    input_zeros: Any
+    dead: Any
+    saturated: Any
+
+
+def details(location: Location, inputs: Sequence[Any], result: jax.Array) -> Details:
+    """Return what is measured beside the statistics of a result, in float32."""
+    nothing = jnp.float32(jnp.nan)
+    weight, zeros, dead, saturated = nothing, nothing, nothing, nothing
+    name, i = location.operation, location.weight
+    if i >= 0 and len(inputs) == 2 and float_eps(inputs[i].dtype):
+        weight = measure(inputs[i]).log_mean_square.astype(jnp.float32)
+        zeros = jnp.mean(inputs[1 - i] == 0, dtype=jnp.float32)
+    if result.ndim > 1 and ("relu" in name or name == "max"):
+        dead = jnp.mean(jnp.all(result == 0, axis=tuple(range(result.ndim - 1))), dtype=jnp.float32)
+    if name in BOUNDS:
+        low, high = BOUNDS[name]
+        # 1 % of the range from a bound.
+        far = jnp.abs(result - (low + high) / 2) > 0.49 * (high - low)
+        saturated = jnp.mean(far, dtype=jnp.float32)
+    return jax.lax.stop_gradient(Details(weight, zeros, dead, saturated))
 
 
 def measure(x: jax.Array) -> Statistics:
@@ -78,11 +117,39 @@ def _forward(x, slot):
 
 
 def _backward(slot, cotangent):
-    measured = jax.tree.map(lambda s, m: m.astype(s.dtype), slot, measure(cotangent))
-    return cotangent, measured
+    statistics = measure(cotangent)
+    # A slot that no cotangent reaches stays zero, see `reached`.
+    statistics = statistics._replace(zeros=1 + statistics.zeros)
+    return cotangent, jax.tree.map(lambda s, m: m.astype(s.dtype), slot, statistics)
 
 
 tap.defvjp(_forward, _backward)
+
+
+def reached(slot: Statistics) -> Statistics:
+    """Return the statistics of a cotangent from the gradient of its slot.
+
+    Where no cotangent is computed it is zero.
+    """
+    there = slot.zeros > 0
+    return Statistics(
+        jnp.where(there, slot.log_mean_square, -jnp.inf),
+        jnp.where(there, slot.log_largest, -jnp.inf),
+        jnp.where(there, slot.zeros - 1, 1),
+        slot.non_finite,
+    )
+
+
+def statistics_of(tree: Any) -> list[Statistics]:
+    """Return all statistics in what `run` returns, or in slots, without the `Details` beside."""
+    parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Statistics | Details))
+    return [part for part in parts if isinstance(part, Statistics)]
+
+
+def details_of(tree: Any) -> list[Details]:
+    """Return all `Details` in what `run` returns."""
+    parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Details))
+    return [part for part in parts if isinstance(part, Details)]
 
 
 def slots(plan: Plan, dtype: Any = jnp.float32) -> list[Any]:
@@ -102,7 +169,8 @@ def slots(plan: Plan, dtype: Any = jnp.float32) -> list[Any]:
 def run(program: Any, plan: Plan, slot_values: list[Any], args: Sequence[Any]):
     """Evaluate a program with taps.
 
-    Returns its outputs, and the statistics of the signals at the taps, structured as `slots`.
+    Returns its outputs, and at each tap a pair, the statistics of the signal and its `Details`, in
+    lists that are structured as `slots`.
     """
     entries, remaining, measured = iter(plan.entries), iter(slot_values), []
 
@@ -114,7 +182,8 @@ def run(program: Any, plan: Plan, slot_values: list[Any], args: Sequence[Any]):
         if isinstance(entry, Location):
             results, i = list(_jaxprs.bind(equation, inputs)), measured_output(equation)
             assert i is not None
-            measured.append(measure(jax.lax.stop_gradient(results[i])))
+            more = details(entry, inputs, results[i])
+            measured.append((measure(jax.lax.stop_gradient(results[i])), more))
             results[i] = tap(results[i], slot)
             return results
         results, inner = _apply_inner(equation, entry, slot, inputs)

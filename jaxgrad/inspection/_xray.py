@@ -4,40 +4,26 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad import checking
+from jaxgrad._jaxprs import equations_of, has_user_rule
 from jaxgrad.inspection._depth import Growth, growth
+from jaxgrad.inspection._faults import Fault, find_faults, rule_fault
 from jaxgrad.inspection._non_finite import NonFinite, diagnose
 from jaxgrad.inspection._problem import Call, Problem, prepare
+from jaxgrad.inspection._site import Site
 from jaxgrad.inspection._sites import plan_sites
-from jaxgrad.inspection._taps import Statistics, run, slots
+from jaxgrad.inspection._taps import details_of, reached, run, slots, statistics_of
 
 ROWS = 60  # A longer table is cut in its middle.
+SHOWN = 5  # causes in a summary
+RULE_SAMPLES = 2  # inputs at which a derivative rule is checked
 LOG10 = math.log(10)
-
-
-class Site(NamedTuple):
-    """Statistics of the result of one operation, and of its cotangent.
-
-    Attributes:
-      operation: its name, such as `dot_general`, or that of a function with a derivative rule.
-      scope: names of the enclosing `jax.named_scope`s, separated by slashes.
-      parameter: path of the parameter that it applies to the signal, such as `['w']`, or "".
-      line: file, line and function of the user's code.
-      forward, backward: arrays of the shape of the enclosing scans, `()` outside of any. A branch
-        that was not taken has NaN; `backward` is zero where the loss does not depend on the result.
-    """
-
-    operation: str
-    scope: str
-    parameter: str
-    line: str
-    forward: Statistics
-    backward: Statistics
 
 
 @dataclass(frozen=True)
@@ -50,6 +36,7 @@ class XRay:
       sites: one for each measured operation, in the order of computation.
       non_finite: where a value or gradient that is not finite comes from, as by
         `explain_non_finite`; empty if all is finite.
+      rules: derivative rules by hand that are wrong, as in `jaxgrad.audit`.
       problem: the loss and its arguments, as `prescribe` measures them again.
     """
 
@@ -57,6 +44,7 @@ class XRay:
     gradient: Any
     sites: tuple[Site, ...]
     non_finite: tuple[NonFinite, ...]
+    rules: tuple[checking.Rule, ...]
     problem: Problem = field(repr=False)
 
     def __str__(self) -> str:
@@ -72,7 +60,22 @@ class XRay:
             for row in [titles, *rows]
         ]
         note = "log10 of the root mean square of each result and of its cotangent:"
-        return "\n".join([*map(str, self.non_finite), *self._growth(), note, *lines])
+        return "\n".join([self.summary, "", *self._growth(), note, *lines])
+
+    @property
+    def summary(self) -> str:
+        """What is wrong with the model, in words: the first causes, without what follows from them.
+
+        Where nothing stands out, this is what it says.
+        """
+        lines = list(map(str, self.non_finite))
+        if not lines and self.faults:
+            # Causes of one kind may be independent of each other, others may follow from them.
+            first = [fault for fault in self.faults if fault.kind == self.faults[0].kind]
+            lines = [f"{fault.kind}: {fault.text} ({_file(fault.line)})" for fault in first[:SHOWN]]
+            if len(first) > SHOWN:
+                lines.append(f"... and {len(first) - SHOWN} more of this kind")
+        return "\n".join(lines or ["nothing stands out"])
 
     @property
     def growth(self) -> list[Growth]:
@@ -89,8 +92,19 @@ class XRay:
         ]
         return [*lines, ""] if lines else []
 
+    @property
+    def faults(self) -> list[Fault]:
+        """What is wrong with the model, the most likely cause first; see `Fault`."""
+        return [*map(rule_fault, self.rules), *find_faults(self.sites)]
 
-def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool = False) -> XRay:
+
+def xray(
+    loss: Callable[..., Any],
+    *args: Any,
+    argnums: int = 0,
+    has_aux: bool = False,
+    rules: bool = True,
+) -> XRay:
     """Measure the signal and the gradient at every operation of a model; `print` the result.
 
     The model stays as it is: its program is traced and evaluated with taps, which measure results
@@ -106,6 +120,8 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
     Args:
       loss: a function that returns a real number.
       *args, argnums, has_aux: as for `jax.value_and_grad`, with a single number for `argnums`.
+      rules: whether derivative rules by hand are checked, as by `jaxgrad.audit`, except for those
+        of installed packages. Each takes about a second.
 
     Raises:
       TypeError: if `loss` is no function, does not return a real number, or nothing in the
@@ -124,23 +140,19 @@ def xray(loss: Callable[..., Any], *args: Any, argnums: int = 0, has_aux: bool =
     problem = prepare(loss, args, argnums, has_aux)
     # The names of operations are read anew each time; nothing is compiled for them.
     plan = plan_sites(problem.program, problem.call.labels)
-    value, leaves, forward, backward = _measure(problem.call, problem.moved, problem.fixed)
+    value, leaves, *measured = _measure(problem.call, problem.moved, problem.fixed)
+    measured = jax.device_get(measured)
     gradient = problem.argument(leaves)
-    statistics = [
-        [Statistics(*map(np.asarray, s)) for s in jax.tree.leaves(tree, is_leaf=_is_statistics)]
-        for tree in (forward, backward)
-    ]
-    sites = tuple(
-        Site(*location[:4], *pair)
-        for location, *pair in zip(plan.locations(), *statistics, strict=True)
-    )
+    sites = tuple(Site.create(*parts) for parts in zip(plan.locations(), *measured, strict=True))
     finite = all(bool(jnp.all(jnp.isfinite(x))) for x in [value, *leaves])
-    return XRay(value, gradient, sites, () if finite else diagnose(problem), problem)
+    non_finite = () if finite else diagnose(problem)
+    wrong = _wrong_rules(problem) if rules and finite else ()
+    return XRay(value, gradient, sites, non_finite, wrong, problem)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(call: Call, moved, fixed):
-    """Return the loss, its gradient, and the statistics of signals and cotangents."""
+    """Return the loss, its gradient, and what is measured of signals, cotangents and the rest."""
     # The program is traced here too, since the constants of another trace would be copied into it.
     closed = jax.make_jaxpr(call)(moved, fixed)
     plan = plan_sites(closed, call.labels)
@@ -152,11 +164,18 @@ def _measure(call: Call, moved, fixed):
 
     value, pullback, signals = jax.vjp(measured, moved, slots(plan), has_aux=True)
     gradient, cotangents = pullback(jnp.ones_like(value))
-    return value, gradient, signals, cotangents
+    backward = [reached(slot) for slot in statistics_of(cotangents)]
+    return value, gradient, statistics_of(signals), backward, details_of(signals)
 
 
-def _is_statistics(node: Any) -> bool:
-    return isinstance(node, Statistics)
+def _wrong_rules(problem: Problem) -> tuple[checking.Rule, ...]:
+    """Return the user's derivative rules that are wrong, not those that only use another one."""
+    if not any(map(has_user_rule, equations_of(problem.program))):
+        return ()
+    rows = checking.check_rules(
+        problem.call, problem.moved, problem.fixed, select=has_user_rule, samples=RULE_SAMPLES
+    ).rules
+    return tuple(row for row in rows if row.fails and not row.through)
 
 
 def _row(site: Site) -> list[str]:

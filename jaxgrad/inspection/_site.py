@@ -1,0 +1,76 @@
+"""What is measured at one operation of a model."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgrad.inspection._sites import Location
+from jaxgrad.inspection._taps import Details, Statistics
+
+
+class Bits(NamedTuple):
+    """Powers of two that are left in a floating-point type; negative ones are missing.
+
+    Attributes:
+      overflow: from the largest absolute value up to the largest number of the type.
+      underflow: from the root mean square down to the smallest normal number of the type.
+    """
+
+    overflow: np.ndarray
+    underflow: np.ndarray
+
+
+class Site(NamedTuple):
+    """Statistics of the result of one operation, and of its cotangent.
+
+    Attributes:
+      operation: its name, such as `dot_general`, or that of a function with a derivative rule.
+      scope: names of the enclosing `jax.named_scope`s, separated by slashes.
+      parameter: path of the parameter that it applies to the signal, such as `['w']`, or "".
+      line: file, line and function of the user's code.
+      shape, dtype: of one result, without the iterations of scans.
+      forward, backward: arrays of the shape of the enclosing scans, `()` outside of any. A branch
+        that was not taken has NaN; `backward` is zero where the loss does not depend on the result.
+      details: of the parameter and of the units, arrays of the same shape.
+      fan_in: number of terms in each sum of a product with a parameter; 0 if it is not known.
+      scan: which of the model's outermost scans it is in, () if in none.
+    """
+
+    operation: str
+    scope: str
+    parameter: str
+    line: str
+    shape: tuple[int, ...]
+    dtype: Any
+    forward: Statistics
+    backward: Statistics
+    details: Details
+    fan_in: float
+    scan: tuple[int, ...]
+
+    @classmethod
+    def create(cls, location: Location, forward, backward, details) -> "Site":
+        """Return a site from where it is and what was measured there."""
+        place = location[:4], (location.shape, location.dtype)
+        measured = (forward, backward, details)
+        return cls(*place[0], *place[1], *measured, location.fan_in, location.scan)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Mean square of the weights of a product, times their fan-in; NaN for anything else."""
+        with np.errstate(over="ignore"):
+            return np.exp(self.details.log_weight) * (self.fan_in or math.nan)
+
+    def bits(self, direction: str = "forward", dtype: Any = None) -> Bits:
+        """Return how far the signal or, if `direction` is "backward", its cotangent is from limits.
+
+        Args:
+          dtype: any floating-point type, such as `jnp.float8_e4m3fn`; `None` is that of the result.
+        """
+        part, info = getattr(self, direction), jnp.finfo(self.dtype if dtype is None else dtype)
+        largest, smallest = math.log2(float(info.max)), math.log2(float(info.smallest_normal))
+        logs = np.float64(part.log_largest), np.float64(part.log_mean_square) / 2
+        largest_value, size = (log / math.log(2) for log in logs)
+        return Bits(largest - largest_value, size - smallest)
