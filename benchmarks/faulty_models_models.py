@@ -50,6 +50,10 @@ def data(key, *shape):
     return jax.random.normal(jax.random.fold_in(key, 99), shape or (BATCH, WIDTH))
 
 
+def mean_square(out: Any):
+    return jnp.mean(out**2)
+
+
 def tanh_block(w, x):
     return jnp.tanh(x @ w)
 
@@ -239,7 +243,7 @@ class LinenMLP(linen.Module):
 def linen_mlp(key, change=lambda p: p, **options) -> Loss:
     model = LinenMLP(**options)
     x = data(key)
-    return lambda params, x: jnp.mean(model.apply(params, x) ** 2), (change(model.init(key, x)), x)
+    return lambda params, x: mean_square(model.apply(params, x)), (change(model.init(key, x)), x)
 
 
 def kernel_of(i: int, factor: float, module: str = "Dense"):
@@ -268,7 +272,7 @@ class LinenAttention(linen.Module):
 
 def linen_attention(key, **options) -> Loss:
     model, x = LinenAttention(**options), data(key, BATCH, TOKENS, WIDTH)
-    return lambda params, x: jnp.mean(model.apply(params, x) ** 2), (model.init(key, x), x)
+    return lambda params, x: mean_square(model.apply(params, x)), (model.init(key, x), x)
 
 
 class Decoder(linen.Module):
@@ -290,7 +294,7 @@ class Decoder(linen.Module):
 
 def decoder(key, **options) -> Loss:
     model, x = Decoder(**options), data(key, 2, 4, 4, 64)
-    return lambda params, x: jnp.mean(model.apply(params, x) ** 2), (model.init(key, x), x)
+    return lambda params, x: mean_square(model.apply(params, x)), (model.init(key, x), x)
 
 
 class ConvBlock(nnx.Module):
@@ -350,7 +354,7 @@ def haiku_mlp(key, change=lambda p: p, detach: bool = False) -> Loss:
 
     model = haiku.without_apply_rng(haiku.transform(network))
     x = data(key)
-    return lambda p, x: jnp.mean(model.apply(p, x) ** 2), (change(model.init(key, x)), x)
+    return lambda p, x: mean_square(model.apply(p, x)), (change(model.init(key, x)), x)
 
 
 def haiku_weight(name: str, factor: float):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.core
 from jax.extend import source_info_util
 
 # Operations that do nothing but call one program with their own inputs, in several versions of JAX.

@@ -70,11 +70,12 @@ def check_rules(
     rtol: float = 1e-5,
     key: jax.Array | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    select: Callable[[Any], bool] = is_checkable,
+    select: Callable[[Any], bool] = bool,
 ) -> RuleChecks:
     """Check each derivative rule that `f(*args)` uses by itself; see `jaxgrad.audit`.
 
-    Rules are left out if `select` returns false for the operation that has them.
+    Rules are left out if `select` returns false for the operation that has them; `bool` selects
+    all.
     """
     seed = seed_of(key)
     generator = np.random.default_rng([seed, 7])

@@ -81,7 +81,7 @@ def find_faults(sites: Sequence[Any]) -> list[Fault]:
     """Return what is wrong with a model, the most likely cause first."""
     instances = list(_instances(sites))
     groups = repeated(instances, lambda instance: instance.site)
-    return [
+    faults = [
         *_outlying_weights(groups),
         *_large_weights(instances, groups),
         *_dead(instances, groups),
@@ -91,6 +91,11 @@ def find_faults(sites: Sequence[Any]) -> list[Fault]:
         *_growth(sites),
         *_range(instances),
     ]
+    # Of several rules on one operation, the first says why.
+    first: dict[tuple[Any, ...], Fault] = {}
+    for fault in faults:
+        first.setdefault((fault.line, fault.parameter, fault.block), fault)
+    return list(first.values())
 
 
 def _instances(sites: Sequence[Any]) -> Iterator[_Instance]:
@@ -258,7 +263,7 @@ def _growth(sites: Sequence[Any]) -> Iterator[Fault]:
     rows = growth(sites)
     # Sums are the stream of a residual model; without one, products are the signal.
     rows = [row for row in rows if row.operation.startswith("add")] or rows
-    worst = None
+    candidates = []
     for row in rows:
         for name, factor, error in (
             ("signal", row.forward, row.forward_error),
@@ -267,9 +272,9 @@ def _growth(sites: Sequence[Any]) -> Iterator[Fault]:
             rate = math.log(factor) if factor > 0 else 0.0
             total = abs(rate) * row.blocks
             if total > GROWS and abs(rate) > CERTAIN * error / factor:
-                worst = max(worst or (0.0,), (total, row, name, factor, error), key=lambda w: w[0])
-    if worst is not None:
-        yield _growth_fault(sites, *worst[1:])
+                candidates.append((total, _growth_fault(sites, row, name, factor, error)))
+    # The others are of the same cause.
+    yield from [fault for _, fault in sorted(candidates, key=lambda pair: -pair[0])[:1]]
 
 
 def _growth_fault(sites, row, name: str, factor: float, error: float) -> Fault:

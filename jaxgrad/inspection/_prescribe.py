@@ -135,7 +135,11 @@ def prescribe(trace: XRay, *, total: float | None = None) -> Prescription:
     ]
     arguments = problem.call.arguments(_levels.scaled(problem.moved, chain.logs), problem.fixed)
     after = xray(
-        problem.call.loss, *arguments, argnums=problem.argnums, has_aux=problem.call.has_aux
+        problem.call.loss,
+        *arguments,
+        argnums=problem.argnums,
+        has_aux=problem.call.has_aux,
+        rules=False,
     )
     before, grown = (_stream(model, part) for part in (trace, after))
     return Prescription(

@@ -18,8 +18,8 @@ class Bits(NamedTuple):
       underflow: from the root mean square down to the smallest normal number of the type.
     """
 
-    overflow: np.ndarray
-    underflow: np.ndarray
+    overflow: Any
+    underflow: Any
 
 
 class Site(NamedTuple):
@@ -53,9 +53,8 @@ class Site(NamedTuple):
     @classmethod
     def create(cls, location: Location, forward, backward, details) -> "Site":
         """Return a site from where it is and what was measured there."""
-        place = location[:4], (location.shape, location.dtype)
-        measured = (forward, backward, details)
-        return cls(*place[0], *place[1], *measured, location.fan_in, location.scan)
+        place = (*location[:4], location.shape, location.dtype)
+        return cls(*place, forward, backward, details, location.fan_in, location.scan)
 
     @property
     def variance(self) -> np.ndarray:
@@ -71,6 +70,7 @@ class Site(NamedTuple):
         """
         part, info = getattr(self, direction), jnp.finfo(self.dtype if dtype is None else dtype)
         largest, smallest = math.log2(float(info.max)), math.log2(float(info.smallest_normal))
-        logs = np.float64(part.log_largest), np.float64(part.log_mean_square) / 2
-        largest_value, size = (log / math.log(2) for log in logs)
-        return Bits(largest - largest_value, size - smallest)
+        # The logs are natural ones, that of the size is the log of a square.
+        value = np.asarray(part.log_largest, np.float64) / math.log(2)
+        size = np.asarray(part.log_mean_square, np.float64) / (2 * math.log(2))
+        return Bits(largest - value, size - smallest)

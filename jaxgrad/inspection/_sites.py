@@ -192,8 +192,9 @@ def _softmaxes(jaxpr: Any) -> set[Any]:
     def source(atom):
         # A sum is broadcast before the division.
         equation = None if hasattr(atom, "val") else made.get(atom)
-        passes = equation is not None and equation.primitive.name in SAME_PARAMETER
-        return source(equation.invars[0]) if passes else equation
+        if equation is None or equation.primitive.name not in SAME_PARAMETER:
+            return equation
+        return source(equation.invars[0])
 
     results = set()
     for equation in jaxpr.eqns:
