@@ -58,12 +58,15 @@ def compare(problem: Problem, autodiff: Autodiff, numeric: Numeric) -> list[Comp
 def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide, partial=False) -> np.ndarray:
     """Return the verdict on each number, as its position in `ORDER`, `[P]`.
 
-    Besides the error bar a difference is `allowed`; an error bar from `wide` on decides nothing.
+    Besides the error bar a difference is `allowed`; an error bar from `wide` on decides nothing,
+    nor does a difference of one to two error bars.
     If the function is finite only in a part of its outputs (`partial`), so may be its derivative.
     """
     with np.errstate(invalid="ignore"):
         slack = numeric.error + allowed
         far = np.abs(autodiff - numeric.value) > slack
+        # An error bar is an estimate too, so a mistake must exceed it clearly.
+        clear = np.abs(autodiff - numeric.value) > slack + numeric.error
         outside = (autodiff < numeric.left - slack) | (autodiff > numeric.right + slack)
     known = np.isfinite(numeric.error)
     # At an edge of the domain an infinite slope may be right, but nobody can use it.
@@ -73,7 +76,8 @@ def judge(autodiff: np.ndarray, numeric: Derivative, allowed, wide, partial=Fals
     for verdict, where in (
         (Verdict.UNRESOLVED, ~(numeric.error <= wide)),
         (Verdict.KINK, numeric.kink),
-        (Verdict.WRONG, np.where(numeric.kink, outside, far) & known),
+        (Verdict.UNRESOLVED, far & ~clear & ~numeric.kink),
+        (Verdict.WRONG, np.where(numeric.kink, outside, clear) & known),
         (Verdict.UNRESOLVED, ~np.isfinite(autodiff)),
         (Verdict.NONFINITE, ~np.isfinite(autodiff) & finite),
     ):

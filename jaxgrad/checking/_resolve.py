@@ -6,6 +6,7 @@ derivatives are taken in arbitrary precision instead.
 """
 
 import importlib.util
+import math
 
 import numpy as np
 
@@ -118,8 +119,12 @@ def _lost(
     rows = rows[wrong[rows]]
     if not len(rows):
         return lost
+    # Terms of a backward pass may cancel to a derivative that is tiny beside the function.
+    values = np.abs(numeric.derivative.value[rows])
+    smallest = np.min(values, where=values > 0, initial=problem.total)
+    digits = DIGITS + math.ceil(math.log10(problem.total / smallest)) if smallest else DIGITS
     try:
-        gradient = exact_gradient(exact, DIGITS, budget(ALL))
+        gradient = exact_gradient(exact, digits, budget(ALL))
     except UnknownError:
         return lost
     for i in rows:

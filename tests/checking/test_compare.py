@@ -153,7 +153,9 @@ def numeric(**fields):
     ("autodiff", "fields", "verdicts"),
     [
         ([1.0, 1.019, 0.981], {}, ["AGREE"] * 3),
-        ([1.021, 0.979, -1.0], {}, ["WRONG"] * 3),
+        # One to two error bars decide nothing.
+        ([1.021, 0.979, 1.029], {}, ["UNRESOLVED"] * 3),
+        ([1.031, 0.969, -1.0], {}, ["WRONG"] * 3),
         ([np.nan, np.inf, 1.0], {}, ["NONFINITE", "NONFINITE", "AGREE"]),
         # At an edge of the domain an infinite slope may be right, but is no gradient.
         ([np.nan, np.inf, 1.0], {"sides": np.ones(3, int)}, ["NONFINITE", "NONFINITE", "AGREE"]),
