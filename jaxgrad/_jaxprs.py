@@ -54,6 +54,11 @@ def inner_programs(equation: Any) -> Iterator[Any]:
             yield value
 
 
+def is_rule(equation: Any) -> bool:
+    """Whether an operation calls a function with a derivative rule by hand."""
+    return equation.primitive.name in RULES
+
+
 def equations_of(program: Any) -> Iterator[Any]:
     """All operations, those of inner programs (loops, branches, calls) included."""
     for equation in getattr(program, "jaxpr", program).eqns:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _jaxprs
-from jaxgrad._jaxprs import LOOPS, RULES, called_program, equations_of, inner_programs
+from jaxgrad._jaxprs import LOOPS, called_program, equations_of, inner_programs, is_rule
 from jaxgrad._numerics import float_eps
 
 ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -68,11 +68,6 @@ def traced_call(f: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, lis
 
     arrays = [leaves[i] for i in positions]
     return jax.make_jaxpr(flat)(arrays), arrays
-
-
-def is_rule(equation: Any) -> bool:
-    """Whether an operation calls a function with a derivative rule by hand."""
-    return equation.primitive.name in RULES
 
 
 def is_operation(equation: Any) -> bool:

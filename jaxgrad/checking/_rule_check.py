@@ -1,6 +1,5 @@
 """Derivative rules one by one: each is called again alone, at inputs of a program that uses it."""
 
-import dataclasses
 import functools
 import math
 import re
@@ -8,43 +7,29 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _jaxprs, _validate
+from jaxgrad._jaxprs import is_rule
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._precision import first_line, pull_back, trace
+from jaxgrad.checking._programs import to_float64
 from jaxgrad.checking._report import Leaf, Verdict
 from jaxgrad.checking._rule_body import BodyComparison, compare_with_body, no_comparison
-from jaxgrad.checking._rule_calls import RuleCall, is_rule, rule_calls, traced_call
+from jaxgrad.checking._rule_calls import RuleCall, rule_calls, traced_call
+from jaxgrad.checking._rule_functions import (
+    Rebuilt,
+    is_float,
+    is_moved,
+    rebuild,
+    without_rounding,
+)
 from jaxgrad.checking._rule_report import RULE_ORDER, Rule, RuleVerdict
 from jaxgrad.checking._stages import Settings, run_check, seed_of
 
+EPS64, COARSE = float(np.finfo(np.float64).eps), 1e-4
 PASSED = (RuleVerdict.KINK, RuleVerdict.AGREE)
 FACTOR = re.compile(r"autodiff is (zero|of the opposite sign|(\S+) times the numeric one)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rebuilt:
-    """A call of a rule as a function of its inputs; equal to another with an equal derivative.
-
-    Elements that are not finite cannot be moved: of such an input, listed in `holes`, the argument
-    holds the finite elements alone, and `fixed` the whole and their places.
-    """
-
-    fingerprint: str
-    holes: tuple[int, ...]
-    equation: Any = dataclasses.field(compare=False)
-
-    def __call__(self, inputs, fixed):
-        inputs = list(inputs)
-        for i, (whole, places) in zip(self.holes, fixed, strict=True):
-            flat = jnp.ravel(whole).astype(inputs[i].dtype)
-            inputs[i] = flat.at[places].set(inputs[i]).reshape(jnp.shape(whole))
-        # A rule that was traced in float32 takes nothing else; `check_grads` passes float64.
-        pairs = zip(inputs, self.equation.invars, strict=True)
-        cast = [v.astype(a.aval.dtype) if is_float(v) else v for v, a in pairs]
-        return [r for r in _jaxprs.bind(self.equation, cast) if is_float(r)]
 
 
 class RuleChecks(NamedTuple):
@@ -118,15 +103,9 @@ def spread(samples: list[Any], count: int) -> list[Any]:
     return [samples[i] for i in np.unique(places.astype(int))]
 
 
-def is_float(value: Any) -> bool:
-    """Whether a value has a derivative."""
-    return bool(float_eps(getattr(value, "dtype", None)))
-
-
 def is_checkable(equation: Any) -> bool:
     """Whether an operation has an input that can be moved, and an output that may follow."""
-    sides = (equation.invars, equation.outvars)
-    return all(any(is_float(v.aval) and v.aval.size for v in side) for side in sides)
+    return any(is_moved(equation)) and any(is_float(v.aval) for v in equation.outvars)
 
 
 def _fingerprint(call: RuleCall) -> str:
@@ -140,33 +119,15 @@ def _fingerprint(call: RuleCall) -> str:
 
 
 def _of_moved(call: RuleCall):
-    """Return a call as a function of the inputs that can be moved and of all, and its arguments."""
-    function, (inputs, holes) = _rebuilt("", call.equation, call.samples[0])
-    places = [i for i, v in enumerate(inputs) if is_float(v)]
-
-    def of_moved(leaves, fixed):
-        values = dict(enumerate(fixed[0])) | dict(zip(places, leaves, strict=True))
-        return function([values[i] for i in range(len(inputs))], fixed[1])
-
-    return of_moved, [inputs[i] for i in places], (inputs, holes)
+    """Return a call as a function of the inputs that are moved, as leaves, and its arguments."""
+    function, (inputs, fixed) = rebuild("", call.equation, call.samples[0])
+    leaves, structure = jax.tree.flatten(inputs)
+    return lambda m, f: function(jax.tree.unflatten(structure, m), f), leaves, fixed
 
 
 def push_forward(function: Callable, moved: Any, fixed: Any) -> Any:
     """Return the outputs of a function, and their derivative along its arguments themselves."""
     return jax.jvp(lambda leaves: function(leaves, fixed), (moved,), (moved,))
-
-
-def _rebuilt(fingerprint: str, equation: Any, inputs: list[Any]):
-    """Return the call as a function, and its two arguments."""
-    moved, holes, fixed = [], [], []
-    for i, value in enumerate(inputs):
-        finite = np.isfinite(np.asarray(value)) if is_float(value) else np.ones(())
-        if not np.all(finite):
-            holes.append(i)
-            fixed.append((value, np.flatnonzero(finite)))
-            value = jnp.ravel(value)[fixed[-1][1]]
-        moved.append(value)
-    return Rebuilt(fingerprint, tuple(holes), equation), (moved, fixed)
 
 
 def _rows(call: RuleCall, fingerprint: str, samples: list[Any], rtol: float, seed: int):
@@ -176,8 +137,7 @@ def _rows(call: RuleCall, fingerprint: str, samples: list[Any], rtol: float, see
     worst: dict[tuple[str, int], _Located] = {}
     body = None
     for inputs in samples:
-        function, arguments = _rebuilt(fingerprint, equation, inputs)
-        leaves = _leaves(function, arguments, modes, rtol, seed)
+        leaves = _leaves(*rebuild(fingerprint, equation, inputs), modes, rtol, seed)
         # The comparison takes a compilation, so there is one more only where something is wrong.
         alarming = any(RuleVerdict(leaf.verdict) not in PASSED for leaf in leaves)
         if is_rule(equation) and (body is None or alarming):
@@ -196,14 +156,16 @@ def _rank(leaf: Leaf) -> tuple[int, float]:
 
 def _leaves(function: Rebuilt, arguments: tuple, modes, rtol: float, seed: int) -> list[Leaf]:
     """Return the derivatives in each mode, or why one could not be taken."""
-    movable = [i for i, v in enumerate(arguments[0]) if is_float(v) and v.size]
+    movable = [i for i, v in enumerate(arguments[0]) if v is not None and v.size]
     if not movable:
         return [Leaf("[0]", Verdict.UNRESOLVED, (), reason="no input is finite", mode=modes[0])]
-    settings = Settings(tuple(modes), rtol=rtol)
-    # The second argument holds no numbers that are checked.
-    options = {"argnums": 0, "has_aux": False, "holomorphic": False}
+
+    def check(f, arguments, modes):
+        options = {"argnums": 0, "has_aux": False, "holomorphic": False}
+        return list(run_check(f, arguments, Settings(modes, rtol=rtol), seed, **options).leaves)
+
     try:
-        return list(run_check(function, arguments, settings, seed, **options).leaves)
+        leaves = check(function, arguments, tuple(modes))
     except ValueError as error:
         # Either mode may be missing; the other one is checked all the same.
         if len(modes) > 1:
@@ -211,6 +173,31 @@ def _leaves(function: Rebuilt, arguments: tuple, modes, rtol: float, seed: int) 
             return [leaf for part in parts for leaf in part]
         path, reason = f"[{movable[0]}]", first_line(error)
         return [Leaf(path, Verdict.UNRESOLVED, (), reason=reason, mode=modes[0])]
+    results = []
+    for mode in modes:
+        part = [leaf for leaf in leaves if leaf.mode == mode]
+        if any(map(_is_doubtful, part)):
+            # What rounding does to a rule is no mistake, and may hide one.
+            wide = without_rounding(function, arguments, mode)
+            if wide is not None:
+                with jax.enable_x64(True):
+                    leaves_of_wide = check(wide, jax.tree.map(to_float64, arguments), (mode,))
+                part = _decided(part, leaves_of_wide)
+        results += part
+    return results
+
+
+def _is_doubtful(leaf: Leaf) -> bool:
+    eps = float_eps(leaf.dtype)
+    coarse = eps > COARSE
+    return eps > EPS64 and (coarse or leaf.verdict in (Verdict.WRONG, Verdict.UNRESOLVED))
+
+
+def _decided(native: list[Leaf], wide: list[Leaf]) -> list[Leaf]:
+    """Return the leaves as they are without rounding, but those that are not finite with it."""
+    by_path = {leaf.path: leaf for leaf in wide}
+    final = (Verdict.NONFINITE, Verdict.NONDETERMINISTIC)
+    return [leaf if leaf.verdict in final else by_path[leaf.path] for leaf in native]
 
 
 def _row(call: RuleCall, located: _Located, samples: int) -> Rule:

@@ -174,6 +174,29 @@ def test_infinite_inputs_stay_as_they_are():
     assert report.verdict is RuleVerdict.AGREE
 
 
+def test_rounding_is_no_mistake():
+    # The rule rounds as much as its arguments are large.
+    x = jnp.array([-1e5, -1e5 + 1])
+    assert jaxgrad.audit(lambda x: jnp.logaddexp(x, x[::-1]), x).verdict is RuleVerdict.AGREE
+    # In bfloat16 an error of 1 % is as large as rounding.
+    x = X.astype(jnp.bfloat16)
+    assert failing(jaxgrad.audit(lambda x: WRONG(x), x))[0][:2] == ("x", "rev")
+    assert jaxgrad.audit(lambda x: RIGHT(x), x).verdict is RuleVerdict.AGREE
+
+
+def test_matrices_that_are_taken_for_symmetric():
+    matrix = jnp.array([[2.0, 0.3], [0.3, 1.0]])
+    report = jaxgrad.audit(lambda a: jnp.linalg.cholesky(a), matrix, primitives=True)
+    assert "cholesky" in {row.name for row in report.rules}
+    assert report.verdict is RuleVerdict.AGREE
+
+
+def test_numbers_of_the_program_are_not_moved():
+    report = jaxgrad.audit(lambda x: jax.lax.clamp(0.5, x, 1.0), X, primitives=True)
+    (row,) = {row.argument for row in report.rules if row.name == "clamp"}
+    assert row == "input 1"
+
+
 def test_numbers_close_to_underflow_accuse_nobody():
     assert jaxgrad.audit(lambda x: square(1.0)(x), jnp.full(3, 1e-30))
 
