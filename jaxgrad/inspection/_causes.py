@@ -30,7 +30,7 @@ CAUSES = {
 # These pass a zero gradient to what they do not select.
 GATES = {
     *("select_n", "max", "min", "clamp", "reduce_max", "reduce_min", "sort", "gather"),
-    *("argmax", "dynamic_slice", "slice", "cond"),
+    *("argmax", "dynamic_slice", "slice", "scatter", "dynamic_update_slice"),
 }
 # A norm is the root of a sum of squares behind any of these.
 TRANSPARENT = {

@@ -82,7 +82,9 @@ def explain_non_finite(
     with a `while` loop, which might never end with other values.
 
     The program of the gradient is compiled anew, with one reduction for each operation; once more
-    to read the inputs of each reported operation; and once for each rewrite that is tried.
+    to read the inputs of each reported operation; and once for each rewrite that is tried. On a CPU
+    that takes about ten times as long to compile as the gradient itself, and the memory of a model
+    without `checkpoint`, since what that saves is kept.
     Operations in `jit`, `scan`, `cond` and `checkpoint` are searched; `while` loops, `shard_map`,
     kernels and callbacks are reported as a whole.
 
@@ -111,7 +113,7 @@ def explain_non_finite(
 class _Run(NamedTuple):
     """A gradient program and what it returned."""
 
-    program: Any
+    program: Any  # `None` if it was not searched
     outputs: list[np.ndarray]  # the loss, and its gradient for each leaf
     times: list[Times]  # when each first was not finite
 
@@ -134,8 +136,9 @@ def diagnose(problem: Problem) -> tuple[NonFinite, ...]:
         # A rewrite may uncover the next operation, which then is to be changed too.
         proposed = rewrites(place, operations) if place and not endless else ()
         for rewrite in proposed:
-            trial = evaluate(change | rewrite)
-            better = _is_better(trial, original, change | rewrite)
+            trial = evaluate(change | rewrite, search=False)
+            trial = trial if trial.finite else evaluate(change | rewrite)
+            better = _is_better(problem, trial, original, change | rewrite)
             if better and _is_same(problem, numbers, change | rewrite):
                 results[-1] = result._replace(rewrite=rewrite.text)
                 change, latest = change | rewrite, trial
@@ -148,15 +151,22 @@ def diagnose(problem: Problem) -> tuple[NonFinite, ...]:
     return tuple(results)
 
 
-def _evaluate(problem: Problem, numbers: Numbers, change: Rewrite) -> _Run:
-    """Evaluate the loss and its gradient with a change, and where they are not finite from."""
+def _evaluate(problem, numbers: Numbers, change: Rewrite, search: bool = True) -> _Run:
+    """Evaluate the loss and its gradient with a change, and search where they are not finite."""
     # The gradient is a program like any other, so forward and backward are searched at once.
     moved, fixed = jax.tree.map(change.cast, (problem.moved, problem.fixed))
     value = functools.partial(_loss, problem.program, numbers, change)
-    program = jax.make_jaxpr(jax.value_and_grad(value))(moved, fixed)
+    gradient = jax.value_and_grad(value)
+    if not search:
+        return _Run(None, _arrays(jax.jit(gradient)(moved, fixed)), [])
+    program = jax.make_jaxpr(gradient)(moved, fixed)
     outputs, times = origins(program, jax.tree.leaves((moved, fixed)))
-    arrays = [np.asarray(x, np.promote_types(x.dtype, np.float32)) for x in outputs]
-    return _Run(program, arrays, [Times(*map(int, t)) for t in times])
+    return _Run(program, _arrays(outputs), [Times(*map(int, t)) for t in times])
+
+
+def _arrays(tree: Any) -> list[np.ndarray]:
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(x, np.promote_types(x.dtype, np.float32)) for x in leaves]
 
 
 def _loss(program: Any, numbers: Numbers, change: Rewrite, moved: Any, fixed: Any) -> Any:
@@ -164,11 +174,11 @@ def _loss(program: Any, numbers: Numbers, change: Rewrite, moved: Any, fixed: An
     return run(program, numbers, [*moved, *fixed], apply, change.literal, change.cast)[0]
 
 
-def _is_better(trial: _Run, original: _Run, change: Rewrite) -> bool:
+def _is_better(problem: Problem, trial: _Run, original: _Run, change: Rewrite) -> bool:
     """Whether a rewrite removes the problem and leaves the same what was finite."""
     for x, y in zip(trial.outputs, original.outputs, strict=True):
         finite = np.isfinite(y)
-        if not _is_close(np.where(finite, x, 0), np.where(finite, y, 0), trial.program):
+        if not _is_close(np.where(finite, x, 0), np.where(finite, y, 0), problem):
             return False
     if trial.finite:
         return True
@@ -178,9 +188,9 @@ def _is_better(trial: _Run, original: _Run, change: Rewrite) -> bool:
     return index is not None and index not in change.changes
 
 
-def _is_close(x: Any, y: Any, program: Any) -> bool:
-    """Whether two values are the same to the rounding of a program's narrowest numbers."""
-    dtypes = [aval.dtype for aval in program.in_avals if is_inexact(aval)]
+def _is_close(x: Any, y: Any, problem: Problem) -> bool:
+    """Whether two values are the same to the rounding of the narrowest numbers of a program."""
+    dtypes = [aval.dtype for aval in problem.program.in_avals if is_inexact(aval)]
     rounding = ROUNDINGS * max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
     return bool(np.allclose(x, y, rtol=rounding, atol=rounding * 0.01))
 
@@ -196,7 +206,7 @@ def _is_same(problem: Problem, numbers: Numbers, change: Rewrite) -> bool:
 
     for scale in (0.5, 0.1):
         before, after = losses(problem.moved, problem.fixed, np.float32(scale))
-        if np.isfinite(before) and not _is_close(before, after, problem.program):
+        if np.isfinite(before) and not _is_close(before, after, problem):
             return False
     return True
 

@@ -25,6 +25,11 @@ ELEMENTWISE = frozenset(
         *("select_n", "clamp", "convert_element_type", "stop_gradient", "copy", "real", "imag"),
     ]
 )
+QUICKLY = {
+    "xla_disable_hlo_passes": "fusion",
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 NEVER = 2**31 - 1  # The time of a finite value.
 # Added to the time of an infinite argument or number, which may be intended, as in a mask.
 CONSTANT = 2**30
@@ -65,8 +70,10 @@ def origins(program: Any, args: Sequence[Any]) -> tuple[list[Any], list[Times]]:
 
     The time of argument i is -1 - i, constants of the program come after the arguments.
     """
+    # Fused with each other, the times of many operations would take minutes to compile.
+    on_cpu = jax.default_backend() == "cpu"
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY if on_cpu else None)
     def evaluate(consts, args):
         values = [_argument(x, -1 - i) for i, x in enumerate([*args, *consts])]
         values = [*values[len(args) :], *values[: len(args)]]

@@ -103,7 +103,7 @@ def rewrites(place: Place, operations: Sequence[Operation]) -> list[Rewrite]:
     if place.dtype in ("float16", "bfloat16"):
         general.append(Rewrite("compute in float32", {}, wide=True))
     if operation.name in ("sub", "add", "mul", "exp"):
-        text = "use jnp.finfo(x.dtype).min instead of -jnp.inf in the mask"
+        text = "use a finite number in the mask, as jnp.finfo(x.dtype).min, instead of -jnp.inf"
         general.append(Rewrite(text, {}, bounded=True))
     return [*patterns, *local, *general]
 
