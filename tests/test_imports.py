@@ -14,11 +14,12 @@ import jaxgrad
 
 ROOT = Path(jaxgrad.__file__).parent
 REPOSITORY = ROOT.parent
-SHARED = {"_validate", "_numerics", "_jaxprs"}
+SHARED = {"_validate", "_numerics", "_jaxprs", "_html"}
 MAY_IMPORT = {
     "_validate": set(),
     "_numerics": {"_validate"},
     "_jaxprs": set(),
+    "_html": set(),
     "activations": SHARED,
     "regimes": SHARED,
     "checking": SHARED,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxgrad._html import fragment, save
 from jaxgrad._numerics import float_eps
 
 if TYPE_CHECKING:
@@ -152,6 +153,17 @@ class Report:
 
         return pandas.DataFrame([_plain(leaf) for leaf in self.leaves])
 
+    def _repr_html_(self) -> str:
+        """The report, with a table of all leaves that can be sorted."""
+        named = [(_title(leaf, self.leaves), leaf) for leaf in self.leaves]
+        rows = [_row(title, leaf) for title, leaf in named]
+        text = str(self).replace("\n".join(_table(named)) + "\n\n", "")
+        return fragment("Check of a gradient", text, HEADINGS.split(","), rows, bad=FAILURES)
+
+    def save_html(self, path: Any) -> None:
+        """Write a page with the report, in which the table can be sorted."""
+        save(path, "Check of a gradient", self._repr_html_())
+
     def __str__(self) -> str:
         verdicts = [leaf.verdict for leaf in self.leaves]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ORDER if v in verdicts)
@@ -215,22 +227,24 @@ def _table(named: list[tuple[str, Leaf]]) -> list[str]:
     hidden = len(agree) - SHOWN
     # Leaves that agree come last, those with the largest errors first.
     for title, leaf in named[: -hidden if hidden > 0 else None]:
-        # The index of a scalar is empty.
-        index = str(list(leaf.worst_index)) if leaf.worst_index else ""
-        if leaf.worst_index is None and leaf.coverage == "directions":
-            index = "a direction"
-        # Six digits show an error of 1e-5; error bars need no more than their magnitude.
-        numbers = (f"{leaf.autodiff:.6g}", f"{leaf.numeric:.6g}")
-        bars = (f"{leaf.error_bar:.0e}", f"{leaf.minimum_detectable:.0e}")
-        rows.append(
-            [title, str(leaf.verdict), f"{leaf.relative_error:.1e}", index, *numbers, *bars]
-        )
+        rows.append(_row(title, leaf))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Names are aligned to the left, numbers to the right.
     columns = [f"{{:{side}{width}}}" for side, width in zip("<<><>>>>", widths, strict=True)]
     lines = ["  ".join(columns).format(*row).rstrip() for row in rows]
     lines += [f"and {hidden} leaves more that agree, with smaller errors"] * (hidden > 0)
     return lines
+
+
+def _row(title: str, leaf: Leaf) -> list[str]:
+    # The index of a scalar is empty.
+    index = str(list(leaf.worst_index)) if leaf.worst_index else ""
+    if leaf.worst_index is None and leaf.coverage == "directions":
+        index = "a direction"
+    # Six digits show an error of 1e-5; error bars need no more than their magnitude.
+    numbers = (f"{leaf.autodiff:.6g}", f"{leaf.numeric:.6g}")
+    bars = (f"{leaf.error_bar:.0e}", f"{leaf.minimum_detectable:.0e}")
+    return [title, str(leaf.verdict), f"{leaf.relative_error:.1e}", index, *numbers, *bars]
 
 
 def _is_lost(leaf: Leaf) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from jaxgrad import _validate, checking
+from jaxgrad._html import fragment, save
 from jaxgrad.checking import Rule, RuleVerdict
-from jaxgrad.inspection._audit_report import describe, table
+from jaxgrad.inspection._audit_report import cells, describe, table
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class Audit:
         rows = [row._asdict() | {"verdict": str(row.verdict)} for row in self.rules]
         fields = {"verdict": str(self.verdict), "ok": self.ok} | dataclasses.asdict(self)
         return fields | {"rules": rows, "closed": list(self.closed)}
+
+    def _repr_html_(self) -> str:
+        """What is wrong in words, and a table of all rules that can be sorted."""
+        # The table tells what agrees in fewer rows than there are rules.
+        headings, rows = cells(self.rules)
+        text = "\n".join(describe(self.rules, self.closed))
+        # As in `Rule.fails`.
+        bad = list(RuleVerdict)[:3]
+        return fragment("Audit of derivative rules", text, headings, rows, bad=bad)
+
+    def save_html(self, path: Any) -> None:
+        """Write a page with what is wrong and a table of all rules."""
+        save(path, "Audit of derivative rules", self._repr_html_())
 
     def __str__(self) -> str:
         """What is wrong, and where, in words; then a table."""

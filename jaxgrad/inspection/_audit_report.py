@@ -41,18 +41,24 @@ def describe(rules: Sequence[Rule], closed: Sequence[str]) -> list[str]:
     return [*lines, *_closed(closed)]
 
 
-def table(rules: Sequence[Rule]) -> list[str]:
-    """Return a table: a line for each row that does not agree, and one for a rule that does."""
-    rows = [TITLES.split(",")]
+def cells(rules: Sequence[Rule]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: one for each row that does not agree, one for a rule that does."""
+    rows = []
     for group in _groups(rules):
         shown = [row for row in group if row.verdict is not RuleVerdict.AGREE]
         agree = [row for row in group if row.verdict is RuleVerdict.AGREE]
         rows += [_cells([row]) for row in shown]
         rows += [_cells(agree)] if agree else []
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return TITLES.split(","), rows
+
+
+def table(rules: Sequence[Rule]) -> list[str]:
+    """Return the lines of a table; none without rules."""
+    headings, rows = cells(rules)
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (rows if len(rows) > 1 else [])
+        for row in ([headings, *rows] if rows else [])
     ]
 
 

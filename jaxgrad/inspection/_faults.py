@@ -79,7 +79,7 @@ class _Instance(NamedTuple):
 
 def find_faults(sites: Sequence[Any]) -> list[Fault]:
     """Return what is wrong with a model, the most likely cause first."""
-    instances = list(_instances(sites))
+    instances = list(instances_of(sites))
     groups = repeated(instances, lambda instance: instance.site)
     faults = [
         *_outlying_weights(groups),
@@ -98,7 +98,7 @@ def find_faults(sites: Sequence[Any]) -> list[Fault]:
     return list(first.values())
 
 
-def _instances(sites: Sequence[Any]) -> Iterator[_Instance]:
+def instances_of(sites: Sequence[Any]) -> Iterator[_Instance]:
     """Return all sites in the order of computation, those of a scan once for each iteration."""
     start = 0
     while start < len(sites):

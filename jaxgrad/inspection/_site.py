@@ -1,6 +1,7 @@
 """What is measured at one operation of a model."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -74,3 +75,28 @@ class Site(NamedTuple):
         value = np.asarray(part.log_largest, np.float64) / math.log(2)
         size = np.asarray(part.log_mean_square, np.float64) / (2 * math.log(2))
         return Bits(largest - value, size - smallest)
+
+
+def site_columns(sites: Sequence[Site]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the variables and the coordinates of a data set with the axes site and iteration."""
+    length = max((site.forward.zeros.size for site in sites), default=0)
+
+    def column(values):
+        # Sites outside of scans have one iteration.
+        rows = [np.ravel(np.asarray(value, np.float64)) for value in values]
+        rows = [np.pad(r, (0, length - r.size), constant_values=np.nan) for r in rows]
+        return ("site", "iteration"), np.array(rows).reshape(len(sites), length)
+
+    to_log10 = 2 * math.log(10)
+    variables = {}
+    for name, part in (("signal", "forward"), ("gradient", "backward")):
+        parts = [getattr(site, part) for site in sites]
+        variables[name] = column([p.log_mean_square / to_log10 for p in parts])
+        variables[f"{name}_zeros"] = column([p.zeros for p in parts])
+        variables[f"{name}_non_finite"] = column([p.non_finite for p in parts])
+    variables["variance"] = column([site.variance for site in sites])
+    variables["dead"] = column([site.details.dead for site in sites])
+    variables["saturated"] = column([site.details.saturated for site in sites])
+    names = ("operation", "scope", "parameter", "line")
+    labels = {name: ("site", [getattr(site, name) for site in sites]) for name in names}
+    return variables, labels

@@ -4,25 +4,30 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import checking
+from jaxgrad._html import curve, fragment, save
 from jaxgrad._jaxprs import equations_of, has_user_rule
 from jaxgrad.inspection._depth import Growth, growth
-from jaxgrad.inspection._faults import Fault, find_faults, rule_fault
+from jaxgrad.inspection._faults import Fault, find_faults, instances_of, rule_fault
 from jaxgrad.inspection._non_finite import NonFinite, diagnose
 from jaxgrad.inspection._problem import Call, Problem, prepare
-from jaxgrad.inspection._site import Site
+from jaxgrad.inspection._site import Site, site_columns
 from jaxgrad.inspection._sites import plan_sites
 from jaxgrad.inspection._taps import details_of, reached, run, slots, statistics_of
+
+if TYPE_CHECKING:
+    import xarray
 
 ROWS = 60  # A longer table is cut in its middle.
 SHOWN = 5  # causes in a summary
 RULE_SAMPLES = 2  # inputs at which a derivative rule is checked
+TITLES = ["operation", "scope", "parameter", "signal", "gradient", "zeros", "line"]
 LOG10 = math.log(10)
 
 
@@ -53,11 +58,10 @@ class XRay:
         if len(rows) > ROWS:
             hidden = [f"... {len(rows) - ROWS} more operations ..."] + 6 * [""]
             rows = [*rows[: ROWS // 2], hidden, *rows[len(rows) - ROWS // 2 :]]
-        titles = ["operation", "scope", "parameter", "signal", "gradient", "zeros", "line"]
-        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        widths = [max(map(len, column)) for column in zip(TITLES, *rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [titles, *rows]
+            for row in [TITLES, *rows]
         ]
         note = "log10 of the root mean square of each result and of its cotangent:"
         return "\n".join([self.summary, "", *self._growth(), note, *lines])
@@ -91,6 +95,34 @@ class XRay:
             if g.parameter
         ]
         return [*lines, ""] if lines else []
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Return the statistics as a labelled data set; needs xarray.
+
+        Its axes are `site` and `iteration`, those of nested scans after each other; NaN beyond the
+        iterations of a site. `signal` and `gradient` are log10 of the root mean square.
+        """
+        import xarray
+
+        return xarray.Dataset(*site_columns(self.sites))
+
+    def _repr_html_(self) -> str:
+        """The summary, two curves over depth, and a table that can be sorted."""
+        # The stream and what is added to it, without what normalizations and attention do between.
+        sites = [s for s in self.sites if s.fan_in or s.operation.startswith("add")] or self.sites
+        instances = list(instances_of(sites))
+        curves = ""
+        for name, color in (("signal", "#0072b2"), ("gradient", "#d55e00")):
+            logs = [getattr(instance, name) / (2 * LOG10) for instance in instances]
+            label = f"{name}, log10 of its size"
+            curves += curve(label, logs, color, "products and sums, from the input to the loss")
+        text = "\n".join([self.summary, "", *self._growth()]).strip()
+        rows = list(map(_row, self.sites))
+        return fragment("X-ray of a model", text, TITLES, rows, curves=curves)
+
+    def save_html(self, path: Any) -> None:
+        """Write a page with the summary, two curves over depth, and the table of all operations."""
+        save(path, "X-ray of a model", self._repr_html_())
 
     @property
     def faults(self) -> list[Fault]:
