@@ -51,6 +51,7 @@ class Audit:
         """Return the audit as dictionaries, lists, text and numbers."""
         rows = [row._asdict() | {"verdict": str(row.verdict)} for row in self.rules]
         fields = {"verdict": str(self.verdict), "ok": self.ok} | dataclasses.asdict(self)
+        # Rules are tuples with names, which `asdict` leaves as they are.
         return fields | {"rules": rows, "closed": list(self.closed)}
 
     def _repr_html_(self) -> str:

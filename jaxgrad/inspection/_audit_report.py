@@ -41,7 +41,7 @@ def describe(rules: Sequence[Rule], closed: Sequence[str]) -> list[str]:
     return [*lines, *_closed(closed)]
 
 
-def cells(rules: Sequence[Rule]) -> tuple[list[str], list[list[str]]]:
+def cells(rules: Sequence[Rule]) -> tuple[Sequence[str], list[list[str]]]:
     """Return headings and rows: one for each row that does not agree, one for a rule that does."""
     rows = []
     for group in _groups(rules):
