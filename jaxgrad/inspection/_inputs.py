@@ -67,7 +67,7 @@ def capture(problem: Problem, numbers: Numbers, index: int, iteration, change: R
         args = [*moved, *fixed]
         return run(problem.program, numbers, args, apply, change.literal, change.cast)[0]
 
-    moved, fixed = jax.tree.map(change.cast, (problem.moved, problem.fixed))
+    moved, fixed = jax.tree.map(change.argument, (problem.moved, problem.fixed))
     shapes: dict[str, Any] = {}
     jax.eval_shape(functools.partial(value, shapes=shapes), moved, fixed, None)
     slot = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

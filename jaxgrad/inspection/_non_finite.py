@@ -154,7 +154,7 @@ def diagnose(problem: Problem) -> tuple[NonFinite, ...]:
 def _evaluate(problem, numbers: Numbers, change: Rewrite, search: bool = True) -> _Run:
     """Evaluate the loss and its gradient with a change, and search where they are not finite."""
     # The gradient is a program like any other, so forward and backward are searched at once.
-    moved, fixed = jax.tree.map(change.cast, (problem.moved, problem.fixed))
+    moved, fixed = jax.tree.map(change.argument, (problem.moved, problem.fixed))
     value = functools.partial(_loss, problem.program, numbers, change)
     gradient = jax.value_and_grad(value)
     if not search:
@@ -176,7 +176,9 @@ def _loss(program: Any, numbers: Numbers, change: Rewrite, moved: Any, fixed: An
 
 def _is_better(problem: Problem, trial: _Run, original: _Run, change: Rewrite) -> bool:
     """Whether a rewrite removes the problem and leaves the same what was finite."""
-    for x, y in zip(trial.outputs, original.outputs, strict=True):
+    # Beside a loss that is not finite, the finite part of the gradient means nothing.
+    count = len(trial.outputs) if np.isfinite(original.outputs[0]) else 0
+    for x, y in zip(trial.outputs[:count], original.outputs[:count], strict=True):
         finite = np.isfinite(y)
         if not _is_close(np.where(finite, x, 0), np.where(finite, y, 0), problem):
             return False
@@ -201,8 +203,8 @@ def _is_same(problem: Problem, numbers: Numbers, change: Rewrite) -> bool:
     @jax.jit
     def losses(moved, fixed, scale):
         moved = jax.tree.map(lambda x: x * scale.astype(x.dtype), moved)
-        moved, fixed = jax.tree.map(change.cast, (moved, fixed)) if change.wide else (moved, fixed)
-        return problem.call(moved, fixed), _loss(problem.program, numbers, change, moved, fixed)
+        changed = jax.tree.map(change.argument, (moved, fixed))
+        return problem.call(moved, fixed), _loss(problem.program, numbers, change, *changed)
 
     for scale in (0.5, 0.1):
         before, after = losses(problem.moved, problem.fixed, np.float32(scale))

@@ -27,7 +27,7 @@ class Rewrite(NamedTuple):
     Attributes:
       text: the change to the code.
       changes: of operations by their numbers.
-      bounded: whether the largest finite numbers replace infinite ones in the code.
+      bounded: whether the largest finite numbers replace infinite ones in code and arguments.
       wide: whether float16 and bfloat16 are computed in float32.
     """
 
@@ -69,6 +69,14 @@ class Rewrite(NamedTuple):
         """Return an array in float32 if it is to be computed so."""
         narrow = self.wide and _is_narrow(getattr(x, "dtype", None))
         return jnp.asarray(x, jnp.float32) if narrow else x
+
+    def argument(self, x: Any) -> Any:
+        """Return an argument of the loss."""
+        x = self.cast(x)
+        if not self.bounded or not jnp.issubdtype(getattr(x, "dtype", int), jnp.floating):
+            return x
+        limits = jnp.finfo(x.dtype)
+        return jnp.clip(x, limits.min, limits.max)
 
     def literal(self, atom: Any) -> Any:
         """Return the value of a number in the code."""
@@ -167,7 +175,8 @@ def _bounded(bound: Callable[[Any], Any]) -> Change:
 def _with_jitter(jitter: float) -> Change:
     def change(equation, inputs, memory):
         (x,) = inputs
-        return _jaxprs.bind(equation, [x + jitter * jnp.eye(x.shape[-1], dtype=x.dtype)])
+        identity = jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
+        return _jaxprs.bind(equation, [x + jitter * identity])
 
     return change
 
