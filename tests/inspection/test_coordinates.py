@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from jaxgrad.inspection import coordinate_check
+from jaxgrad.inspection._coordinates import _verdicts
 
 FEATURES, WIDTHS = 8, (32, 64, 128)
 
@@ -146,6 +148,19 @@ def test_changes_are_those_of_a_network_trained_by_hand(key):
     assert check.changes[name][2, 1, 0, 2] == pytest.approx(float(change), abs=1e-3)
     assert check.sizes[name][2, 1, 0, 0] == pytest.approx(float(size), abs=1e-4)
     assert np.all(np.isneginf(check.changes[name][..., 0]))
+
+
+def test_verdicts_are_corrected_for_their_number():
+    slopes = ((0.5, 0.05), (0.0, 0.08), (-0.5, 0.1), (0.45, 0.1), (-np.inf, 0.0), (np.nan, np.nan))
+    place = ("dot_general", "['w']", "model.py:1", "size", "width")
+    rows = list(_verdicts([(place, *pair) for pair in slopes], 4))
+    alone = stats.t.sf([0.25 / 0.05, 0.25 / 0.08, 0.25 / 0.1, 0.2 / 0.1], 4)
+    # Holm: times the number of claims that are not more certain, and never below those.
+    expected = np.maximum.accumulate(alone * [4, 3, 2, 1])
+    np.testing.assert_allclose([row.p for row in rows[:4]], expected, rtol=1e-5)
+    assert alone[2] < 0.05 < expected[2]
+    verdicts = [row.verdict for row in rows]
+    assert verdicts == ["grows", "unresolved", "unresolved", "unresolved", "zero", "unresolved"]
 
 
 @pytest.mark.parametrize(
