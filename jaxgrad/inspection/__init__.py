@@ -18,8 +18,9 @@ from jaxgrad.inspection._non_finite import NonFinite, explain_non_finite
 from jaxgrad.inspection._prescribe import Change, Prescription, prescribe
 from jaxgrad.inspection._site import Bits, Site
 from jaxgrad.inspection._taps import Details, Statistics
-from jaxgrad.inspection._xray import XRay, xray
+from jaxgrad.inspection._xray import Measurement, XRay, instrument, xray
 
 __all__ = ["Audit", "Bits", "Change", "CoordinateCheck", "Details", "Exponent", "Fault", "Growth"]
-__all__ += ["NonFinite", "Prescription", "Rule", "RuleVerdict", "Site", "Statistics", "XRay"]
-__all__ += ["audit", "coordinate_check", "explain_non_finite", "prescribe", "xray"]
+__all__ += ["Measurement", "NonFinite", "Prescription", "Rule", "RuleVerdict", "Site", "Statistics"]
+__all__ += ["XRay", "audit", "coordinate_check", "explain_non_finite", "instrument", "prescribe"]
+__all__ += ["xray"]

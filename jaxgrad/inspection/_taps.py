@@ -72,6 +72,8 @@ def details(location: Location, inputs: Sequence[Any], result: jax.Array) -> Det
     return jax.lax.stop_gradient(Details(weight, zeros, dead, saturated))
 
 
+# Traced once for each shape and type.
+@jax.jit
 def measure(x: jax.Array) -> Statistics:
     """Return the statistics of an array of any floating or complex type, in float32 at least."""
     flat = jnp.abs(x).ravel() if jnp.iscomplexobj(x) else x.ravel()

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,15 @@ from jaxgrad.inspection._non_finite import NonFinite, diagnose
 from jaxgrad.inspection._problem import Call, Problem, prepare
 from jaxgrad.inspection._site import Site, site_columns
 from jaxgrad.inspection._sites import plan_sites
-from jaxgrad.inspection._taps import details_of, reached, run, slots, statistics_of
+from jaxgrad.inspection._taps import (
+    Details,
+    Statistics,
+    details_of,
+    reached,
+    run,
+    slots,
+    statistics_of,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -172,7 +180,7 @@ def xray(
     problem = prepare(loss, args, argnums, has_aux)
     # The names of operations are read anew each time; nothing is compiled for them.
     plan = plan_sites(problem.program, problem.call.labels)
-    value, leaves, *measured = _measure(problem.call, problem.moved, problem.fixed)
+    value, leaves, measured = _measure(problem.call, problem.moved, problem.fixed)
     measured = jax.device_get(measured)
     gradient = problem.argument(leaves)
     sites = tuple(Site.create(*parts) for parts in zip(plan.locations(), *measured, strict=True))
@@ -182,11 +190,52 @@ def xray(
     return XRay(value, gradient, sites, non_finite, wrong, problem)
 
 
+class Measurement(NamedTuple):
+    """What is measured at all sites, in the order of `XRay.sites`; a pytree of arrays.
+
+    Attributes:
+      forward, backward, details: as in `Site`.
+    """
+
+    forward: list[Statistics]
+    backward: list[Statistics]
+    details: list[Details]
+
+
+def instrument(
+    loss: Callable[..., Any], argnums: int = 0, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any, Measurement]]:
+    """Return a function that also measures what `xray` does, to be compiled, mapped or sharded.
+
+    It takes the arguments of the loss and returns its value, its gradient and a `Measurement`, as
+    for a training loop that watches its signals. It compiles nothing by itself.
+
+    Args:
+      loss, argnums, has_aux: as for `xray`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> step = jax.jit(instrument(lambda w, x: jnp.sum(jnp.tanh(x @ w))))
+    >>> value, gradient, measurement = step(jnp.eye(3), jnp.ones((2, 3)))
+    >>> [round(float(jnp.exp(part.log_mean_square)), 3) for part in measurement.forward]
+    [1.0, 0.58]
+    """
+
+    def instrumented(*args):
+        problem = prepare(loss, args, argnums, has_aux)
+        value, leaves, measured = _evaluate(problem.program, problem.call, *problem[1:3])
+        return value, problem.argument(leaves), measured
+
+    return instrumented
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(call: Call, moved, fixed):
-    """Return the loss, its gradient, and what is measured of signals, cotangents and the rest."""
+    """Return the loss, its gradient, and what is measured at all sites."""
     # The program is traced here too, since the constants of another trace would be copied into it.
-    closed = jax.make_jaxpr(call)(moved, fixed)
+    return _evaluate(jax.make_jaxpr(call)(moved, fixed), call, moved, fixed)
+
+
+def _evaluate(closed: Any, call: Call, moved, fixed):
     plan = plan_sites(closed, call.labels)
 
     # The statistics of signals are auxiliary outputs, those of cotangents the slots' gradients.
@@ -197,7 +246,7 @@ def _measure(call: Call, moved, fixed):
     value, pullback, signals = jax.vjp(measured, moved, slots(plan), has_aux=True)
     gradient, cotangents = pullback(jnp.ones_like(value))
     backward = [reached(slot) for slot in statistics_of(cotangents)]
-    return value, gradient, statistics_of(signals), backward, details_of(signals)
+    return value, gradient, Measurement(statistics_of(signals), backward, details_of(signals))
 
 
 def _wrong_rules(problem: Problem) -> tuple[checking.Rule, ...]:

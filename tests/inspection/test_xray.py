@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgrad._jaxprs import equations_of
-from jaxgrad.inspection import xray
+from jaxgrad.inspection import instrument, xray
 from jaxgrad.inspection._sites import plan_sites
 from jaxgrad.inspection._taps import run, slots
 
@@ -220,6 +220,23 @@ def test_a_second_call_compiles_nothing(weights, x):
     xray(loss, 2 * weights, x)
     # The program is read again for the names of its operations.
     assert len(traces) - first == 1 < first
+
+
+def test_an_instrumented_loss_is_compiled_and_mapped(weights, x):
+    step = instrument(scanned)
+    trace = xray(scanned, weights, x)
+    value, gradient, measurement = jax.jit(step)(weights, x)
+    assert value == trace.value
+    np.testing.assert_array_equal(gradient, trace.gradient)
+    for name in ("forward", "backward", "details"):
+        expected = [getattr(site, name) for site in trace.sites]
+        jax.tree.map(np.testing.assert_array_equal, getattr(measurement, name), expected)
+    # Several batches, each with its own statistics.
+    batches = jnp.stack([x, 2 * x])
+    _, _, mapped = jax.jit(jax.vmap(step, (None, 0)))(weights, batches)
+    sizes = mapped.forward[0].log_mean_square
+    np.testing.assert_allclose(sizes[0], trace.sites[0].forward.log_mean_square, rtol=1e-5)
+    assert sizes[1, 0] - sizes[0, 0] == pytest.approx(2 * np.log(2), rel=1e-5)
 
 
 def test_an_aux_output_and_another_argument(x):
