@@ -244,7 +244,7 @@ def _slice(x: Any, whole: _Traced) -> _Traced:
 
 def _number(x: Any, time: Any) -> _Traced:
     """Return a number in the code."""
-    if not _inexact(x) or np.all(np.isfinite(np.asarray(x, np.float32))):
+    if not _inexact(x) or np.all(np.isfinite(x)):
         return _Traced(x, NEVER, NEVER)
     return _argument(x, time)
 

@@ -217,6 +217,31 @@ def test_no_rewrite_is_tried_where_a_loop_might_never_end():
     assert (problem.operation, problem.rewrite) == ("log", "")
 
 
+def with_callback(x):
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jnp.sum(x * jax.pure_callback(np.sin, shape, jax.lax.stop_gradient(x)))
+
+
+def with_keys(x):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return jnp.sum(jax.lax.scan(lambda c, k: (c * jax.random.normal(k), None), x, keys)[0])
+
+
+def with_complex_numbers(x):
+    return jnp.sum(jnp.abs(2j * jnp.fft.rfft(x)) ** 2)
+
+
+def with_a_linear_solve(x):
+    return jnp.sum(jnp.linalg.solve(jnp.diag(x + 1), x))
+
+
+@pytest.mark.parametrize("f", [with_callback, with_keys, with_complex_numbers, with_a_linear_solve])
+def test_what_cannot_be_opened_does_not_disturb(f):
+    (problem,) = explain_non_finite(lambda x: f(x) + jnp.sqrt(x[0]), jnp.array([0.0, 1.0, 2.0]))
+    assert (problem.operation, problem.element.inputs) == ("sqrt", (0,))
+    assert problem.rewrite
+
+
 def test_bad_arguments():
     with pytest.raises(TypeError, match="loss must be a function"):
         explain_non_finite(3, 1.0)
