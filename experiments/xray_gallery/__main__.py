@@ -39,6 +39,7 @@ def claims(records: Records, options: Options) -> list[kit.Claim]:
             text = f"{SIDES[i]}, {depth} blocks: loss after training, {LEARNED:g} below chance"
             add(text, record.losses[:, i], CHANCE - LEARNED, ".3f")
         if record.changed.any():
+            # Each seed is compared with itself.
             difference = record.losses[:, 1] - record.losses[:, 0]
             add(
                 f"{depth} blocks: change of the loss by prescription, below 0",
@@ -135,6 +136,7 @@ def figure(records: Records, options: Options) -> Any:
     axes[1, 0].set_ylabel("size of the gradient,\nlog10, last block = 0")
     axes[2, 0].set_ylabel(f"loss after {options.steps} steps\n(open: prescribed, line: chance)")
     figures.legend_below(result, axes[0, 0], len(options.depths))
+    # Counts of the mean over seeds, by side.
     deep = [records[name, deepest] for name in names]
     survive, learn = (
         [sum(values[:, i].mean() < limit for values in column) for i in (0, 1)]
