@@ -25,7 +25,8 @@ def test_there_are_enough():
     assert {"x1.01", "sign", "missing", "element", "reversed", "mean for sum"} <= ways
 
 
+# `python -m benchmarks.audited_rules` runs all of them.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_all_rules(case):
+@pytest.mark.parametrize("case", CASES[::5], ids=lambda case: case.name)
+def test_more_rules(case):
     assert audited_rules.problem(case) == ""

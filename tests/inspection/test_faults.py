@@ -30,8 +30,9 @@ def test_a_fault_is_named_and_a_healthy_model_is_not_accused(name):
     assert right, text
 
 
+# `python -m benchmarks.faulty_models` runs all of them.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in FAST])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FAST][::4])
 def test_more_models(name):
     right, text = judge(CASES[name])
     assert right, text

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxgrad
+from benchmarks import prescriptions
 from jaxgrad.inspection import prescribe, xray
 from jaxgrad.inspection._dataflow import dataflow
 from jaxgrad.inspection._initial_scales import Weights, cause
@@ -345,16 +346,14 @@ def test_fans_and_residuals_of_convolutions():
     assert sums.last == (product.node,)
 
 
+# `python -m benchmarks.prescriptions` runs all of them.
 @pytest.mark.slow
-def test_twelve_deep_models_are_level_and_train():
-    from benchmarks import prescriptions
-
-    for name, make in prescriptions.MODELS.items():
-        record = prescriptions.measure(make)
-        assert record.level, (name, str(record.fix))
-        before, after = record.losses
-        # The default pre-norm transformer trains as it is.
-        assert after < before or "pre-norm transformer, defaults" in name, (name, before, after)
+@pytest.mark.parametrize("name", list(prescriptions.MODELS)[:1] + list(prescriptions.MODELS)[7:9])
+def test_deep_models_are_level_and_train(name):
+    record = prescriptions.measure(prescriptions.MODELS[name])
+    assert record.level, str(record.fix)
+    before, after = record.losses
+    assert after < before - 0.1
 
 
 def test_the_public_names():
