@@ -81,9 +81,10 @@ class XRay:
         Where nothing stands out, this is what it says.
         """
         lines = list(map(str, self.non_finite))
-        if not lines and self.faults:
+        faults = [] if lines else self.faults
+        if faults:
             # Causes of one kind may be independent of each other, others may follow from them.
-            first = [fault for fault in self.faults if fault.kind == self.faults[0].kind]
+            first = [fault for fault in faults if fault.kind == faults[0].kind]
             lines = [f"{fault.kind}: {fault.text} ({_file(fault.line)})" for fault in first[:SHOWN]]
             if len(first) > SHOWN:
                 lines.append(f"... and {len(first) - SHOWN} more of this kind")
