@@ -157,7 +157,7 @@ def weight_without_a_gradient(x, w):
 
 @clean([2.0, 1.0], [0.0, 0.0])
 def infinite_data_that_is_replaced(x, y):
-    return jnp.sum(jnp.nan_to_num(1 / y, posinf=1.0) * x)
+    return jnp.sum(jnp.nan_to_num(jnp.divide(1, y), posinf=1.0) * x)
 
 
 # Clips, epsilons and safe norms.
