@@ -18,7 +18,7 @@ STYLE = """
 .jaxgrad th { cursor: pointer; white-space: nowrap }
 .jaxgrad th[aria-sort=ascending]::after { content: " \\25B2" }
 .jaxgrad th[aria-sort=descending]::after { content: " \\25BC" }
-.jaxgrad td { font-size: 13px; overflow-wrap: anywhere }
+.jaxgrad td { font-size: 13px; overflow-wrap: break-word }
 .jaxgrad .bad { color: #b00020; font-weight: 600 }
 """
 # A click on a heading sorts the rows of its table, by number where both cells begin with one.
