@@ -5,8 +5,10 @@ spreading it over devices, extending, reordering, splitting or resuming it chang
 rounding. `run` writes files if a `store` is passed. The extra `experiments` is required.
 """
 
+from jaxgrad.sweeps._forecast import Forecast
 from jaxgrad.sweeps._grid import cell_key
 from jaxgrad.sweeps._run import run
-from jaxgrad.sweeps._store import MARKER, Variable, open_store
+from jaxgrad.sweeps._store import MARKER, DamagedStoreError, Variable
+from jaxgrad.sweeps._table import open_store
 
-__all__ = ["MARKER", "Variable", "cell_key", "open_store", "run"]
+__all__ = ["MARKER", "DamagedStoreError", "Forecast", "Variable", "cell_key", "open_store", "run"]

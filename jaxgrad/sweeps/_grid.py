@@ -1,12 +1,13 @@
 """The grid: its axes, the key and the values of each cell, and its division into chunks."""
 
-import itertools
+import hashlib
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -14,13 +15,15 @@ from jaxgrad import _validate
 
 # A rectangle of cells: the range of positions along each axis.
 Block = tuple[slice, ...]
+CELL_IDS = "blake2b-64"
+"""How labels become numbers: of new sweeps; those of 0.1 had "crc32"."""
 
 
 class Axis(NamedTuple):
     """One axis of the grid."""
 
     labels: list[Any]  # the values as Python numbers, strings or booleans
-    ids: np.ndarray  # the numbers that are folded into the keys of cells
+    ids: np.ndarray  # the numbers that are folded into the keys of cells, `[labels, 1 or 3]`
     traced: np.ndarray | None  # the values as data of a program; None: a program for each value
 
 
@@ -30,47 +33,78 @@ Grid = dict[str, Axis]
 def cell_key(point: Mapping[str, Any], *, key: Key[Array, ""]) -> Key[Array, ""]:
     """Return the key that `run` passes to the cell at `point`, in any grid that contains it.
 
-    One number is folded in for each axis, in alphabetical order of the axes. A whole number from 0
-    to 2^32 - 1 is folded in itself, as `3` and `3.0` alike. Any other value is represented by the
-    CRC-32 of its text.
+    The axes are folded in one after the other, in alphabetical order. A whole number from 0 to
+    2^32 - 1 is folded in itself, as `3` and `3.0` alike. Of any other value, the upper and then the
+    lower half of a 64-bit number are folded in: the BLAKE2b digest of its text, big-endian.
 
     >>> import jax
     >>> key = jax.random.key(0)
     >>> bool(cell_key({"seed": 3}, key=key) == jax.random.fold_in(key, 3))
     True
     """
-    return fold_ids({name: np.uint32(_label_id(value)) for name, value in point.items()}, key=key)
+    ids = {name: _label_ids(name, [value], CELL_IDS)[0] for name, value in point.items()}
+    return fold_ids(ids, key=key)
 
 
 def fold_ids(ids: Mapping[str, Any], *, key: Any) -> Any:
-    """Fold the number of each axis into `key`, whatever the order of the axes."""
+    """Fold the numbers of each axis into `key`, whatever the order of the axes."""
     for name in sorted(ids):
-        key = jax.random.fold_in(key, ids[name])
+        first, *more = ids[name]
+        key = jax.random.fold_in(key, first)
+        if more:
+            # An axis may mix numbers that are folded in once with others that need two.
+            twice, second = more
+            key = jnp.where(twice, jax.random.fold_in(key, second), key)
     return key
 
 
-def _label_id(value: Any) -> int:
+def _label_ids(name: str, labels: Sequence[Any], cell_ids: str) -> np.ndarray:
+    """Return the numbers of an axis, `[labels, 1]`, or `[labels, 3]` if some have 64 bits.
+
+    The columns are the first number, whether there is a second one, and the second one.
+    """
+    exact = np.asarray(labels)
+    if exact.dtype.kind == "i" and exact.min() >= 0 and exact.max() < 2**32:
+        return exact.astype(np.uint32)[:, None]
+    numbers = (number for label in labels for number in _label_id(label, cell_ids))
+    ids = np.fromiter(numbers, np.uint32, 3 * len(labels)).reshape(-1, 3)
+    if not ids[:, 1].any():
+        return ids[:, :1]
+    unique, counts = np.unique(ids, axis=0, return_counts=True)
+    if len(unique) < len(ids):
+        same = np.flatnonzero((ids == unique[counts.argmax()]).all(axis=1))[:2]
+        clash = " and ".join(repr(labels[i]) for i in same)
+        raise ValueError(f"{name} must have labels of different hashes, got {clash}; rename one")
+    return ids
+
+
+def _label_id(value: Any, cell_ids: str) -> tuple[int, int, int]:
     if not isinstance(value, (str, bool, np.bool_)):
         value = int(value) if value == int(value) else float(value)
         if isinstance(value, int) and 0 <= value < 2**32:
-            return value
-    return zlib.crc32(str(value).encode())
+            return value, 0, 0
+    text = str(value).encode()
+    if cell_ids == "crc32":
+        return zlib.crc32(text), 0, 0
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest[:4]), 1, int.from_bytes(digest[4:])
 
 
-def make_grid(axes: Mapping[str, Any], static: Sequence[str]) -> Grid:
+def make_grid(axes: Mapping[str, Any], static: Sequence[str], cell_ids: str) -> Grid:
     """Check the axes of a sweep; the values of those in `static` are not traced."""
-    grid = {name: _axis(name, values) for name, values in _validate.mapping("axes", axes).items()}
+    axes = _validate.mapping("axes", axes)
+    grid = {name: _axis(name, values, cell_ids) for name, values in axes.items()}
     for name in (static,) if isinstance(static, str) else static:
         _validate.choice("static", name, grid)
         grid[name] = grid[name]._replace(traced=None)
     return grid
 
 
-def _axis(name: str, values: Any) -> Axis:
+def _axis(name: str, values: Any, cell_ids: str) -> Axis:
     name = f"axes[{name!r}]"
     labels = checked_labels(name, values)
     _validate.distinct(name, labels)
-    ids = np.array([_label_id(label) for label in labels], np.uint32)
+    ids = _label_ids(name, labels, cell_ids)
     exact = np.asarray(labels)
     if exact.dtype.kind not in "if":
         return Axis(labels, ids, None)
@@ -135,10 +169,62 @@ def chunk_shape(grid: Grid, cells: int) -> tuple[int, ...]:
     return tuple(reversed(shape))
 
 
-def blocks(grid: Grid, chunk: Sequence[int]) -> Iterator[Block]:
-    """Yield all chunks of the grid in row-major order; those at the end may be smaller."""
-    shape = sizes(grid)
-    starts = (range(0, size, step) for size, step in zip(shape, chunk, strict=True))
-    for corner in itertools.product(*starts):
-        ends = (min(a + step, size) for a, step, size in zip(corner, chunk, shape, strict=True))
-        yield tuple(map(slice, corner, ends))
+class Chunks(NamedTuple):
+    """The division of a grid into blocks, which are numbered in row-major order."""
+
+    shape: tuple[int, ...]  # of the grid
+    chunk: tuple[int, ...]  # of a block; those at the ends may be smaller
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(-(-size // step) for size, step in zip(self.shape, self.chunk, strict=True))
+
+    @property
+    def total(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.counts)
+
+    def position(self, number: int) -> tuple[int, ...]:
+        """Return the position of a block along each axis."""
+        return tuple(map(int, np.unravel_index(number, self.counts)))
+
+    def block(self, number: int) -> Block:
+        """Return the cells of a block."""
+        starts = [i * step for i, step in zip(self.position(number), self.chunk, strict=True)]
+        ends = map(min, [a + step for a, step in zip(starts, self.chunk, strict=True)], self.shape)
+        return tuple(map(slice, starts, ends))
+
+    def complete(self, computed: np.ndarray) -> np.ndarray:
+        """Return whether all cells of each block are computed, in the order of the blocks."""
+        for axis, (size, step) in enumerate(zip(self.shape, self.chunk, strict=True)):
+            computed = np.logical_and.reduceat(computed, range(0, size, step), axis)
+        return computed.ravel()
+
+
+def block_shape(block: Block) -> tuple[int, ...]:
+    """Return the number of cells along each axis of a block."""
+    return tuple(part.stop - part.start for part in block)
+
+
+def block_positions(block: Block, start: int, stop: int) -> np.ndarray:
+    """Return positions along each axis of the cells `start` to `stop` of a block, `[axis, cell]`.
+
+    Cells after the last one are copies of it, so that a batch can be filled up.
+    """
+    shape = block_shape(block)
+    numbers = np.minimum(np.arange(start, stop), math.prod(shape) - 1)
+    starts = np.array([part.start for part in block])
+    return np.array(np.unravel_index(numbers, shape)) + starts[:, None]
+
+
+def programs(grid: Grid, chunks: Chunks, numbers: np.ndarray) -> list[np.ndarray]:
+    """Group the numbers of blocks by the values that are not traced: one program each."""
+    static = [i for i, axis in enumerate(grid.values()) if axis.traced is None]
+    # Such axes are cut into single values, so that a block's position is a value's.
+    index = np.array(np.unravel_index(numbers, chunks.counts))[static]
+    counts = [chunks.counts[i] for i in static]
+    group = np.zeros_like(numbers)
+    if static:
+        group = np.asarray(np.ravel_multi_index(list(index), counts))
+    return [numbers[group == value] for value in dict.fromkeys(group.tolist())]

@@ -1,31 +1,38 @@
 """Compute a function in every cell of a grid, by programs that compute many cells at once."""
 
-import dataclasses
-import functools
 import itertools
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key
 
-from jaxgrad import _validate
-from jaxgrad.sweeps import _grid, _store
-from jaxgrad.sweeps._grid import Block
-from jaxgrad.sweeps._store import MARKER, Variable
+from jaxgrad.sweeps import (
+    _forecast,
+    _grid,
+    _identity,
+    _leases,
+    _location,
+    _programs,
+    _reading,
+    _store,
+    _table,
+)
+from jaxgrad.sweeps._forecast import Forecast
+from jaxgrad.sweeps._leases import Leases
+from jaxgrad.sweeps._location import Location
+from jaxgrad.sweeps._store import MARKER, Store, Variable
+from jaxgrad.sweeps._sweep import Sweep, prepare
 
 if TYPE_CHECKING:
     import xarray
+    import zarr.abc.store
 
-_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+_POLL_SECONDS = 0.2
 
 
 def run(
@@ -38,13 +45,16 @@ def run(
     coords: Mapping[str, Iterable[Any]] | None = None,
     units: Mapping[str, str] | None = None,
     config: Any = None,
-    store: str | os.PathLike[str] | None = None,
+    store: "str | os.PathLike[str] | zarr.abc.store.Store | None" = None,
+    repair: bool = False,
+    other_versions: bool = False,
     chunk_cells: int | None = None,
     memory_limit: int = 2**30,
     static: str | Sequence[str] = (),
     vectorized: bool = True,
     devices: Sequence[Any] | None = None,
     progress: Callable[[int, int], Any] | None = None,
+    on_forecast: Callable[[Forecast], Any] | None = None,
 ) -> "xarray.Dataset":
     """Compute `function` in every cell of the grid that `axes` span.
 
@@ -61,26 +71,35 @@ def run(
       units: Units of axes and of `coords`, by name.
       config: Mapping or dataclass of JSON values. The code of `function` is not stored, so put
         everything here that its results depend on.
-      store: Path of a Zarr directory. It is created, or resumed if it holds the same sweep. A chunk
-        whose values are all written is not computed again, even if the process was killed. Only one
-        process may use a store at a time.
+      store: Path of a Zarr directory, a URL such as `s3://bucket/sweep.zarr`, or a store of Zarr.
+        It is created, or resumed if it holds the same sweep. A chunk whose values are all written
+        is not computed again, even if the process was killed. Several processes may share a
+        directory: each takes chunks that no other computes, and takes over those of a process that
+        died. Elsewhere there are no such leases, and each process computes all that is missing.
+      repair: Whether to verify what is computed, and compute chunks that are missing or damaged
+        again. Otherwise they raise an error when they are read.
+      other_versions: Whether to resume a store that other versions of JAX, NumPy or this package
+        have begun. Its values may then differ by rounding, or in their draws, from chunk to chunk.
       chunk_cells: Largest number of cells that are stored together, by default a sixteenth of the
-        grid. A resumed store keeps its chunks.
+        grid; fewer if they would take more than 64 MiB. A resumed store keeps its chunks.
       memory_limit: Bytes of a program on each device. Larger chunks are computed in batches.
       static: Names of axes whose numbers are also Python values, such as a depth that decides
         shapes. Each value is compiled.
       vectorized: Whether a device computes the cells of a batch together. One after the other is
         faster on CPUs for large cells such as training runs, because each has the cache to itself.
-      devices: Devices that each batch is spread over, by default `jax.local_devices()`.
+      devices: Devices of this process that each batch is spread over, by default
+        `jax.local_devices()`.
       progress: Called as `progress(done_cells, total_cells)` at the start and after each chunk.
+      on_forecast: Called with a `Forecast` when the first program is compiled, before any cell is
+        computed, and again after the first chunk, when the time is known.
 
     Returns:
       The variables over the axes and their inner dimensions, in memory, or read lazily from
       `store`. NaN and infinity are valid. Attributes hold units, config, key, versions, devices.
 
     Raises:
-      ValueError, TypeError: If an argument is invalid, `store` holds something else, or one cell
-        takes more than `memory_limit`.
+      ValueError, TypeError: If an argument is invalid, `store` holds something else, is damaged or
+        was begun by other versions, or one cell takes more than `memory_limit`.
       OSError: If `store` cannot be written.
       ImportError: Without xarray or zarr.
 
@@ -91,198 +110,133 @@ def run(
     >>> run(cell, axes, {"mean": Variable()}, key=jax.random.key(0))["mean"].shape
     (2, 3)
     """
-    _store.import_xarray()
-    progress = (lambda done, total: None) if progress is None else progress
-    _check_types(function, key, args, progress)
-    grid = _grid.make_grid(axes, static)
-    variables = _validate.mapping("variables", variables)
-    units = _validate.mapping("units", units or {})
-    coords = _validate.mapping("coords", coords or {})
-    labels = {n: _grid.checked_labels(f"coords[{n!r}]", values) for n, values in coords.items()}
-    _check_names(grid, variables, labels, units)
-    config = _checked_config(config)
-    devices = jax.local_devices() if devices is None else devices
-    if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
-        raise TypeError(f"devices must be JAX devices, got {devices!r}; see jax.local_devices()")
-    _validate.distinct("devices", devices)
-    total = math.prod(_grid.sizes(grid))
-    chunk_cells = max(len(devices), -(-total // 16)) if chunk_cells is None else chunk_cells
-    chunk_cells = _validate.integer("chunk_cells", chunk_cells, 1)
-    memory_limit = _validate.integer("memory_limit", memory_limit, 1)
+    _table.import_xarray()
+    calls: dict[str, Any] = {"progress": progress, "on_forecast": on_forecast}
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise TypeError(f"{name} must be callable, got {call!r}; pass a function")
+        calls[name] = call or (lambda *values: None)
+    location = None if store is None else _location.locate("store", store)
+    sweep = prepare(
+        function,
+        axes,
+        variables,
+        key=key,
+        args=args,
+        coords=coords,
+        units=units,
+        config=config,
+        chunk_cells=chunk_cells,
+        memory_limit=memory_limit,
+        static=static,
+        vectorized=vectorized,
+        devices=devices,
+    )
+    # Without a store the table is filled in memory.
+    if location is None:
+        arrays = _table.empty_arrays(sweep.identity, sweep.chunks.shape)
+        _compute(sweep, None, arrays, arrays[MARKER], **calls)
+        attributes = _table.attributes(sweep.identity, sweep.compiler.mesh)
+        return _table.table(sweep.identity, attributes, arrays).drop_vars(MARKER)
+    target = _open(location, sweep, repair, other_versions)
+    computed = _intact(target, repair)
+    if not computed.all() and location.folder and not os.access(location.folder, os.W_OK):
+        raise OSError(f"store {location.name!r} cannot be written; make it writable or copy it")
+    # A resumed store keeps its chunks, and its keys.
+    sweep = sweep._replace(chunks=target.chunks)
+    if target.binding is None:
+        grid = _grid.make_grid(axes, static, "crc32")
+        sweep = sweep._replace(compiler=sweep.compiler._replace(grid=grid))
+    _compute(sweep, target, {}, computed, **calls)
+    return _table.open_store(location.zarr_store).drop_vars(MARKER)
 
-    # What each cell returns, by an abstract evaluation that compiles nothing.
-    mesh = Mesh(np.array(devices), ("cells",))
-    shared = jax.device_put((key, tuple(args)), NamedSharding(mesh, P()))
-    cell = functools.partial(_evaluate_cell, function, tuple(grid), tuple(variables))
-    outputs = _output_shapes(cell, grid, variables, labels, shared)
 
-    # The table to be filled, in memory or in the store, and what is computed already.
-    identity = _store.identity(grid, variables, outputs, labels, units, config, shared)
-    table = _store.empty_table(grid, variables, outputs, identity, mesh)
-    chunk = _grid.chunk_shape(grid, chunk_cells)
-    if store is None:
-        table = table.copy(deep=True)
-        arrays = {name: array.values for name, array in table.data_vars.items()}
-    else:
-        arrays = _store.create_or_resume(Path(store), table, chunk, identity)
-        chunk = arrays[MARKER].chunks
-    computed = np.array(arrays[MARKER][...])
-    done = int(computed.sum())
+def _open(location: Location, sweep: Sweep, repair: bool, other_versions: bool) -> Store:
+    """Open the store of a sweep, or create it."""
+    attributes = _table.attributes(sweep.identity, sweep.compiler.mesh)
+    if not _location.exists(location):
+        _store.create(location, sweep.identity, attributes, sweep.chunks)
+    try:
+        store = _store.open_verified("store", location, "r+")
+    except _store.DamagedStoreError as error:
+        if not repair:
+            raise
+        # Chunks stay, and those that fit the digests of this sweep stay valid.
+        warnings.warn(f"metadata and labels are written again: {error}", stacklevel=3)
+        _store.create(location, sweep.identity, attributes, sweep.chunks)
+        store = _store.open_verified("store", location, "r+")
+    _identity.check(location.name, store.identity, sweep.identity, other_versions)
+    return store
+
+
+def _intact(store: Store, repair: bool) -> np.ndarray:
+    """Return which cells are computed; raise if they are damaged, or remove them to be repaired."""
+    if not repair:
+        computed = _reading.read_computed(store)
+        for number in np.flatnonzero(store.chunks.complete(computed)).tolist():
+            if (error := _reading.missing_file(store, number)) is not None:
+                raise error
+        return computed
+    # All values are read and hashed.
+    computed = np.zeros(store.chunks.shape, bool)
+    for number in range(store.chunks.total):
+        try:
+            computed[store.chunks.block(number)] = _reading.verify_block(store, number)
+        except _store.DamagedStoreError as error:
+            warnings.warn(f"cells are computed again: {error}", stacklevel=3)
+            _store.remove_block(store, number)
+    return computed
+
+
+def _compute(sweep: Sweep, store: Store | None, arrays, computed, progress, on_forecast) -> None:
+    """Compute and write all blocks that are not computed yet."""
+    chunks, total, done = sweep.chunks, computed.size, int(computed.sum())
+    pending = np.flatnonzero(~chunks.complete(computed))
+    programs = len(_grid.programs(sweep.compiler.grid, chunks, pending))
+    watch = _forecast.watch(total - done, len(pending), programs, sweep.cell_bytes, on_forecast)
     progress(done, total)
 
-    # The remaining chunks; each is written before it counts as computed.
-    pending = [block for block in _grid.blocks(grid, chunk) if not computed[block].all()]
-    limits = (memory_limit, math.prod(chunk), vectorized)
-    compiler = functools.partial(_compile_cells, cell, grid, mesh, shared, *limits)
-    for block, results in _compute_blocks(grid, pending, compiler):
-        _store.write(arrays, block, results)
-        done += computed[block].size
+    def advance(number: int) -> None:
+        nonlocal done
+        done += math.prod(_grid.block_shape(chunks.block(number)))
         progress(done, total)
-    return (table if store is None else _store.open_store(store)).drop_vars(MARKER)
+
+    # Other stores than folders cannot create a file exclusively.
+    folder = store.location.folder if store else None
+    with _leases.hold(folder and folder / MARKER / "leases") as leases:
+        numbers = _claim(sweep, store, leases, pending, advance)
+        blocks = _programs.compute_blocks(sweep.compiler, chunks, numbers, watch.compiled)
+        for number, results in blocks:
+            if store is None:
+                block = chunks.block(number)
+                for name, values in results.items():
+                    arrays[name][block] = values.reshape(arrays[name][block].shape)
+                computed[block] = True
+            else:
+                _store.write_block(store, number, results)
+            leases.release(number)
+            watch.computed()
+            advance(number)
 
 
-def _check_types(function, key, args, progress) -> None:
-    for name, value in {"function": function, "progress": progress}.items():
-        if not callable(value):
-            raise TypeError(f"{name} must be callable, got {value!r}; pass a function")
-    if not isinstance(args, (tuple, list)):
-        raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(value,)")
-    # Old keys do not say which implementation they belong to.
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed or key.shape != ():
-        raise TypeError(f"key must be one typed key, got {key!r}; pass jax.random.key(0)")
-    # The draws of some other implementations depend on the batch that a key is in.
-    if (impl := str(jax.random.key_impl(key))) != "threefry2x32":
-        remedy = "pass jax.random.key(0, impl='threefry2x32')"
-        raise ValueError(f"key must be of implementation threefry2x32, got {impl}; {remedy}")
-
-
-def _check_names(grid, variables, coords, units) -> None:
-    if not grid or not variables:
-        raise ValueError("axes and variables must not be empty; pass one or more of each")
-    for name, variable in variables.items():
-        valid = isinstance(variable, Variable) and isinstance(variable.dims, tuple)
-        if not valid or not all(isinstance(v, str) for v in (*variable.dims, *variable[1:])):
-            rule = f"variables[{name!r}] must be a Variable of a tuple of names and two strings"
-            remedy = "write for example Variable(('layer',), '1', 'norm')"
-            raise TypeError(f"{rule}, got {variable!r}; {remedy}")
-    inner = {dim: None for variable in variables.values() for dim in variable.dims}
-    names = [*grid, *variables, *inner, MARKER]
-    for name in names:
-        if not name.isidentifier():
-            raise ValueError(f"names must be Python identifiers, got {name!r}; rename it")
-        # All of them become names in one dataset.
-        if names.count(name) > 1:
-            rule = f"axes, variables, dims and {MARKER!r} must not share a name"
-            raise ValueError(f"{rule}, got {name!r}; rename one of them")
-    for name in coords:
-        _validate.choice("coords", name, inner)
-    for name in units:
-        _validate.choice("units", name, {**grid, **coords})
-
-
-def _checked_config(config: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = dataclasses.asdict(config)
-    config = _validate.mapping("config", {} if config is None else config)
-    # Through JSON and back, so that tuples compare equal to the lists that a store returns.
-    try:
-        return json.loads(json.dumps(config, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        got = f"got {config!r} ({error}); pass text or finite numbers"
-        raise type(error)(f"config must hold JSON values, {got}") from None
-
-
-def _evaluate_cell(function, names, outputs, static, shared, ids, traced):
-    """Call the user's function for one cell and check the structure of its result."""
-    key, args = shared
-    point = dict(static) | traced
-    out = function(_grid.fold_ids(ids, key=key), {name: point[name] for name in names}, *args)
-    arrays = isinstance(out, Mapping) and all(isinstance(v, _ARRAYS) for v in out.values())
-    if not arrays or set(out) != set(outputs):
-        rule = f"return a dict of arrays, exactly {', '.join(outputs)} as in variables"
-        raise TypeError(f"function must {rule}; got {out!r}")
-    return {name: jnp.asarray(out[name]) for name in outputs}
-
-
-def _output_shapes(cell, grid, variables, coords, shared) -> dict[str, Any]:
-    """Return shape and dtype of each variable in one cell; they are the same for all programs."""
-    dim_sizes = {name: len(labels) for name, labels in coords.items()}
-    outputs: dict[str, Any] = {}
-    # Chunks of any number of cells: one for each combination of values that are not traced.
-    for block in _grid.blocks(grid, _grid.chunk_shape(grid, math.prod(_grid.sizes(grid)))):
-        static = _grid.static_values(grid, block)
-        inputs = _grid.cell_inputs(grid, [part.start for part in block])
-        for name, out in jax.eval_shape(functools.partial(cell, static), shared, *inputs).items():
-            dims, shape, dtype = variables[name].dims, out.shape, out.dtype
-            # The first variable with a dimension decides its size, unless coords do.
-            expected = tuple(map(dim_sizes.setdefault, dims, shape))
-            if not len(dims) == len(set(dims)) == len(shape) or expected != shape:
-                got = f"got shape {shape} where other cells, variables or coords say {expected}"
-                remedy = "name each dimension once and keep its size"
-                rule = f"variables[{name!r}].dims {dims} must fit the result of function"
-                raise ValueError(f"{rule}, {got}; {remedy}")
-            numeric = not jnp.issubdtype(dtype, jax.dtypes.extended) and dtype.kind in "biufc"
-            if not numeric or outputs.setdefault(name, out).dtype != dtype:
-                got = f"got {dtype} at {dict(static)}; convert it, for example to float32"
-                raise TypeError(f"function must return one dtype of NumPy's for {name!r}, {got}")
-    return outputs
-
-
-def _compile_cells(cell, grid, mesh: Mesh, shared, memory_limit, cells, vectorized, static):
-    """Return the program for some static values, and how many of `cells` it computes at once."""
-    one = functools.partial(cell, static)
-
-    def mapped(shared, *inputs):
-        if vectorized:
-            return jax.vmap(one, in_axes=(None, 0, 0))(shared, *inputs)
-        return jax.lax.map(lambda inputs: one(shared, *inputs), inputs)
-
-    specs = (P(), P("cells"), P("cells"))
-    # check_vma would reject a cell with a scan whose initial carry is a constant.
-    spread = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
-    share = -(-cells // mesh.size)
-    while True:
-        inputs = _grid.cell_inputs(grid, np.zeros((len(grid), share * mesh.size), int))
-        program = jax.jit(spread).lower(shared, *inputs).compile()
-        parts = ("temp_size_in_bytes", "output_size_in_bytes", "argument_size_in_bytes")
-        used = sum(getattr(program.memory_analysis(), part, 0) for part in parts)
-        if used <= memory_limit:
-            return functools.partial(program, shared), share * mesh.size
-        if share == 1:
-            rule = f"be at least the {used} bytes that one cell takes"
-            remedy = "raise it or make the cell smaller"
-            raise ValueError(f"memory_limit must {rule}, got {memory_limit}; {remedy}")
-        # Memory is nearly proportional to the number of cells; halve it at least.
-        share = max(1, min(share // 2, share * memory_limit // used))
-
-
-def _compute_blocks(grid, pending, compiler):
-    """Yield each block with its results by name, arrays `[cells, ...]`."""
-    # All blocks of one program follow one another, so that only one program is held in memory.
-    groups: dict[Any, list[Block]] = {}
-    for block in pending:
-        groups.setdefault(_grid.static_values(grid, block), []).append(block)
-    calls = itertools.chain(_started_calls(grid, groups, compiler), [((), False, {})])
-    batches = []
-    # In pairs, the next batch is started before the results of the current one are awaited.
-    for (block, is_last, results), _ in itertools.pairwise(calls):
-        batches.append(jax.device_get(results))
-        if is_last:
-            cells = math.prod(part.stop - part.start for part in block)
-            joined = {n: np.concatenate([batch[n] for batch in batches])[:cells] for n in results}
-            yield block, joined
-            batches = []
-
-
-def _started_calls(grid, groups, compiler):
-    """Start one batch after the other; yield its block, whether it is the last, and its results."""
-    for static, members in groups.items():
-        program, batch = compiler(static)
-        for block in members:
-            cells = np.array(list(itertools.product(*(range(p.start, p.stop) for p in block))))
-            for start in range(0, len(cells), batch):
-                # The last batch is filled up with copies of the last cell.
-                rows = np.minimum(np.arange(start, start + batch), len(cells) - 1)
-                results = program(*_grid.cell_inputs(grid, cells[rows].T))
-                yield block, start + batch >= len(cells), results
+def _claim(
+    sweep: Sweep, store: Store | None, leases: Leases, pending: np.ndarray, skip: Any
+) -> Iterator[int | None]:
+    """Yield blocks that this process is to compute, None before it waits for other processes."""
+    while len(pending):
+        # All blocks of one program follow one another, so that only one is held in memory.
+        groups = _grid.programs(sweep.compiler.grid, sweep.chunks, pending)
+        deferred = []
+        for number in itertools.chain.from_iterable(group.tolist() for group in groups):
+            # Another process may have computed a block since this one has looked.
+            if not leases.acquire(number):
+                deferred.append(number)
+            elif store is not None and _reading.is_marked(store, number):
+                leases.release(number)
+                skip(number)
+            else:
+                yield number
+        if len(deferred) == len(pending):
+            yield None
+            time.sleep(_POLL_SECONDS)
+        pending = np.array(deferred, int)

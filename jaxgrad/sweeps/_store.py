@@ -1,32 +1,34 @@
-"""The results as a labelled table, in memory or in a Zarr directory that can be resumed."""
+"""The results in a Zarr store: created as metadata, written block by block, verified when read.
+
+Beside each variable, the boolean array `computed` marks the computed cells, and `chunk-digests`
+holds a digest of every chunk. A digest is that of the values, bound to the sweep, the name of the
+variable and the cells, so that a chunk that is missing, old or in the place of another differs.
+"""
 
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
-import uuid
 import warnings
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxgrad.sweeps._grid import Block, Grid, sizes
-
-if TYPE_CHECKING:
-    import xarray
+from jaxgrad.sweeps import _identity, _location
+from jaxgrad.sweeps._grid import Block, Chunks, block_shape
+from jaxgrad.sweeps._location import METADATA, Location
 
 MARKER = "computed"
 """Name of the boolean array of a store that marks the computed cells."""
 
-_PACKAGES = ("jaxgrad", "jax", "jaxlib", "numpy")
+# No identifier, so that no variable can have this name.
+DIGESTS = "chunk-digests"
+_DIGEST_BYTES = 16
+_SEAL = "metadata_sha256"
+# A store names the code that reads it. Only these names are looked up.
+_CODECS = {"bytes", "zstd", "crc32c", "vlen-utf8"}
+_TYPES = {"bool", "string", "complex64", "complex128", "float16", "float32", "float64"} | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
 
 
 class Variable(NamedTuple):
@@ -37,160 +39,244 @@ class Variable(NamedTuple):
     description: str = ""
 
 
-def import_xarray() -> Any:
-    """Import the optional packages that a sweep needs."""
-    try:
-        import xarray
-        import zarr  # noqa: F401
-    except ImportError as error:
-        remedy = 'run python -m pip install "jaxgrad[experiments]"'
-        raise ImportError(f"sweeps need xarray and zarr; {remedy}") from error
-    return xarray
+class Store(NamedTuple):
+    """An open store."""
+
+    location: Location
+    identity: dict[str, Any]  # see `_identity.describe`
+    attributes: dict[str, str]
+    arrays: dict[str, Any]  # of Zarr, by name
+    chunks: Chunks
+    binding: bytes | None  # None: a store of 0.1, which has no digests
 
 
-def open_store(path: str | os.PathLike[str]) -> "xarray.Dataset":
-    """Open the `store` of a `run`, finished or not. Values are read from disk when they are used.
-
-    The dataset has an additional variable `computed` over the axes. Where it is false the other
-    variables are NaN, or 0 if they are not floating point. ValueError is raised if `path` is not
-    the store of a sweep, ImportError without xarray or zarr.
-    """
-    xr = import_xarray()
-    _open_group("path", Path(path), "r")
-    table = xr.open_zarr(path, chunks=None, decode_times=False, decode_timedelta=False)
-    # Labels are stored as texts of any length; as fixed-length texts they equal those in memory.
-    texts = {name: c for name, c in table.coords.items() if c.dtype.kind == "T"}
-    fixed = {name: (name, np.array(c.values.tolist()), c.attrs) for name, c in texts.items()}
-    return table.assign_coords(fixed)
+class DamagedStoreError(ValueError):
+    """A store whose files are not those that were written."""
 
 
-def identity(grid, variables, outputs, labels, units, config, shared) -> dict[str, Any]:
-    """Return all that must be equal for a store to be resumed, as JSON values."""
-    key, args = shared
-    return {
-        "axes": {name: axis.labels for name, axis in grid.items()},
-        "axis_order": list(grid),
-        "variables": {
-            name: variables[name]._asdict() | {"shape": out.shape, "dtype": str(out.dtype)}
-            for name, out in outputs.items()
-        },
-        "coords": labels,
-        "units": units,
-        "config": config,
-        "key": jax.random.key_data(key).tolist(),
-        # Arrays may be large; their hashes tell them apart.
-        "args": [_digest(leaf) for leaf in jax.tree.leaves(args)],
-    }
-
-
-def _digest(leaf: jax.Array) -> str:
-    typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    values = np.asarray(jax.random.key_data(leaf) if typed else leaf)
-    return f"{leaf.dtype}{list(leaf.shape)} {hashlib.sha256(values.tobytes()).hexdigest()[:16]}"
-
-
-def empty_table(grid: Grid, variables, outputs, identity: dict[str, Any], mesh: Mesh) -> Any:
-    """Return the table before anything is computed."""
-    distributions, device = importlib.metadata.distributions(), mesh.devices.flat[0]
-    versions = {d.name: d.version for d in distributions if d.name in _PACKAGES}
-    attributes = {
-        "config": json.dumps(identity["config"]),
-        "key": json.dumps({"impl": "threefry2x32", "data": identity["key"]}),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": json.dumps(versions | {"python": platform.python_version()}),
-        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
-        "fingerprint": json.dumps(identity),
-    }
-    table = import_xarray().Dataset(attrs=attributes)
-    units, shape = identity["units"], sizes(grid)
-    for name, values in (identity["axes"] | identity["coords"]).items():
-        attrs = {"units": units[name]} if name in units else {}
-        table = table.assign_coords({name: (name, np.asarray(values), attrs)})
-    for name, (dims, unit, description) in variables.items():
-        out = outputs[name]
-        # Broadcast values take no memory.
-        values = np.broadcast_to(_fill_value(out.dtype), shape + out.shape)
-        table[name] = ((*grid, *dims), values, {"units": unit, "description": description})
-    table[MARKER] = (tuple(grid), np.broadcast_to(np.False_, shape))
-    return table
-
-
-def _fill_value(dtype) -> np.ndarray:
-    # Only floating-point types have a value that means "not computed".
+def fill_value(dtype: Any) -> np.ndarray:
+    """Return the value of what is not computed; only floating-point types have one for that."""
     return np.array(np.nan if np.dtype(dtype).kind in "fc" else 0, dtype)
 
 
-def create_or_resume(store: Path, table: Any, chunk: tuple[int, ...], identity: Any) -> dict:
-    """Return the arrays, by name, of a store of this sweep; a new one is created from `table`."""
-    if not os.path.lexists(store):
-        _create(store, table, chunk)
-    group = _open_group("store", store, "r+")
-    old = _flatten(json.loads(group.attrs["fingerprint"]), "")
-    new = _flatten(json.loads(json.dumps(identity)), "")
-    for name in {**old, **new}:
-        before, now = old.get(name, "nothing"), new.get(name, "nothing")
-        if before != now:
-            difference = f"({name}: {before} in the store, {now} now)"
-            remedy = "pass another path, or delete it"
-            raise ValueError(f"store {str(store)!r} holds another sweep {difference}; {remedy}")
-    if not group[MARKER][...].all() and not os.access(store, os.W_OK):
-        raise OSError(f"store {str(store)!r} cannot be written; make it writable or copy it")
-    return {name: group[name] for name in (*identity["variables"], MARKER)}
+def create(
+    location: Location, identity: dict[str, Any], attributes: dict[str, str], chunks: Chunks
+) -> None:
+    """Create a store without results, or write the metadata of a damaged one again."""
+    files = _new_files(identity, attributes, chunks)
+    if _location.exists(location):
+        _location.write(location, files)
+    else:
+        _location.create(location, files)
 
 
-def _create(store: Path, table: Any, chunk: tuple[int, ...]) -> None:
-    # Written next to its path and then renamed, so that a store appears whole or not at all.
-    temporary = store.with_name(f".{store.name}.{uuid.uuid4().hex}.partial")
-    texts = {n: c.astype(object) for n, c in table.coords.items() if c.dtype.kind == "U"}
-    encoding = {}
-    for name, array in table.data_vars.items():
-        # Inner dimensions are never cut. A dimension of size 0 has chunks of size 1.
-        chunks = chunk + tuple(max(1, size) for size in array.shape[len(chunk) :])
-        encoding[name] = {"chunks": chunks, "fill_value": _fill_value(array.dtype)[()]}
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            # Zarr does not write chunks of fill values, so this writes metadata and labels.
-            options = {"zarr_format": 3, "consolidated": True, "encoding": encoding}
-            table.assign_coords(texts).to_zarr(temporary, **options)
-        os.replace(temporary, store)
-    except OSError as error:
-        reason = f"({error.strerror or error}); pass a path in a folder that can be written"
-        raise OSError(f"store cannot be created at {str(store)!r} {reason}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _new_files(identity, attributes, chunks: Chunks) -> dict[str, bytes]:
+    """Return the metadata and labels of a store; no file of values, however large the grid."""
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(files), attributes=attributes)
+    codecs: Any = {"compressors": (ZstdCodec(level=0), Crc32cCodec())}
+    axes, variables = tuple(identity["axis_order"]), identity["variables"]
+    for name, labels in (identity["axes"] | identity["coords"]).items():
+        values = np.asarray(labels)
+        text = (
+            {"dtype": str, "data": None, "shape": values.shape} if values.dtype.kind == "U" else {}
+        )
+        units = {"units": identity["units"][name]} if name in identity["units"] else {}
+        options = {
+            "data": values,
+            "attributes": units,
+            "dimension_names": (name,),
+            **codecs,
+            **text,
+        }
+        array = group.create_array(name, chunks=(max(1, len(labels)),), **options)
+        if text:
+            array[...] = values.astype(object)
+    for name, variable in variables.items():
+        inner = tuple(variable["shape"])
+        group.create_array(
+            name,
+            shape=chunks.shape + inner,
+            dtype=variable["dtype"],
+            # Inner dimensions are never cut. A dimension of size 0 has chunks of size 1.
+            chunks=chunks.chunk + tuple(max(1, size) for size in inner),
+            fill_value=fill_value(variable["dtype"])[()],
+            dimension_names=(*axes, *variable["dims"]),
+            attributes={text: variable[text] for text in ("units", "description")},
+            **codecs,
+        )
+    options: Any = {"dimension_names": axes, "fill_value": False, **codecs}
+    group.create_array(MARKER, shape=chunks.shape, dtype=bool, chunks=chunks.chunk, **options)
+    inner = (len(variables), _DIGEST_BYTES)
+    group.create_array(
+        DIGESTS,
+        shape=chunks.counts + inner,
+        dtype="uint8",
+        chunks=(1,) * len(axes) + inner,
+        fill_value=0,
+        dimension_names=(*(f"chunk-{name}" for name in axes), "variable", "byte"),
+        attributes={"variables": list(variables)},
+        **codecs,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(group.store)
+    return _sealed({name: buffer.to_bytes() for name, buffer in files.items()})
 
 
-def write(arrays: Mapping[str, Any], block: Block, results: Mapping[str, np.ndarray]) -> None:
-    """Write the results of a block, arrays `[cells, ...]`, then mark it as computed."""
-    shape = tuple(part.stop - part.start for part in block)
-    for name, values in results.items():
-        arrays[name][(*block, ...)] = values.reshape(shape + values.shape[1:])
-    # Last, so that a process that is killed leaves no marked chunk without its values.
-    arrays[MARKER][block] = True
+def _sealed(files: dict[str, bytes]) -> dict[str, bytes]:
+    metadata = {name: data for name, data in files.items() if name.endswith(METADATA)}
+    root = json.loads(metadata[METADATA])
+    root["attributes"][_SEAL] = _seal(metadata)
+    return files | {METADATA: json.dumps(root, indent=2).encode()}
 
 
-def _open_group(argument: str, path: Path, mode: Any) -> Any:
+def _seal(metadata: Mapping[str, bytes]) -> str:
+    """Return the digest of all metadata, as JSON values, except for itself."""
+    parsed = {name: json.loads(data) for name, data in metadata.items()}
+    parsed[METADATA]["attributes"].pop(_SEAL, None)
+    return hashlib.sha256(json.dumps(parsed, sort_keys=True).encode()).hexdigest()
+
+
+def open_verified(argument: str, location: Location, mode: Any = "r") -> Store:
+    """Open a store whose metadata and labels are verified, or raise."""
     import zarr
 
-    # Zarr raises one or the other for a folder or a file that is not its own.
+    attributes, names = _verified_attributes(argument, location)
+    identity = json.loads(attributes["fingerprint"])
+    # Zarr does not write chunks of fill values by default, and takes any NaN for another.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        store = location.zarr_store
+        if mode == "r" and store.supports_writes and not store.read_only:
+            store = store.with_read_only(True)
+        group = zarr.open_group(store, mode=mode, zarr_format=3)
+        arrays: dict[str, Any] = {name: group[name] for name in names}
+    for name, labels in (identity["axes"] | identity["coords"]).items():
+        try:
+            stored = arrays[name][...].tolist()
+        except OSError:
+            raise
+        except Exception as error:
+            raise damaged(location, f"{name}/c/0", repr(error)) from error
+        if stored != labels:
+            raise damaged(location, f"{name}/c/0", "labels differ from those in zarr.json")
+    shape = tuple(len(identity["axes"][name]) for name in identity["axis_order"])
+    binding = _identity.binding(identity) if "format" in identity else None
+    chunks = Chunks(shape, arrays[MARKER].chunks)
+    return Store(location, identity, attributes, arrays, chunks, binding)
+
+
+def _verified_attributes(argument: str, location: Location) -> tuple[dict[str, str], list[str]]:
+    """Return the attributes of a store and the names of its arrays, without running its codecs."""
+    got = f"got {location.name!r}; pass another path"
+    foreign = ValueError(f"{argument} must be the store of a sweep, {got}")
+    data = _location.read(location, METADATA)
+    if data is None and _location.read(location, f"{DIGESTS}/{METADATA}") is not None:
+        raise damaged(location, METADATA, "it is missing")
     try:
-        group = zarr.open_group(path, mode=mode, zarr_format=3)
-        if "fingerprint" in group.attrs and MARKER in group:
-            return group
-    except (OSError, ValueError):
-        pass
-    got = f"got {str(path)!r}; pass another path"
-    raise ValueError(f"{argument} must be the store of a sweep, {got}")
+        root = json.loads(data or b"")
+        attributes = root["attributes"]
+        consolidated = root["consolidated_metadata"]["metadata"]
+        identity = json.loads(attributes["fingerprint"])
+        names = [*identity["variables"], *identity["axes"], *identity["coords"], MARKER]
+        # Any one of these makes it a store of today, so that damage cannot make it one of 0.1.
+        today = _SEAL in attributes or "format" in identity or DIGESTS in consolidated
+        names += [DIGESTS] * today
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if data is not None and _location.read(location, f"{MARKER}/{METADATA}") is not None:
+            raise damaged(location, METADATA, repr(error)) from error
+        raise foreign from None
+    if MARKER not in consolidated:
+        raise foreign
+    if today:
+        metadata = {METADATA: data or b""}
+        for name in names:
+            key = f"{name}/{METADATA}"
+            if (part := _location.read(location, key)) is None:
+                raise damaged(location, key, "it is missing")
+            metadata[key] = part
+        try:
+            seal = _seal(metadata)
+        except ValueError as error:
+            raise damaged(location, METADATA, repr(error)) from error
+        if seal != attributes.pop(_SEAL, None):
+            raise damaged(location, METADATA, "metadata are not those that were written")
+    for name in names:
+        _check_codecs(location, name, consolidated.get(name, {}))
+    return attributes, names
 
 
-def _flatten(value: Any, path: str) -> dict[str, str]:
-    """Flatten nested JSON values: `{"a": [1]}` to `{"a[0]": "1"}`."""
-    if isinstance(value, list):
-        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    elif isinstance(value, dict):
-        items = [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
-    else:
-        return {path: json.dumps(value)}
-    return {name: leaf for inner, item in items for name, leaf in _flatten(item, inner).items()}
+def _check_codecs(location: Location, name: str, metadata: dict[str, Any]) -> None:
+    """Raise unless an array is read by codecs that run nothing else."""
+    codecs = [str(codec.get("name")) for codec in metadata.get("codecs", [])]
+    kinds = [str(metadata.get("data_type")), *map(str, metadata.get("storage_transformers", []))]
+    if not codecs or not _CODECS.issuperset(codecs) or not all(kind in _TYPES for kind in kinds):
+        rule = f"{name} must have codecs of {', '.join(sorted(_CODECS))} and plain numbers or text"
+        got = f"got {codecs} and {kinds}; this is no store of a sweep"
+        raise ValueError(f"store {location.name!r} is refused: {rule}, {got}")
+
+
+def damaged(location: Location, key: str, reason: str, cells: str = "") -> DamagedStoreError:
+    """Return the error that names a file, its cells and the remedy."""
+    remedy = "pass repair=True to sweeps.run to write it again"
+    return DamagedStoreError(
+        f"store {location.name!r} is damaged: {key}{cells and f' ({cells})'}: {reason}; {remedy}"
+    )
+
+
+def damaged_chunk(store: Store, name: str, number: int, reason: str) -> DamagedStoreError:
+    """Return the error that names a file of values, its cells and the remedy."""
+    cells, block = [], store.chunks.block(number)
+    for axis, part in zip(store.identity["axis_order"], block, strict=True):
+        labels = store.identity["axes"][axis][part]
+        last = f" to {labels[-1]!r}" if len(labels) > 1 else ""
+        cells.append(f"{axis}={labels[0]!r}{last}")
+    return damaged(store.location, chunk_key(store, name, number), reason, ", ".join(cells))
+
+
+def chunk_key(store: Store, name: str, number: int) -> str:
+    """Return the name of the file that holds a block of an array."""
+    index = store.chunks.position(number)
+    inner = 2 if name == DIGESTS else store.arrays[name].ndim - len(index)
+    return "/".join([name, "c", *map(str, index + (0,) * inner)])
+
+
+def digest(store: Store, name: str, block: Block, values: np.ndarray) -> bytes:
+    """Return the digest of a chunk, which differs for the same values in another place."""
+    place = [name, str(values.dtype), values.shape, [part.start for part in block]]
+    whole = hashlib.blake2b(store.binding or b"", digest_size=_DIGEST_BYTES)
+    whole.update(json.dumps(place).encode())
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    data: Any = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+    whole.update(data)
+    return whole.digest()
+
+
+def write_block(store: Store, number: int, results: Mapping[str, np.ndarray]) -> None:
+    """Write the results of a block, arrays `[cells, ...]`, then mark it as computed."""
+    block = store.chunks.block(number)
+    shape = block_shape(block)
+    shaped = {name: v.reshape(shape + v.shape[1:]) for name, v in results.items()}
+    if store.binding is not None:
+        digests = [digest(store, n, block, shaped[n]) for n in store.identity["variables"]]
+        shaped[DIGESTS] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)
+    keys = [chunk_key(store, name, number) for name in shaped]
+    folders = _location.new_folders(store.location, keys)
+    _location.remove_partial(store.location, [*keys, chunk_key(store, MARKER, number)])
+    for name, values in shaped.items():
+        selection = store.chunks.position(number) if name == DIGESTS else (*block, ...)
+        store.arrays[name][selection] = values
+    _location.flush(store.location, keys, folders)
+    # Last, so that a process that is killed leaves no marked chunk without its values. A mark that
+    # is lost costs a chunk, and so it does not wait for the disk.
+    store.arrays[MARKER][block] = True
+
+
+def remove_block(store: Store, number: int) -> None:
+    """Remove the files of a block, its mark first."""
+    for name in (MARKER, DIGESTS, *store.identity["variables"]):
+        _location.remove(store.location, chunk_key(store, name, number))
