@@ -1,10 +1,12 @@
 """What an x-ray costs, in units of one jitted value-and-gradient of the same model.
 
 Run `python -m benchmarks.xray_speed`. It prints a line for each model: the run time of the program
-that measures (`jaxgrad.inspection.instrument`) over that of `jax.value_and_grad`, both compiled,
-as minima over repeats that alternate; the ratios of their temporary memory as the compiler reports
-it, and of tracing and compilation together; and whether these are at most 1.5 (at width 512; 3 at
-width 64), 1.2 and 2.5. The last line compares transformers of 4 and of 48 scanned blocks.
+that `xray` compiles (`jaxgrad.inspection.instrument` with `exact=False`) over that of
+`jax.value_and_grad`, both compiled, as minima over repeats that alternate; the ratios of their
+temporary memory as the compiler reports it, and of tracing and compilation together; and whether
+these are at most 1.5 (at width 512; 3 at width 64), 1.2 and 2.5. With `--exact` the program is that
+of `instrument` by default, which `xray` needs where squares overflow, underflow or are not finite.
+The last line compares transformers of 4 and of 48 scanned blocks.
 """
 
 from __future__ import annotations
@@ -100,10 +102,10 @@ def seconds(programs: list[Any], args: tuple, repeats: int) -> list[float]:
     return best
 
 
-def measure(name: str, model: Model, repeats: int) -> str:
+def measure(name: str, model: Model, repeats: int, exact: bool) -> str:
     """Return the line of a model."""
     plain, before = compiled(jax.value_and_grad(model.loss), model.args)
-    tapped, after = compiled(inspection.instrument(model.loss), model.args)
+    tapped, after = compiled(inspection.instrument(model.loss, exact=exact), model.args)
     base, time_taken = seconds([plain, tapped], model.args, repeats)
     sizes = [program.memory_analysis() for program in (plain, tapped)]
     memory = sizes[1].temp_size_in_bytes / max(sizes[0].temp_size_in_bytes, 1)
@@ -120,15 +122,18 @@ def main() -> None:
     """Measure all models and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="of each run")
+    parser.add_argument("--exact", action="store_true", help="measure at any size")
     options = parser.parse_args()
     print(f"{'model':45} {'value+grad':>12} {'run':>6} {'memory':>7} {'compile':>8} {'within':>7}")
     for name, make in MODELS.items():
-        print(measure(name, make(), options.repeats), flush=True)
+        print(measure(name, make(), options.repeats, options.exact), flush=True)
         jax.clear_caches()
     times = []
     for blocks in (4, 48):
         model = transformer(64, blocks)
-        times.append(compiled(inspection.instrument(model.loss), model.args)[1])
+        times.append(
+            compiled(inspection.instrument(model.loss, exact=options.exact), model.args)[1]
+        )
     print(
         f"tracing and compilation of 48 scanned blocks: {times[1] / times[0]:.2f} times that of 4"
     )

@@ -158,12 +158,17 @@ def hide_frames(file: str) -> None:
     source_info_util.register_exclusion(file)
 
 
+def is_traced(value: Any) -> bool:
+    """Whether a value stands for an array in a function that is traced."""
+    return isinstance(value, jax.core.Tracer)
+
+
 def concrete(value: Any) -> Any:
     """Return the array behind a value that is differentiated, or the shape of one that is traced.
 
     Other values are returned as they are.
     """
-    while isinstance(value, jax.core.Tracer):
+    while is_traced(value):
         if not hasattr(value, "primal"):
             return jax.ShapeDtypeStruct(value.shape, value.dtype)
         value = value.primal  # type: ignore

@@ -17,7 +17,7 @@ from jaxgrad.inspection._faults import Fault
 from jaxgrad.inspection._non_finite import NonFinite, explain_non_finite
 from jaxgrad.inspection._prescribe import Change, Prescription, prescribe
 from jaxgrad.inspection._site import Bits, Site
-from jaxgrad.inspection._taps import Details, Statistics
+from jaxgrad.inspection._statistics import Details, Statistics
 from jaxgrad.inspection._xray import Measurement, XRay, instrument, xray
 
 __all__ = ["Audit", "Bits", "Change", "CoordinateCheck", "Details", "Exponent", "Fault", "Growth"]

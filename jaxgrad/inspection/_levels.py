@@ -19,7 +19,8 @@ from jaxgrad.inspection._dataflow import (
 )
 from jaxgrad.inspection._depth import LEAST_BLOCKS
 from jaxgrad.inspection._problem import Call, Problem
-from jaxgrad.inspection._taps import reached, run, slots, statistics_of
+from jaxgrad.inspection._statistics import statistics
+from jaxgrad.inspection._taps import run, slots, sums_of
 
 Logs = dict[int, np.ndarray]  # by node or by leaf
 
@@ -134,7 +135,8 @@ def measure(model: Model, logs: Logs) -> Levels:
     results: list[Logs] = []
     for tree in trees:
         results.append({})
-        for i, part in zip(_measured(flow), statistics_of(tree), strict=True):
+        for i, sums in zip(_measured(flow), tree, strict=True):
+            part = statistics(sums, np)
             log = np.asarray(part.log_mean_square, np.float64)
             # Infinite elements are left out of a mean square.
             results[-1][i] = np.where(np.asarray(part.non_finite) > 0, np.inf, log)
@@ -165,7 +167,7 @@ def is_carry(flow: Flow, index: int) -> bool:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(call: Call, moved, fixed):
-    """Return statistics of signals and cotangents, compiled once for a call."""
+    """Return sums over signals and cotangents, compiled once for a call."""
     closed = jax.make_jaxpr(call)(moved, fixed)
     flow = dataflow(closed, len(moved))
     plan = plan_nodes(closed, flow, _measured(flow), call.labels)
@@ -175,9 +177,9 @@ def _measure(call: Call, moved, fixed):
         return value, signals
 
     # Only slots are differentiated, so that no gradient of a weight is computed.
-    value, pullback, signals = jax.vjp(measured, slots(plan), has_aux=True)
+    value, pullback, signals = jax.vjp(measured, slots(plan, True), has_aux=True)
     (cotangents,) = pullback(jnp.ones_like(value))
-    return statistics_of(signals), [reached(slot) for slot in statistics_of(cotangents)]
+    return [site.signal for site in sums_of(signals)], sums_of(cotangents)
 
 
 def size(flow: Flow, logs: Logs, index: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad.inspection._sites import Location
-from jaxgrad.inspection._taps import Details, Statistics
+from jaxgrad.inspection._statistics import Details, Statistics
 
 
 class Bits(NamedTuple):

@@ -12,22 +12,16 @@ import numpy as np
 
 from jaxgrad import checking
 from jaxgrad._html import curve, fragment, save
-from jaxgrad._jaxprs import equations_of, has_user_rule
+from jaxgrad._jaxprs import equations_of, has_user_rule, is_traced
 from jaxgrad.inspection._depth import Growth, growth
 from jaxgrad.inspection._faults import Fault, find_faults, instances_of, rule_fault
 from jaxgrad.inspection._non_finite import NonFinite, diagnose
 from jaxgrad.inspection._problem import Call, Problem, prepare
 from jaxgrad.inspection._site import Site, site_columns
 from jaxgrad.inspection._sites import plan_sites
-from jaxgrad.inspection._taps import (
-    Details,
-    Statistics,
-    details_of,
-    reached,
-    run,
-    slots,
-    statistics_of,
-)
+from jaxgrad.inspection._statistics import Details, SiteSums, Statistics, Sums, details, is_exact
+from jaxgrad.inspection._statistics import statistics as statistics_of
+from jaxgrad.inspection._taps import run, slots, sums_of
 
 if TYPE_CHECKING:
     import xarray
@@ -181,10 +175,13 @@ def xray(
     problem = prepare(loss, args, argnums, has_aux)
     # The names of operations are read anew each time; nothing is compiled for them.
     plan = plan_sites(problem.program, problem.call.labels)
-    value, leaves, measured = _measure(problem.call, problem.moved, problem.fixed)
+    value, leaves, measured = _measure(problem.call, problem.moved, problem.fixed, False)
     measured = jax.device_get(measured)
+    if not all(map(is_exact, measured.sums)):
+        *_, measured = jax.device_get(_measure(problem.call, problem.moved, problem.fixed, True))
     gradient = problem.argument(leaves)
-    sites = tuple(Site.create(*parts) for parts in zip(plan.locations(), *measured, strict=True))
+    columns = (plan.locations(), measured.forward, measured.backward, measured.details)
+    sites = tuple(Site.create(*parts) for parts in zip(*columns, strict=True))
     finite = all(bool(jnp.all(jnp.isfinite(x))) for x in [value, *leaves])
     non_finite = () if finite else diagnose(problem)
     wrong = _wrong_rules(problem) if rules and finite else ()
@@ -195,16 +192,41 @@ class Measurement(NamedTuple):
     """What is measured at all sites, in the order of `XRay.sites`; a pytree of arrays.
 
     Attributes:
-      forward, backward, details: as in `Site`.
+      signals, cotangents: sums, of which the properties are made: with JAX while a function is
+        traced, with NumPy otherwise.
     """
 
-    forward: list[Statistics]
-    backward: list[Statistics]
-    details: list[Details]
+    signals: list[SiteSums]
+    cotangents: list[Sums]
+
+    @property
+    def forward(self) -> list[Statistics]:
+        """Statistics of the signal at each site."""
+        return [statistics_of(site.signal, self._numpy) for site in self.signals]
+
+    @property
+    def backward(self) -> list[Statistics]:
+        """Statistics of the cotangent at each site."""
+        return [statistics_of(sums, self._numpy) for sums in self.cotangents]
+
+    @property
+    def details(self) -> list[Details]:
+        """What else is measured at each site."""
+        return [details(site, self._numpy) for site in self.signals]
+
+    @property
+    def sums(self) -> list[Sums]:
+        """All sums over arrays."""
+        leaves = jax.tree.leaves(tuple(self), is_leaf=lambda node: isinstance(node, Sums))
+        return [leaf for leaf in leaves if isinstance(leaf, Sums)]
+
+    @property
+    def _numpy(self) -> Any:
+        return jnp if any(map(is_traced, jax.tree.leaves(tuple(self)))) else np
 
 
 def instrument(
-    loss: Callable[..., Any], argnums: int = 0, has_aux: bool = False
+    loss: Callable[..., Any], argnums: int = 0, has_aux: bool = False, *, exact: bool = True
 ) -> Callable[..., tuple[Any, Any, Measurement]]:
     """Return a function that also measures what `xray` does, to be compiled, mapped or sharded.
 
@@ -213,6 +235,8 @@ def instrument(
 
     Args:
       loss, argnums, has_aux: as for `xray`.
+      exact: whether sizes are right at any size, and where elements are not finite. Otherwise they
+        are infinite or NaN there, and the function compiles in half the time.
 
     >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(instrument(lambda w, x: jnp.sum(jnp.tanh(x @ w))))
@@ -223,31 +247,30 @@ def instrument(
 
     def instrumented(*args):
         problem = prepare(loss, args, argnums, has_aux)
-        value, leaves, measured = _evaluate(problem.program, problem.call, *problem[1:3])
+        value, leaves, measured = _evaluate(problem.program, problem.call, *problem[1:3], exact)
         return value, problem.argument(leaves), measured
 
     return instrumented
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _measure(call: Call, moved, fixed):
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _measure(call: Call, moved, fixed, exact: bool):
     """Return the loss, its gradient, and what is measured at all sites."""
     # The program is traced here too, since the constants of another trace would be copied into it.
-    return _evaluate(jax.make_jaxpr(call)(moved, fixed), call, moved, fixed)
+    return _evaluate(jax.make_jaxpr(call)(moved, fixed), call, moved, fixed, exact)
 
 
-def _evaluate(closed: Any, call: Call, moved, fixed):
+def _evaluate(closed: Any, call: Call, moved, fixed, exact: bool):
     plan = plan_sites(closed, call.labels)
 
-    # The statistics of signals are auxiliary outputs, those of cotangents the slots' gradients.
+    # The sums over signals are auxiliary outputs, those over cotangents the slots' gradients.
     def measured(moved, slot_values):
         (value,), signals = run(closed, plan, slot_values, [*moved, *fixed])
         return value, signals
 
-    value, pullback, signals = jax.vjp(measured, moved, slots(plan), has_aux=True)
+    value, pullback, signals = jax.vjp(measured, moved, slots(plan, exact), has_aux=True)
     gradient, cotangents = pullback(jnp.ones_like(value))
-    backward = [reached(slot) for slot in statistics_of(cotangents)]
-    return value, gradient, Measurement(statistics_of(signals), backward, details_of(signals))
+    return value, gradient, Measurement(sums_of(signals), sums_of(cotangents))
 
 
 def _wrong_rules(problem: Problem) -> tuple[checking.Rule, ...]:
