@@ -340,7 +340,10 @@ def plan_nodes(program: Any, flow: Flow, measured: Iterable[int], labels: Sequen
         node, product = flow.nodes[i], flow.products.get(i)
         label = labels[product.parameter.leaf] if product else ""
         place = (node.scope, label, user_line(node.equation), node.lengths)
-        locations[node.key] = Location(node.name, *place)
+        output = measured_output(node.equation)
+        assert output is not None
+        aval = node.equation.outvars[output].aval
+        locations[node.key] = Location(node.name, *place, shape=aval.shape, dtype=aval.dtype)
     # Every program around a measured node has taps in it.
     around = {key[:n] for key in locations for n in range(len(key))}
     return _plan(program, (), locations, around)
