@@ -129,31 +129,45 @@ def _start_batches(compiler, chunks, numbers, programs, compiled) -> Iterator[_B
 
 
 def _finish(compiler, chunks, batch: _Batch, programs) -> dict[str, np.ndarray]:
-    """Return the results of a batch, by smaller ones if the memory of a device is exceeded."""
+    """Return the results of a batch, by smaller ones if the memory of a device is exhausted."""
     try:
-        if isinstance(batch.results, Exception):
-            raise batch.results
-        return jax.device_get(batch.results)
+        return _fetch(batch)
     except jax.errors.JaxRuntimeError as error:
-        size, least = batch.positions.shape[1], compiler.mesh.size
-        if "RESOURCE_EXHAUSTED" not in str(error) or size <= least:
-            raise
-    cells = max(least, size // 2 // least * least)
-    text = f"memory is exhausted by {size} cells at a time; continuing with {cells}"
-    warnings.warn(f"{text}; a smaller memory_limit avoids this", RuntimeWarning, stacklevel=2)
+        _raise_unless_halved(error, batch.positions.shape[1], compiler.mesh.size)
     static = _grid.static_values(compiler.grid, chunks.block(batch.number))
-    smaller = programs.get(static)
-    if smaller is None or smaller.cells > cells:
-        smaller = compile_cells(compiler, static, cells)
-    if static in programs:
-        programs[static] = smaller  # for later batches, too
-    parts = []
-    for start in range(0, size, smaller.cells):
-        positions = batch.positions[:, start : start + smaller.cells]
-        fill = np.minimum(np.arange(smaller.cells), positions.shape[1] - 1)
-        part = _start(compiler, smaller, batch._replace(positions=positions[:, fill]))
-        parts.append(_finish(compiler, chunks, part, programs))
+    size = cells = batch.positions.shape[1]
+    program, start, parts = None, 0, []
+    while start < size:
+        if program is None:
+            # A multiple of the number of devices.
+            smaller = max(1, cells // 2 // compiler.mesh.size) * compiler.mesh.size
+            text = f"memory is exhausted by {cells} cells at a time; continuing with {smaller}"
+            warnings.warn(f"{text}; a smaller memory_limit avoids this", stacklevel=2)
+            program = compile_cells(compiler, static, smaller)
+            cells = program.cells
+        index = np.minimum(np.arange(start, start + cells), size - 1)
+        try:
+            part = batch._replace(positions=batch.positions[:, index])
+            parts.append(_fetch(_start(compiler, program, part)))
+            start += cells
+        except jax.errors.JaxRuntimeError as error:
+            _raise_unless_halved(error, cells, compiler.mesh.size)
+            program = None
+    # Later batches are small from the start, unless another program is in use.
+    if program is not None and static in programs:
+        programs[static] = program
     return _join(parts, size)
+
+
+def _raise_unless_halved(error: Exception, cells: int, devices: int) -> None:
+    if "RESOURCE_EXHAUSTED" not in str(error) or cells <= devices:
+        raise error
+
+
+def _fetch(batch: _Batch) -> dict[str, np.ndarray]:
+    if isinstance(batch.results, Exception):
+        raise batch.results
+    return jax.device_get(batch.results)
 
 
 def _start(compiler: Compiler, program: Program, batch: _Batch) -> _Batch:

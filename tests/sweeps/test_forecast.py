@@ -46,7 +46,7 @@ def test_amounts_are_those_of_the_sweep(key, tmp_path):
 
 def test_the_time_is_that_of_the_remaining_chunks(key):
     def wait(x):
-        time.sleep(0.05)
+        time.sleep(0.2)
         return np.float32(x)
 
     def cell(key, point):
@@ -101,7 +101,6 @@ def test_a_forecast_is_a_line_of_words(forecast, text):
 
 @pytest.mark.parametrize("name", ["progress", "on_forecast"])
 def test_what_cannot_be_called_is_named(key, name):
+    options = {"key": key, name: 3}
     with pytest.raises(TypeError, match=f"{name} must be callable, got 3"):
-        sweeps.run(
-            lambda key, point: {"y": 1.0}, {"x": [1]}, {"y": Variable()}, key=key, **{name: 3}
-        )
+        sweeps.run(lambda key, point: {"y": 1.0}, {"x": [1]}, {"y": Variable()}, **options)

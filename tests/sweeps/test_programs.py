@@ -44,7 +44,7 @@ def limit(monkeypatch, most, sizes, message="RESOURCE_EXHAUSTED: Out of memory a
 def test_a_batch_that_exhausts_the_memory_is_halved(key, monkeypatch, most):
     whole, sizes = run(key), []
     limit(monkeypatch, most, sizes)
-    with pytest.warns(RuntimeWarning, match="memory is exhausted by .* at a time; conti") as log:
+    with pytest.warns(UserWarning, match="memory is exhausted by .* at a time; conti") as log:
         halved = run(key)
     assert "exhausted by 11 cells" in str(log[0].message)
     np.testing.assert_array_equal(halved["y"], whole["y"])
@@ -55,7 +55,7 @@ def test_a_batch_that_exhausts_the_memory_is_halved(key, monkeypatch, most):
 def test_one_cell_that_exhausts_the_memory_is_an_error(key, monkeypatch):
     limit(monkeypatch, 0, [])
     with (
-        pytest.warns(RuntimeWarning, match="memory is exhausted"),
+        pytest.warns(UserWarning, match="memory is exhausted"),
         pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"),
     ):
         run(key)
@@ -80,6 +80,6 @@ def test_an_error_that_appears_while_results_are_awaited(key, monkeypatch):
         return get(results)
 
     monkeypatch.setattr(jax, "device_get", fail_once)
-    with pytest.warns(RuntimeWarning, match="continuing with 5"):
+    with pytest.warns(UserWarning, match="continuing with 5"):
         halved = run(key)
     np.testing.assert_array_equal(halved["y"], whole["y"])
