@@ -39,14 +39,13 @@ def watch(
     cells: int, chunks: int, programs: int, cell_bytes: int, on_forecast: Callable[[Any], Any]
 ) -> Watch:
     """Return functions that call `on_forecast` before and after the first chunk."""
-    compile_seconds: list[float] = []
     forecasts: list[Forecast] = []
-    start = 0.0
+    start = compile_seconds = 0.0
 
     def compiled(memory_bytes: int, seconds: float) -> None:
-        nonlocal start
-        compile_seconds.append(seconds)
+        nonlocal start, compile_seconds
         if not forecasts:
+            compile_seconds = seconds
             amounts = (cells * cell_bytes, memory_bytes, float("nan"))
             forecasts.append(Forecast(cells, chunks, programs, *amounts))
             on_forecast(forecasts[0])
@@ -55,10 +54,8 @@ def watch(
     def computed() -> None:
         if len(forecasts) > 1:
             return
-        # The next program may have been compiled while the first chunk was computed.
-        elapsed = time.perf_counter() - start - sum(compile_seconds[1:])
-        mean = sum(compile_seconds) / len(compile_seconds)
-        seconds = elapsed * (chunks - 1) + mean * (programs - len(compile_seconds))
+        elapsed = time.perf_counter() - start
+        seconds = elapsed * (chunks - 1) + compile_seconds * (programs - 1)
         forecasts.append(forecasts[0]._replace(seconds=seconds))
         on_forecast(forecasts[1])
 

@@ -223,6 +223,7 @@ def _claim(
     sweep: Sweep, store: Store | None, leases: Leases, pending: np.ndarray, skip: Any
 ) -> Iterator[int | None]:
     """Yield blocks that this process is to compute, None before it waits for other processes."""
+    first = True
     while len(pending):
         # All blocks of one program follow one another, so that only one is held in memory.
         groups = _grid.programs(sweep.compiler.grid, sweep.chunks, pending)
@@ -236,6 +237,10 @@ def _claim(
                 skip(number)
             else:
                 yield number
+                # The time of the first chunk is measured, and so it has no company.
+                if first:
+                    yield None
+                first = False
         if len(deferred) == len(pending):
             yield None
             time.sleep(_POLL_SECONDS)

@@ -73,13 +73,11 @@ def test_programs_that_are_still_to_be_compiled_take_their_time(monkeypatch):
     monkeypatch.setattr(_forecast.time, "perf_counter", lambda: next(clock))
     watch = _forecast.watch(6, 6, 3, 8, results.append)
     watch.compiled(100, 2.0)
-    # Compiled while the first chunk was computed.
+    watch.computed()
     watch.compiled(200, 4.0)
     watch.computed()
-    watch.computed()
     assert len(results) == 2
-    # 5 chunks of 8 - 4 seconds, and a program of 3 seconds on average.
-    assert results[1] == Forecast(6, 6, 3, 48, 100, 5 * 4.0 + 3.0)
+    assert results[1] == Forecast(6, 6, 3, 48, 100, 5 * 8.0 + 2 * 2.0)
 
 
 @pytest.mark.parametrize(
