@@ -144,7 +144,7 @@ def measure(options: Options, progress: kit.Progress = None) -> dict[Size, Point
         key=jax.random.key(0),
         args=(jnp.array(sizes, jnp.int32), jnp.asarray(digits.x, jnp.float32)),
         vectorized=False,  # faster on CPUs: one network at a time fits in the cache
-        progress=progress,
+        **kit.sweep_progress(progress),
     )
     points = {}
     for i, (width, count) in enumerate(sizes):

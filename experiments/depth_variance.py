@@ -166,7 +166,7 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         config=options.identity(),
         store=options.store,
         memory_limit=options.memory * 2**20,
-        progress=progress,
+        **kit.sweep_progress(progress),
     )
 
 

@@ -98,7 +98,7 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         args=tuple(jnp.asarray(a, jnp.float32) for a in (options.inputs(), *coords.values())),
         coords=coords,
         units={"w_variance": "1/fan_in"},
-        progress=progress,
+        **kit.sweep_progress(progress),
     )
 
 

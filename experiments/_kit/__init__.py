@@ -65,4 +65,12 @@ from experiments._kit.options import (
     option,
     use_all_cores,
 )
-from experiments._kit.report import Progress, Report, paragraph, progress, publish, table
+from experiments._kit.report import (
+    Progress,
+    Report,
+    paragraph,
+    progress,
+    publish,
+    sweep_progress,
+    table,
+)

@@ -29,11 +29,18 @@ def in_threads(jobs: Mapping[Any, Callable[[], Any]], progress: Any = None) -> d
     Most of the time of many experiments is spent compiling, which JAX does in one thread a program.
     Programs with batches of SVDs or other LAPACK calls can wait forever for each other in threads.
     """
-    results = {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    results, wait = {}, True
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
         futures = {name: pool.submit(job) for name, job in jobs.items()}
         for name, future in futures.items():
             results[name] = future.result()
             if progress is not None:
                 progress(len(results), len(jobs))
+    except KeyboardInterrupt:
+        # A thread cannot be stopped, and may compile for minutes; `command` ends the process.
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait, cancel_futures=True)
     return results

@@ -21,6 +21,8 @@ import jax
 import tyro
 
 OptionsType = TypeVar("OptionsType", bound="Options")
+INTERRUPTED = 130
+"""Exit status of a process that is interrupted, as of other programs: 128 and the signal's 2."""
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 
 # Limits of a number by keyword of `option`: in words, and the comparison that they stand for.
@@ -183,8 +185,19 @@ def command(
         # Only a store makes the promise true that work is not lost.
         stored = "the same command continues after the last part that was stored"
         lost = "nothing was stored, the same command starts again"
-        sys.exit(f"interrupted; {stored if resumable else lost}")
+        print(f"interrupted; {stored if resumable else lost}", file=sys.stderr)
+        end_process(INTERRUPTED)
     print(f"Time: {time.perf_counter() - start:.1f} s")
+
+
+def end_process(status: int) -> None:
+    """End the process without waiting for threads that compile or compute.
+
+    They would delay the end by minutes, or crash it when the interpreter is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _first_message(box: str) -> str:

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import platform
+import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +27,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 100
+LINE_SECONDS = 60
 Progress = Callable[[int, int], None] | None
 """Called as `progress(done, total)`, or `None`."""
 
 
 def progress(unit: str) -> Any:
-    """A progress bar as a function `(done, total) -> None`, as `jaxgrad.sweeps.run` takes it."""
+    """A progress bar as a function `(done, total) -> None`, as `jaxgrad.sweeps.run` takes it.
+
+    Where nobody watches, as in the log of a batch job, it is a line a minute.
+    """
+    if not sys.stderr.isatty():
+        return _progress_lines(unit)
     bar = tqdm(unit=f" {unit}", disable=None, leave=False)
 
     def show(done: int, total: int) -> None:
@@ -41,6 +49,36 @@ def progress(unit: str) -> Any:
             bar.close()
 
     return show
+
+
+def _progress_lines(unit: str) -> Any:
+    start = last = time.monotonic()
+    first = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal first, last
+        # Of a resumed run, the first number is what was there already.
+        first, now = done if first is None else first, time.monotonic()
+        if now - last < LINE_SECONDS or done == first:
+            return
+        minutes = (now - start) / (done - first) * (total - done) / 60
+        text = f"{done:,} of {total:,} {unit}, about {minutes:.0f} min left"
+        print(text, file=sys.stderr, flush=True)
+        last = now
+
+    return show
+
+
+def sweep_progress(progress: Any) -> dict[str, Any]:
+    """Options of `jaxgrad.sweeps.run` that show a forecast, and then the progress."""
+    if progress is None:
+        return {}
+
+    def show(forecast: Any) -> None:
+        # Above the progress bar, if there is one.
+        tqdm.write(f"{forecast}", file=sys.stderr)
+
+    return {"progress": progress, "on_forecast": show}
 
 
 def paragraph(text: str) -> str:

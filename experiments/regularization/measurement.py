@@ -240,6 +240,6 @@ def measure(options: Options, progress: kit.Progress = None) -> xarray.Dataset:
         key=jax.random.key(0),
         args=(x, jnp.asarray(digits.labels), strengths, rates),
         coords={"descent_dropout": DESCENT_DROPOUT},
-        progress=progress,
+        **kit.sweep_progress(progress),
     )
     return dataset.assign_coords(coords)

@@ -161,7 +161,7 @@ def measure(options: Options, progress: Any = None, store: Path | None = None) -
     # The depth is the structure of a network, so each depth is compiled.
     how = {"static": ["depth"], "units": {"w_variance": "1/fan_in"}, "config": options.identity()}
     args = ({kind: biases(kind, options) for kind in options.kinds}, digits(options))
-    return _sweep(cell, axes, args, store=store, progress=progress, **how)
+    return _sweep(cell, axes, args, progress, store=store, **how)
 
 
 def measure_again(
@@ -187,12 +187,13 @@ def measure_again(
     axes = {"cell": range(len(cells)), "rate": options.rates, "seed": options.seed_values}
     config = options.identity() | {"kind": kind, "longer": options.longer}
     args = (depths, variances, b_variances, digits(options))
-    return _sweep(cell, axes, args, config=config, store=store, progress=progress)
+    return _sweep(cell, axes, args, progress, config=config, store=store)
 
 
-def _sweep(cell: Any, axes: Any, args: Any, **options: Any) -> xarray.Dataset:
+def _sweep(cell: Any, axes: Any, args: Any, progress: Any, **options: Any) -> xarray.Dataset:
     # One network after the other, which is faster on CPUs than a batch of networks.
     options |= {"args": args, "key": jax.random.key(0), "vectorized": False}
+    options |= kit.sweep_progress(progress)
     return sweeps.run(cell, axes, VARIABLES, **options)
 
 

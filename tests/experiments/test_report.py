@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from experiments._kit import Claim, Estimate, Options, Report, figures, publish, table
+from experiments._kit import report as kit_report
 from experiments._kit.report import write_json
+from jaxgrad import sweeps
 
 LONG = "a cell of many words that has to be broken into several lines to leave room for others"
 
@@ -99,3 +101,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_a_log_gets_a_line_a_minute(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(kit_report.time, "monotonic", lambda: clock[0])
+    show = kit_report.progress("networks")
+    for seconds, done in ((0, 10), (30, 20), (70, 30), (100, 40), (140, 50)):
+        clock[0] = float(seconds)
+        show(done, 2000)
+    captured = capsys.readouterr()
+    assert not captured.out
+    # 20 networks in 70 seconds, and 40 in 140: the first 10 were there already.
+    assert captured.err.splitlines() == [
+        "30 of 2,000 networks, about 115 min left",
+        "50 of 2,000 networks, about 114 min left",
+    ]
+
+
+def test_a_sweep_of_an_experiment_shows_a_forecast(capsys):
+    assert kit_report.sweep_progress(None) == {}
+    seen = []
+    options = kit_report.sweep_progress(lambda *now: seen.append(now))
+    sweeps.run(
+        lambda key, point: {"y": jax.random.normal(key)},
+        {"seed": range(3)},
+        {"y": sweeps.Variable()},
+        key=jax.random.key(0),
+        chunk_cells=3,
+        **options,
+    )
+    assert seen == [(0, 3), (3, 3)]
+    assert capsys.readouterr().err.startswith("3 cells, 1 chunk, 1 program, 12 bytes of values")
