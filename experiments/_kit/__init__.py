@@ -43,10 +43,10 @@ An experiment is one file that reads from top to bottom: options, measurement, c
 
 The modules are `options` (fields with bounds, the command), `data` (data sets and splits),
 `classifier` (training), `grid` (all combinations of values in one program, programs in threads),
-`evidence` (estimates, claims, verdicts), `report` (tables, printing, the file of results, progress
-bars) and `figures` (panels, curves, dots with error bars). An experiment that would be much longer
-than 300 lines is a package `experiments/<name>/` whose `__main__.py` has the claims and the
-command.
+`interruption` (Ctrl-C), `evidence` (estimates, claims, verdicts), `report` (tables, printing, the
+file of results, progress bars) and `figures` (panels, curves, dots with error bars). An experiment
+that would be much longer than 300 lines is a package `experiments/<name>/` whose `__main__.py` has
+the claims and the command.
 '''
 
 # ruff: noqa: F401

@@ -38,7 +38,7 @@ def in_threads(jobs: Mapping[Any, Callable[[], Any]], progress: Any = None) -> d
             if progress is not None:
                 progress(len(results), len(jobs))
     except KeyboardInterrupt:
-        # A thread cannot be stopped, and may compile for minutes; `command` ends the process.
+        # A thread cannot be stopped, and may compile for minutes; `interruption` ends the process.
         wait = False
         raise
     finally:

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
+from experiments._kit.interruption import interruption
+
 OptionsType = TypeVar("OptionsType", bound="Options")
-INTERRUPTED = 130
-"""Exit status of a process that is interrupted, as of other programs: 128 and the signal's 2."""
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 
 # Limits of a number by keyword of `option`: in words, and the comparison that they stand for.
@@ -174,30 +174,18 @@ def command(
             options = tyro.cli(options_type, prog=name, description=run.__doc__)
     except SystemExit as stop:
         sys.exit(_first_message(messages.getvalue()) if stop.code else 0)
+    # Only a store makes the promise true that work is not lost.
+    stored = "the same command continues after the last part that was stored"
+    lost = "nothing was stored, the same command starts again"
     try:
-        check(options)
-        run(options)
+        with interruption(f"interrupted; {stored if resumable else lost}"):
+            check(options)
+            run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JAXGRAD_TRACEBACK"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        # Only a store makes the promise true that work is not lost.
-        stored = "the same command continues after the last part that was stored"
-        lost = "nothing was stored, the same command starts again"
-        print(f"interrupted; {stored if resumable else lost}", file=sys.stderr)
-        end_process(INTERRUPTED)
     print(f"Time: {time.perf_counter() - start:.1f} s")
-
-
-def end_process(status: int) -> None:
-    """End the process without waiting for threads that compile or compute.
-
-    They would delay the end by minutes, or crash it when the interpreter is gone.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _first_message(box: str) -> str:

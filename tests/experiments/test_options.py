@@ -2,10 +2,7 @@
 
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,34 +132,6 @@ def test_interruption_promises_what_is_true(monkeypatch, tmp_path, capsys, resum
     command(Small, stopped, resumable=resumable)
     assert ends == [130]
     assert message in capsys.readouterr().err
-
-
-INTERRUPTED = """
-import sys, threading, time
-from experiments import _kit as kit
-
-def job():
-    print("started", flush=True)
-    time.sleep(60)
-
-def run(options: kit.Options) -> None:
-    kit.in_threads({name: job for name in range(8)})
-
-kit.command(kit.Options, run)
-"""
-
-
-def test_an_interrupted_command_does_not_wait_for_its_threads(tmp_path):
-    command = [sys.executable, "-c", INTERRUPTED, "--output", str(tmp_path / "a.png")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
-    assert process.stdout.readline() == "started\n"
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=50)
-    assert time.monotonic() - begin < 30
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("interrupted; nothing was stored")
 
 
 def test_a_good_run_gets_its_options_and_prints_the_time(monkeypatch, tmp_path, capsys):

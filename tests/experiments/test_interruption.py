@@ -1,0 +1,58 @@
+"""Ctrl-C ends an experiment soon, with a message, and without a crash."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = """
+import time
+import jax, jax.numpy as jnp
+from experiments import _kit as kit
+
+def threads():
+    kit.in_threads({name: job for name in range(8)})
+
+def job():
+    print("started", flush=True)
+    time.sleep(60)
+
+def computation():
+    # One call of XLA that takes minutes.
+    @jax.jit
+    def long(x):
+        return jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x @ x), x)
+    compiled = long.lower(jnp.eye(200)).compile()
+    print("started", flush=True)
+    jax.block_until_ready(compiled(jnp.eye(200)))
+
+def loop():
+    print("started", flush=True)
+    while True:
+        time.sleep(0.01)
+
+def run(options: kit.Options) -> None:
+    WORK()
+
+kit.command(kit.Options, run)
+"""
+
+
+SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in ("threads", "loop")]
+
+
+@pytest.mark.parametrize("work", ["computation", *SLOW])
+def test_an_interrupted_command_ends_within_seconds(tmp_path, work):
+    code = COMMAND.replace("WORK", work)
+    command = [sys.executable, "-c", code, "--output", str(tmp_path / "a.png")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes)
+    assert process.stdout.readline() == "started\n"
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=50)
+    assert time.monotonic() - begin < 20
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("interrupted; nothing was stored")
