@@ -14,7 +14,6 @@ from jaxtyping import Array, Key
 from jaxgrad.sweeps import (
     _forecast,
     _grid,
-    _identity,
     _leases,
     _location,
     _programs,
@@ -26,9 +25,10 @@ from jaxgrad.sweeps._forecast import Forecast
 from jaxgrad.sweeps._leases import Leases
 from jaxgrad.sweeps._location import Location
 from jaxgrad.sweeps._store import MARKER, Store, Variable
-from jaxgrad.sweeps._sweep import Sweep, prepare
+from jaxgrad.sweeps._sweep import Sweep, prepare, resume
 
 if TYPE_CHECKING:
+    import distributed
     import xarray
     import zarr.abc.store
 
@@ -55,6 +55,7 @@ def run(
     devices: Sequence[Any] | None = None,
     progress: Callable[[int, int], Any] | None = None,
     on_forecast: Callable[[Forecast], Any] | None = None,
+    client: "distributed.Client | None" = None,
 ) -> "xarray.Dataset":
     """Compute `function` in every cell of the grid that `axes` span.
 
@@ -92,6 +93,11 @@ def run(
       progress: Called as `progress(done_cells, total_cells)` at the start and after each chunk.
       on_forecast: Called with a `Forecast` when the first program is compiled, before any cell is
         computed, and again after the first chunk, when the time is known.
+      client: A `dask.distributed.Client`, whose workers then compute the chunks; the extra
+        `cluster` is required. They need `store`, in a place that all of them reach, and the same
+        packages. Each computes one chunk at a time on all of its own devices, and keeps its
+        programs. The chunk of a worker that dies is computed by another one. `on_forecast` is first
+        called after the first chunk.
 
     Returns:
       The variables over the axes and their inner dimensions, in memory, or read lazily from
@@ -101,7 +107,8 @@ def run(
       ValueError, TypeError: If an argument is invalid, `store` holds something else, is damaged or
         was begun by other versions, or one cell takes more than `memory_limit`.
       OSError: If `store` cannot be written.
-      ImportError: Without xarray or zarr.
+      ImportError: Without xarray or zarr, or with `client` without distributed.
+      RuntimeError: If workers die wherever a certain chunk is computed.
 
     >>> import jax
     >>> def cell(key, point):
@@ -117,21 +124,23 @@ def run(
             raise TypeError(f"{name} must be callable, got {call!r}; pass a function")
         calls[name] = call or (lambda *values: None)
     location = None if store is None else _location.locate("store", store)
-    sweep = prepare(
-        function,
-        axes,
-        variables,
-        key=key,
-        args=args,
-        coords=coords,
-        units=units,
-        config=config,
-        chunk_cells=chunk_cells,
-        memory_limit=memory_limit,
-        static=static,
-        vectorized=vectorized,
-        devices=devices,
-    )
+    _check_client(client, store, devices)
+    arguments = {
+        "function": function,
+        "axes": axes,
+        "variables": variables,
+        "key": key,
+        "args": args,
+        "coords": coords,
+        "units": units,
+        "config": config,
+        "chunk_cells": chunk_cells,
+        "memory_limit": memory_limit,
+        "static": static,
+        "vectorized": vectorized,
+        "devices": devices,
+    }
+    sweep = prepare(**arguments)
     # Without a store the table is filled in memory.
     if location is None:
         arrays = _table.empty_arrays(sweep.identity, sweep.chunks.shape)
@@ -143,11 +152,16 @@ def run(
     if not computed.all() and location.folder and not os.access(location.folder, os.W_OK):
         raise OSError(f"store {location.name!r} cannot be written; make it writable or copy it")
     # A resumed store keeps its chunks, and its keys.
-    sweep = sweep._replace(chunks=target.chunks)
-    if target.binding is None:
-        grid = _grid.make_grid(axes, static, "crc32")
-        sweep = sweep._replace(compiler=sweep.compiler._replace(grid=grid))
-    _compute(sweep, target, {}, computed, **calls)
+    sweep = resume(sweep, target, static, other_versions)
+    if client is None:
+        _compute(sweep, target, {}, computed, **calls)
+    else:
+        from jaxgrad.sweeps import _cluster
+
+        # Workers may run in another folder.
+        place = str(location.folder.absolute()) if location.folder else store
+        job = _cluster.make_job(sweep, arguments, place, other_versions)
+        _cluster.compute(client, job, sweep, computed, **calls)
     return _table.open_store(location.zarr_store).drop_vars(MARKER)
 
 
@@ -165,8 +179,28 @@ def _open(location: Location, sweep: Sweep, repair: bool, other_versions: bool) 
         warnings.warn(f"metadata and labels are written again: {error}", stacklevel=3)
         _store.create(location, sweep.identity, attributes, sweep.chunks)
         store = _store.open_verified("store", location, "r+")
-    _identity.check(location.name, store.identity, sweep.identity, other_versions)
     return store
+
+
+def _check_client(client: Any, store: Any, devices: Any) -> None:
+    """Raise unless a client, if there is one, can be used."""
+    if client is None:
+        return
+    try:
+        import distributed
+    except ImportError as error:
+        remedy = 'run python -m pip install "jaxgrad[cluster]"'
+        raise ImportError(f"client needs dask.distributed; {remedy}") from error
+    if not isinstance(client, distributed.Client) or client.asynchronous:
+        remedy = "pass distributed.Client(address)"
+        raise TypeError(
+            f"client must be a synchronous dask.distributed.Client, got {client!r}; {remedy}"
+        )
+    if store is None:
+        raise ValueError("store must be a path or a URL if there is a client, got None; pass one")
+    if devices is not None:
+        remedy = "leave it out, and start each worker with the devices that it shall use"
+        raise ValueError(f"devices must be None if there is a client, got {devices!r}; {remedy}")
 
 
 def _intact(store: Store, repair: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ from jaxgrad import _validate
 from jaxgrad.sweeps import _grid, _identity
 from jaxgrad.sweeps._grid import Chunks
 from jaxgrad.sweeps._programs import Compiler
-from jaxgrad.sweeps._store import MARKER, Variable
+from jaxgrad.sweeps._store import MARKER, Store, Variable
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 _CHUNK_BYTES = 2**26
@@ -73,6 +73,16 @@ def prepare(
     identity = _identity.describe(grid, variables, outputs, labels, units, config, shared)
     compiler = Compiler(cell, grid, mesh, shared, memory_limit, vectorized)
     return Sweep(identity, chunks, cell_bytes, compiler)
+
+
+def resume(sweep: Sweep, store: Store, static: Any, other_versions: bool) -> Sweep:
+    """Return a sweep with the chunks and the keys of a store, which must be one of that sweep."""
+    _identity.check(store.location.name, store.identity, sweep.identity, other_versions)
+    sweep = sweep._replace(chunks=store.chunks)
+    if store.binding is not None:
+        return sweep
+    grid = _grid.make_grid(sweep.identity["axes"], static, "crc32")
+    return sweep._replace(compiler=sweep.compiler._replace(grid=grid))
 
 
 def _checked_devices(devices: Any) -> Sequence[Any]:
