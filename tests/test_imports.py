@@ -35,7 +35,17 @@ MAY_IMPORT = {
     # Figures take results, so that anything that returns such a result can be drawn.
     "plotting": SHARED | {"activations", "regimes", "theory"},
 }
-OPTIONAL = {"distributed", "xarray", "zarr", "matplotlib", "sklearn", "tqdm", "tyro", "torch", "scipy"}
+OPTIONAL = {
+    "distributed",
+    "xarray",
+    "zarr",
+    "matplotlib",
+    "sklearn",
+    "tqdm",
+    "tyro",
+    "torch",
+    "scipy",
+}
 # It has a subclass of that library, and is itself imported where it is used.
 SUBCLASS = "jaxgrad/sweeps/_cluster.py"
 SOURCES = sorted(ROOT.rglob("*.py"))

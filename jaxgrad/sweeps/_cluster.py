@@ -6,7 +6,6 @@ it to the store, which all of them must reach. Nothing but the numbers comes bac
 
 import collections
 import contextlib
-import functools
 import itertools
 import math
 import threading
@@ -22,6 +21,7 @@ from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_wo
 
 from jaxgrad.sweeps import _grid, _location, _programs, _reading, _store
 from jaxgrad.sweeps._forecast import Forecast
+from jaxgrad.sweeps._location import Location
 from jaxgrad.sweeps._sweep import Sweep, prepare, resume
 
 IN_FLIGHT = 256
@@ -54,8 +54,13 @@ class _Key(NamedTuple):
     implementation: str
 
 
-def make_job(sweep: Sweep, arguments: Mapping[str, Any], store: Any, other_versions: bool) -> Job:
+def make_job(
+    sweep: Sweep, arguments: Mapping[str, Any], location: Location, other_versions: bool
+) -> Job:
     """Return what workers need of a sweep, whose arguments may be used up."""
+    # Workers may run in another folder.
+    folder = location.folder
+    store = str(folder.absolute()) if folder else location.zarr_store
     # Labels are plain values, and make the same grid.
     names = ("axes", "coords", "units", "config")
     plain = dict(arguments) | {name: sweep.identity[name] for name in names}
@@ -76,70 +81,66 @@ def _unpacked(leaf: Any) -> Any:
 
 
 class Blocks(WorkerPlugin):
-    """What a worker holds while a sweep lasts: the open store and the compiled program."""
+    """What a worker holds while a sweep lasts: the open store and the compiled program.
+
+    Attributes:
+      compute: computes one block; those of one worker follow one another.
+    """
 
     def __init__(self, job: Job):
-        self.job = job
+        self._job, self.compute = job, _computer(job)
 
-    @functools.cached_property
-    def compute(self) -> Callable[[int], Done]:
-        """Function that computes one block; blocks of one worker follow one another."""
-        return _computer(self.job)
+    def __reduce__(self):
+        # Programs stay where they are; only the job travels.
+        return Blocks, (self._job,)
 
 
 def _computer(job: Job) -> Callable[[int], Done]:
-    lock, states = threading.Lock(), []
+    """Return a function that computes one block; it opens the store when it is first called."""
+    lock, opened = threading.Lock(), []
 
     def compute(number: int) -> Done:
         with lock, _entered(job.settings):
-            # The cell is evaluated abstractly once, and again after an error.
-            states.extend([] if states else [_State.open(job)])
-            state = states.pop()
-            done = state.compute(number)
-            states.append(state)
+            call = opened.pop() if opened else _open(job)
+            done = call(number)
+            # After an error it is opened again.
+            opened.append(call)
         return done
 
     return compute
 
 
-class _State(NamedTuple):
-    store: _store.Store
-    requests: collections.deque[int]
-    blocks: Iterator[tuple[int, dict[str, np.ndarray]]]
-    compiled: collections.deque[tuple[int, float]]  # memory and time of the last program
+def _open(job: Job) -> Callable[[int], Done]:
+    """Open the store of a job and return a function that computes and writes one block."""
+    packed = {name: job.arguments[name] for name in ("key", "args")}
+    shared = jax.tree.map(_unpacked, packed, is_leaf=lambda node: isinstance(node, _Key))
+    sweep = prepare(**(dict(job.arguments) | shared))
+    store = _store.open_verified("store", _location.locate("store", job.store), "r+")
+    sweep = resume(sweep, store, job.arguments["static"], job.other_versions)
+    requests, programs = collections.deque(), [(0, 0.0)]
 
-    @classmethod
-    def open(cls, job: Job) -> "_State":
-        packed = {name: job.arguments[name] for name in ("key", "args")}
-        shared = jax.tree.map(_unpacked, packed, is_leaf=lambda node: isinstance(node, _Key))
-        sweep = prepare(**(dict(job.arguments) | shared))
-        location = _location.locate("store", job.store)
-        store = _store.open_verified("store", location, "r+")
-        sweep = resume(sweep, store, job.arguments["static"], job.other_versions)
-        requests, compiled = collections.deque(), collections.deque([(0, 0.0)], maxlen=1)
+    def numbers():
+        # A block is finished before the next one is asked for.
+        while True:
+            yield requests.popleft()
+            yield None
 
-        def numbers():
-            # A block is finished before the next one is asked for.
-            while True:
-                yield requests.popleft()
-                yield None
+    blocks = _programs.compute_blocks(
+        sweep.compiler, sweep.chunks, numbers(), lambda *values: programs.append(values)
+    )
 
-        blocks = _programs.compute_blocks(
-            sweep.compiler, sweep.chunks, numbers(), lambda *values: compiled.append(values)
-        )
-        return cls(store, requests, blocks, compiled)
-
-    def compute(self, number: int) -> Done:
+    def compute(number: int) -> Done:
         # A worker that died may have written the block before its answer arrived.
-        if _reading.is_marked(self.store, number):
+        if _reading.is_marked(store, number):
             return Done(number, 0, 0.0)
-        before, start = self.compiled[0], time.perf_counter()
-        self.requests.append(number)
-        number, results = next(self.blocks)
-        _store.write_block(self.store, number, results)
-        memory, compiling = self.compiled[0]
-        fresh = self.compiled[0] is not before
-        return Done(number, memory, time.perf_counter() - start - compiling * fresh)
+        count, start = len(programs), time.perf_counter()
+        requests.append(number)
+        number, results = next(blocks)
+        _store.write_block(store, number, results)
+        compiling = sum(seconds for _, seconds in programs[count:])
+        return Done(number, programs[-1][0], time.perf_counter() - start - compiling)
+
+    return compute
 
 
 @contextlib.contextmanager

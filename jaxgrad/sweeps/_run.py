@@ -118,11 +118,7 @@ def run(
     (2, 3)
     """
     _table.import_xarray()
-    calls: dict[str, Any] = {"progress": progress, "on_forecast": on_forecast}
-    for name, call in calls.items():
-        if call is not None and not callable(call):
-            raise TypeError(f"{name} must be callable, got {call!r}; pass a function")
-        calls[name] = call or (lambda *values: None)
+    calls = _checked_calls(progress=progress, on_forecast=on_forecast)
     location = None if store is None else _location.locate("store", store)
     _check_client(client, store, devices)
     arguments = {
@@ -158,9 +154,7 @@ def run(
     else:
         from jaxgrad.sweeps import _cluster
 
-        # Workers may run in another folder.
-        place = str(location.folder.absolute()) if location.folder else store
-        job = _cluster.make_job(sweep, arguments, place, other_versions)
+        job = _cluster.make_job(sweep, arguments, location, other_versions)
         _cluster.compute(client, job, sweep, computed, **calls)
     return _table.open_store(location.zarr_store).drop_vars(MARKER)
 
@@ -180,6 +174,14 @@ def _open(location: Location, sweep: Sweep, repair: bool, other_versions: bool) 
         _store.create(location, sweep.identity, attributes, sweep.chunks)
         store = _store.open_verified("store", location, "r+")
     return store
+
+
+def _checked_calls(**calls: Any) -> dict[str, Callable[..., Any]]:
+    """Return functions that are called during a sweep, by name, without None."""
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise TypeError(f"{name} must be callable, got {call!r}; pass a function")
+    return {name: call or (lambda *values: None) for name, call in calls.items()}
 
 
 def _check_client(client: Any, store: Any, devices: Any) -> None:
