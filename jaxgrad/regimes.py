@@ -89,9 +89,7 @@ def classify(
     >>> classify(log_ratio, jnp.asarray([1, 10])).regime.tolist()
     [0, -1]
     """
-    thresholds = Thresholds() if thresholds is None else thresholds
-    _validate.scalar("thresholds.ratio", thresholds.ratio, minimum=1.0, above=True)
-    _validate.scalar("thresholds.z", thresholds.z, minimum=0.0)
+    thresholds = _checked(thresholds)
     log_ratio, depths = jnp.asarray(log_ratio), jnp.asarray(depths)
     if log_ratio.ndim < 2 or len(log_ratio) < 2:
         rule = "have shape [seeds, ..., depths] with at least 2 seeds"
@@ -99,12 +97,49 @@ def classify(
     if depths.shape != log_ratio.shape[-1:]:
         rule = f"have shape {log_ratio.shape[-1:]} as the last axis of log_ratio"
         raise ValueError(f"depths must {rule}, got {depths.shape}; pass the depth of each entry")
-    return _classify(log_ratio, depths, thresholds)
+    return _classify_seeds(log_ratio, depths, thresholds)
+
+
+def classify_mean(
+    log_ratio: ArrayLike,
+    log_ratio_se: ArrayLike,
+    depths: ArrayLike,
+    thresholds: Thresholds | None = None,
+) -> Classification:
+    """Classify means of log ratios whose standard errors are known, as `classify` does.
+
+    For a single network of random blocks, say, these follow from the blocks themselves.
+
+    Args:
+      log_ratio, log_ratio_se: of the squared gradient, and its standard error, `[...]` each.
+      depths: of the networks, of the same shape or one that broadcasts to it.
+      thresholds: `None` for the defaults.
+
+    >>> classify_mean([-3.0, -30.0, -30.0], [1.0, 1.0, 20.0], 10).regime.tolist()
+    [0, -1, 0]
+    """
+    thresholds = _checked(thresholds)
+    mean, error = jnp.asarray(log_ratio), jnp.asarray(log_ratio_se)
+    if mean.shape != error.shape:
+        rule = f"have the shape {mean.shape} of log_ratio"
+        raise ValueError(f"log_ratio_se must {rule}, got {error.shape}; pass one for each mean")
+    return _classify(mean, error, jnp.asarray(depths), thresholds)
+
+
+def _checked(thresholds: Thresholds | None) -> Thresholds:
+    thresholds = Thresholds() if thresholds is None else thresholds
+    _validate.scalar("thresholds.ratio", thresholds.ratio, minimum=1.0, above=True)
+    _validate.scalar("thresholds.z", thresholds.z, minimum=0.0)
+    return thresholds
 
 
 @jax.jit
-def _classify(log_ratio, depths, thresholds):
-    mean, error = mean_and_error(log_ratio)
+def _classify_seeds(log_ratio, depths, thresholds):
+    return _classify(*mean_and_error(log_ratio), depths, thresholds)
+
+
+@jax.jit
+def _classify(mean, error, depths, thresholds):
     # The ratio is of squares, so its log is twice that of the norm.
     limit = 2 * jnp.log(thresholds.ratio)
     # An infinite mean has no standard error, and is significant without one.

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "activations": SHARED,
     "regimes": SHARED,
     "checking": SHARED,
-    "inspection": SHARED | {"checking"},
+    "inspection": SHARED | {"checking", "regimes"},
     "testing": SHARED | {"checking"},
     "_pytest_audit": SHARED | {"inspection"},
     "sweeps": SHARED,

@@ -88,6 +88,19 @@ def test_mean_and_error_by_hand():
     np.testing.assert_allclose(error, stats.sem(np.asarray(sample, np.float64)), rtol=1e-5)
 
 
+def test_means_with_known_errors_are_classified_as_their_seeds_are():
+    sample = walks(0.04, 1.0, seed=3)[:, :200]
+    seeds, means = (
+        regimes.classify(sample, DEPTHS),
+        regimes.classify_mean(*regimes.mean_and_error(sample), DEPTHS[None]),
+    )
+    for a, b in zip(seeds, means, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert set(np.unique(means.regime)) == {-1, 0, 1}
+    with pytest.raises(ValueError, match=r"log_ratio_se must have the shape \(2,\) of log_ratio"):
+        regimes.classify_mean(np.zeros(2), 0.1, 3)
+
+
 def test_growth_is_per_layer_between_first_and_last():
     log_ratio = jnp.asarray([[0.0, 3.0, 30.0], [0.0, 5.0, 32.0]])
     out = regimes.classify(log_ratio, jnp.asarray([1, 2, 11]))

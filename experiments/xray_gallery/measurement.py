@@ -28,13 +28,13 @@ DECADES = 38.0
 class Options(kit.SeededOptions):
     """Options of the gallery of x-rays, on scikit-learn's digits."""
 
-    seeds: int = kit.option(4, "Initializations of each model and depth.", minimum=2)
+    seeds: int = kit.option(12, "Initializations of each model and depth.", minimum=2)
     output: Path = kit.option(Path("results/xray_gallery.png"), "Where to write the figure.")
     models: tuple[str, ...] = kit.option(tuple(MODELS), "Models.", choices=tuple(MODELS))
     depths: tuple[int, ...] = kit.option((4, 16, 64), "Blocks.", minimum=4, ascending=True)
     width: int = kit.option(32, "Units of a layer; a multiple of 4.", minimum=4)
     batch_size: int = kit.option(32, "Images of a batch.", minimum=1, maximum=1797)
-    steps: int = kit.option(60, "Steps of training.", minimum=LAST)
+    steps: int = kit.option(100, "Steps of training.", minimum=LAST)
     learning_rate: float = kit.option(1e-3, "Learning rate of Adam.", above=0)
 
     def check(self) -> None:
@@ -108,20 +108,26 @@ def measure(model: Model, data: kit.Examples, options: Options) -> Record:
 
     init, batch = jax.jit(model.init), (part[: options.batch_size] for part in data)
     x, labels = batch
-    fixes, traces, networks = [], [], []
+    fixes, traces, networks, mended = [], [], [], []
     for seed in options.seed_values:
         params = init(jax.random.fold_in(jax.random.key(1), seed))
         # One program serves all seeds.
         trace = jaxgrad.xray(loss, params, x, labels)
         fix = jaxgrad.prescribe(trace)
-        mended = fix.apply(params)
-        traces.append((trace, jaxgrad.xray(loss, mended, x, labels)))
+        networks.append(params)
         fixes.append(fix)
-        networks += [params, mended]
+        # What is left as it is need not be measured, nor trained, again.
+        mended += [fix.apply(params)] if fix.changes else []
+        after = jaxgrad.xray(loss, mended[-1], x, labels) if fix.changes else trace
+        traces.append((trace, after))
     order = np.random.default_rng(options.first_seed)
     rows = order.integers(len(data.x), size=(options.steps, options.batch_size))
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
-    losses = train(loss, stack, rows, data, options.learning_rate)
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks, *mended)
+    trained = train(loss, stack, rows, data, options.learning_rate)
+    changed = np.array([bool(fix.changes) for fix in fixes])
+    # Both sides of a seed have the same batches, so that they can be compared in pairs.
+    losses = np.stack(2 * [trained[: len(fixes)]], axis=1)
+    losses[changed, 1] = trained[len(fixes) :]
     nothing = (np.nan, np.nan)
     growth = [
         [(r.forward, r.backward) if r else nothing for r in (f.before, f.after)] for f in fixes
@@ -134,8 +140,8 @@ def measure(model: Model, data: kit.Examples, options: Options) -> Record:
     return Record(
         np.array(growth),
         np.array(sizes),
-        losses.reshape(-1, 2),
-        np.array([bool(f.changes) for f in fixes]),
+        losses,
+        changed,
         traces[0][0].summary.splitlines()[0],
         str(fixes[0]),
     )

@@ -1,5 +1,7 @@
 """Operations that repeat with depth, and by how much the signal and the gradient grow in each."""
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,19 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LEAST_BLOCKS = 4  # Fewer blocks show no growth per block.
+CHANGE = 0.05  # largest probability of a change that is none, at any of the blocks
+RESOLUTION = 1e-3  # of the change in a block, which is rounded
 
 
 class Growth(NamedTuple):
     """Growth of the root mean square per block, with standard errors.
 
-    The logs of the sizes are fitted by a line. The standard errors are those of its slope, as if
-    the deviations of the blocks from the line were independent.
+    A stream may start or end unlike it goes on. If so, the growth is that of the blocks from one
+    change to the next that add up to most, see `steady`. The logs of the sizes there are fitted by
+    a line. The standard errors are those of its slope if the changes in the blocks are independent,
+    as those of random weights are.
 
     Attributes:
       operation, parameter, line: as in `Site`; `#` stands for the number of a block.
       blocks: how many there are.
       forward, forward_error: factor by which the signal grows from one block to the next.
       backward, backward_error: factor by which the gradient grows from a block to the one before.
+      forward_range, backward_range: the first and the last of the blocks that do so.
     """
 
     operation: str
@@ -30,6 +37,8 @@ class Growth(NamedTuple):
     forward_error: float
     backward: float
     backward_error: float
+    forward_range: tuple[int, int]
+    backward_range: tuple[int, int]
 
 
 def growth(sites: Sequence[Any]) -> list[Growth]:
@@ -50,16 +59,15 @@ def growth(sites: Sequence[Any]) -> list[Growth]:
         operation, line = first.operation, first.line
         parameter = without_numbers(first.parameter)
         series = [_series([getattr(m, name) for m in members]) for name in ("forward", "backward")]
-        signal, gradient = (_slope(values) for values in series)
-        if signal is None or gradient is None:
+        slopes = [_slope(values) for values in series]
+        if slopes[0] is None or slopes[1] is None:
             continue
-        (forward, forward_error), (backward, backward_error) = signal, gradient
+        (forward, forward_error, *ranges), (backward, backward_error, last) = slopes
         # A slope of the log of the mean square is twice that of the root; gradients go backward.
         up, down = np.exp(forward / 2), np.exp(-backward / 2)
-        errors = (up * forward_error / 2, down * backward_error / 2)
-        results.append(
-            Growth(operation, parameter, line, series[0].shape[-1], up, errors[0], down, errors[1])
-        )
+        rates = (up, up * forward_error / 2, down, down * backward_error / 2)
+        blocks = series[0].shape[-1]
+        results.append(Growth(operation, parameter, line, blocks, *rates, *ranges, last))
     return results
 
 
@@ -100,15 +108,81 @@ def _series(statistics: list[Any]) -> np.ndarray:
     return logs[0] if logs[0].ndim else np.array(logs)
 
 
-def _slope(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the slope of logs along their last axis and its standard error, if they have one."""
+def _slope(values: np.ndarray) -> tuple[float, float, tuple[int, int]] | None:
+    """Return the slope of logs along their last axis, its standard error, and of which blocks."""
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else np.empty((0, 0))
-    count = rows.shape[-1]
-    if count < LEAST_BLOCKS or not np.all(np.isfinite(rows)):
+    if rows.shape[-1] < LEAST_BLOCKS or not np.all(np.isfinite(rows)):
         return None
     # The mean over iterations of the outer scans.
     logs = rows.mean(axis=0)
-    depth = np.arange(count) - (count - 1) / 2
+    start, stop = steady(np.diff(logs))
+    logs = logs[start : stop + 1]
+    depth = np.arange(len(logs)) - (len(logs) - 1) / 2
     slope = float(depth @ logs / (depth @ depth))
-    deviations = logs - logs.mean() - slope * depth
-    return slope, float(np.sqrt(deviations @ deviations / (count - 2) / (depth @ depth)))
+    # The variance of the slope of a random walk of n values is about 6 / (5 n) of that of a step.
+    n = len(logs)
+    error = math.sqrt(1.2 * (n * n + 1) / (n * n - 1) / n) * float(np.std(np.diff(logs), ddof=1))
+    return slope, error, changed_by(start, stop)
+
+
+def steady(steps: np.ndarray) -> tuple[int, int]:
+    """Return where the regime starts and stops that the changes `steps` add up most in.
+
+    Regimes are what lies between two changes of the mean. One of less than `LEAST_BLOCKS` blocks is
+    none.
+    """
+    regimes = [(a, b) for a, b in _segments(steps, 0) if b - a >= LEAST_BLOCKS - 1]
+    whole = (0, len(steps))
+    return max(regimes, key=lambda part: abs(np.sum(steps[slice(*part)])), default=whole)
+
+
+def changed_by(start: int, stop: int) -> tuple[int, int]:
+    """Return the first and the last of the blocks that make the changes `start` to `stop`."""
+    # The first block has none before it to be compared with.
+    return (start + 1 if start else 0), stop
+
+
+def changes_of(blocks: tuple[int, int]) -> int:
+    """Return how many changes the blocks from the first to the last make."""
+    first, last = blocks
+    return last - first + (first > 0)
+
+
+def in_blocks(blocks: tuple[int, int], count: int) -> str:
+    """Write a part of the blocks, "" for all of them."""
+    first, last = blocks
+    if last == count - 1:
+        return f" from block {first} on" if first else ""
+    return f" in blocks {first} to {last}" if first else f" up to block {last}"
+
+
+def _segments(steps: np.ndarray, start: int) -> list[tuple[int, int]]:
+    """Return the parts between which the mean of `steps` changes, as their starts and stops.
+
+    The part that differs most from all others is compared with them by a t test, corrected for all
+    parts that it might have been (Olshen et al. 2004, "Circular binary segmentation").
+    """
+    count = len(steps)
+    if count < LEAST_BLOCKS - 1:
+        return [(start, start + count)]
+    # Without their mean the squares lose no digits.
+    sums = np.concatenate([[0.0], np.cumsum(steps - steps.mean())])
+    i, j = np.triu_indices(count + 1, 1)
+    inside = j - i
+    i, j, inside = (values[inside < count] for values in (i, j, inside))
+    between = np.square(sums[j] - sums[i]) * (1 / inside + 1 / (count - inside))
+    k = int(np.argmax(between))
+    within = float(count * np.var(steps) - between[k])
+    variance = max(within / (count - 2), RESOLUTION**2)
+    if len(i) / 2 * _probability(between[k] / variance, count - 2) > CHANGE:
+        return [(start, start + count)]
+    # Of the three parts one is empty if there is one change.
+    ends = sorted({0, int(i[k]), int(j[k]), count})
+    parts = itertools.pairwise(ends)
+    return [segment for a, b in parts for segment in _segments(steps[a:b], start + a)]
+
+
+def _probability(t_squared: float, freedom: int) -> float:
+    """Return the probability of a larger Student's t in either direction (Wallace, 1959)."""
+    z = math.sqrt(freedom * math.log1p(t_squared / freedom))
+    return math.erfc(z * (8 * freedom + 1) / (8 * freedom + 3) / math.sqrt(2))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxgrad import checking
 from jaxgrad._html import curve, fragment, save
 from jaxgrad._jaxprs import equations_of, has_user_rule, is_traced
-from jaxgrad.inspection._depth import Growth, growth
+from jaxgrad.inspection._depth import Growth, growth, in_blocks
 from jaxgrad.inspection._faults import Fault, find_faults, instances_of, rule_fault
 from jaxgrad.inspection._non_finite import NonFinite, diagnose
 from jaxgrad.inspection._problem import Call, Problem, prepare
@@ -92,8 +92,10 @@ class XRay:
     def _growth(self) -> list[str]:
         lines = [
             f"{g.operation} {g.parameter} in {g.blocks} blocks: the signal grows by "
-            f"{g.forward:.3g} +- {g.forward_error:.1g} a block, the gradient by "
-            f"{g.backward:.3g} +- {g.backward_error:.1g} ({_file(g.line)})"
+            f"{g.forward:.3g} +- {g.forward_error:.1g} a block"
+            f"{in_blocks(g.forward_range, g.blocks)}, the gradient by "
+            f"{g.backward:.3g} +- {g.backward_error:.1g}"
+            f"{in_blocks(g.backward_range, g.blocks)} ({_file(g.line)})"
             for g in self.growth
             if g.parameter
         ]
@@ -130,7 +132,7 @@ class XRay:
     @property
     def faults(self) -> list[Fault]:
         """What is wrong with the model, the most likely cause first; see `Fault`."""
-        return [*map(rule_fault, self.rules), *find_faults(self.sites)]
+        return [*map(rule_fault, self.rules), *find_faults(self.sites, self.problem)]
 
 
 def xray(

@@ -283,15 +283,3 @@ def test_growth_per_block_is_that_of_the_weights(x, loss):
     assert row.blocks == 9
     assert (row.forward, row.backward) == pytest.approx((0.5, 0.5), rel=1e-5)
     assert max(row.forward_error, row.backward_error) < 1e-6
-
-
-def test_growth_has_the_error_of_a_line_through_its_blocks():
-    def loss(weights, x):
-        return jnp.sum(jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0])
-
-    factors = jnp.array([1.0, 2.0, 1.0, 2.0, 1.0])
-    (row,) = xray(loss, jnp.einsum("i,jk->ijk", factors, jnp.eye(3)), jnp.ones((1, 3))).growth
-    logs, depth = np.log(np.cumprod(np.asarray(factors, np.float64))), np.arange(5)
-    (slope, _), covariance = np.polyfit(depth, logs, 1, cov=True)
-    assert row.forward == pytest.approx(np.exp(slope), rel=1e-5)
-    assert row.forward_error == pytest.approx(np.exp(slope) * covariance[0, 0] ** 0.5, rel=1e-4)
