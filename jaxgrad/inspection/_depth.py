@@ -59,15 +59,15 @@ def growth(sites: Sequence[Any]) -> list[Growth]:
         operation, line = first.operation, first.line
         parameter = without_numbers(first.parameter)
         series = [_series([getattr(m, name) for m in members]) for name in ("forward", "backward")]
-        slopes = [_slope(values) for values in series]
-        if slopes[0] is None or slopes[1] is None:
+        signal, gradient = (_slope(values) for values in series)
+        if signal is None or gradient is None:
             continue
-        (forward, forward_error, *ranges), (backward, backward_error, last) = slopes
+        (forward, forward_error, first), (backward, backward_error, second) = signal, gradient
         # A slope of the log of the mean square is twice that of the root; gradients go backward.
         up, down = np.exp(forward / 2), np.exp(-backward / 2)
         rates = (up, up * forward_error / 2, down, down * backward_error / 2)
-        blocks = series[0].shape[-1]
-        results.append(Growth(operation, parameter, line, blocks, *rates, *ranges, last))
+        place = (operation, parameter, line, series[0].shape[-1])
+        results.append(Growth(*place, *rates, first, second))
     return results
 
 
