@@ -5,7 +5,7 @@ and dtypes apply to traced values as well.
 """
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -134,6 +134,13 @@ def floating(name: str, value: Any, ndim: int, axes: str) -> jax.Array:
             got = f"got {bad} NaN or infinite of {array.size} values"
             raise ValueError(f"{name} must be finite, {got}; remove or impute them")
     return array
+
+
+def progress(value: Any) -> Callable[[int, int], Any]:
+    """Return a function to be called as `progress(done, total)`, one without effect for `None`."""
+    if value is not None and not callable(value):
+        raise TypeError(f"progress must be callable, got {value!r}; pass a function")
+    return (lambda done, total: None) if value is None else value
 
 
 def distinct(name: str, values: Sequence[Any]) -> None:

@@ -33,9 +33,11 @@ Progress = Callable[[int, int], None] | None
 
 
 def progress(unit: str) -> Any:
-    """A progress bar as a function `(done, total) -> None`, as `jaxgrad.sweeps.run` takes it.
+    """A progress bar as a function `(done, total) -> None`, removed at the end.
 
-    Where nobody watches, as in the log of a batch job, it is a line a minute.
+    The functions of `jaxgrad` that may take long take it as `progress`: `xray`, `prescribe`,
+    `audit`, `inspection.coordinate_check` and `sweeps.run`. Where nobody watches, as in the log of
+    a batch job, it is a line a minute.
     """
     if not sys.stderr.isatty():
         return _progress_lines(unit)

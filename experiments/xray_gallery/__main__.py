@@ -156,7 +156,7 @@ def figure(records: Records, options: Options) -> Any:
 
 def run(options: Options) -> None:
     """X-ray models with default initializations before and after prescription, and train them."""
-    records = measure_all(options, kit.progress("models"))
+    records = measure_all(options, kit.progress("steps"))
     kit.publish(report(records, options), options, figure(records, options))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,8 @@ from experiments.xray_gallery.models import MODELS, Model
 
 LAST = 10
 """Steps whose mean is the loss after training, which is less noisy than one."""
+PARTS = 5
+"""Steps of `jaxgrad.prescribe`."""
 DECADES = 38.0
 """Range of float32; a gradient that has underflowed to zero has lost at least this."""
 
@@ -99,8 +103,11 @@ def train(loss: Any, networks: Any, rows: Any, data: kit.Examples, rate: float) 
     return np.asarray(jax.jit(partial(jax.lax.map, one))(networks))
 
 
-def measure(model: Model, data: kit.Examples, options: Options) -> Record:
-    """X-ray, prescribe, x-ray again, and train with and without the factors."""
+def measure(model: Model, data: kit.Examples, options: Options, step: Callable[..., Any]) -> Record:
+    """X-ray, prescribe, x-ray again, and train with and without the factors.
+
+    `step` is called at the start and after each step of a prescription, and after training.
+    """
 
     def loss(params, x, labels):
         logits = model.apply(params, x)
@@ -113,7 +120,7 @@ def measure(model: Model, data: kit.Examples, options: Options) -> Record:
         params = init(jax.random.fold_in(jax.random.key(1), seed))
         # One program serves all seeds.
         trace = jaxgrad.xray(loss, params, x, labels)
-        fix = jaxgrad.prescribe(trace)
+        fix = jaxgrad.prescribe(trace, progress=step)
         networks.append(params)
         fixes.append(fix)
         # What is left as it is need not be measured, nor trained, again.
@@ -124,6 +131,7 @@ def measure(model: Model, data: kit.Examples, options: Options) -> Record:
     rows = order.integers(len(data.x), size=(options.steps, options.batch_size))
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks, *mended)
     trained = train(loss, stack, rows, data, options.learning_rate)
+    step(1, 1)
     changed = np.array([bool(fix.changes) for fix in fixes])
     # Both sides of a seed have the same batches, so that they can be compared in pairs.
     losses = np.stack(2 * [trained[: len(fixes)]], axis=1)
@@ -156,8 +164,22 @@ def measure_all(options: Options, progress: kit.Progress = None) -> dict[tuple[s
     )
     # Pixels at the border hardly vary, so that all share one mean and deviation.
     (data,) = kit.standardized([examples], per_feature=False)
+    step = _counted(progress, len(options.models) * len(options.depths), options.seeds)
     jobs = {
-        (name, depth): partial(measure, MODELS[name](depth, options.width), data, options)
+        (name, depth): partial(measure, MODELS[name](depth, options.width), data, options, step)
         for name, depth in itertools.product(options.models, options.depths)
     }
-    return kit.in_threads(jobs, progress)
+    return kit.in_threads(jobs)
+
+
+def _counted(progress: kit.Progress, jobs: int, seeds: int) -> Callable[[int, int], None]:
+    """A function that adds up the steps of all prescriptions and trainings, from all threads."""
+    lock, done = threading.Lock(), itertools.count(1)
+
+    def step(part: int, parts: int) -> None:
+        # The first call of each prescription is before its first step.
+        if progress is not None and part:
+            with lock:
+                progress(next(done), jobs * (PARTS * seeds + 1))
+
+    return step

@@ -56,13 +56,14 @@ def check_rules(
     key: jax.Array | None = None,
     kwargs: Mapping[str, Any] | None = None,
     select: Callable[[Any], bool] = bool,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> RuleChecks:
     """Check each derivative rule that `f(*args)` uses by itself; see `jaxgrad.audit`.
 
     Rules are left out if `select` returns false for the operation that has them; `bool` selects
-    all.
+    all. `progress` is called with numbers of rules.
     """
-    seed = seed_of(key)
+    seed, progress = seed_of(key), _validate.progress(progress)
     generator = np.random.default_rng([seed, 7])
     keywords = {} if kwargs is None else _validate.mapping("kwargs", kwargs)
     options = {"primitives": primitives, "limit": samples, "generator": generator}
@@ -78,10 +79,12 @@ def check_rules(
             call = former._replace(samples=[*former.samples, *call.samples])
         merged[identity] = call
     # One input is enough for an operation of JAX, of which a program may have hundreds.
-    rows = []
+    rows: list[Any] = []
+    progress(0, len(merged))
     for (_, fingerprint), call in merged.items():
         count = samples if is_rule(call.equation) else 1
         rows.append(_rows(call, fingerprint, spread(call.samples, count), rtol, seed))
+        progress(len(rows), len(merged))
     return RuleChecks(_sorted(_with_causes(rows, list(merged.values()))), closed)
 
 

@@ -80,6 +80,7 @@ def audit(
     rtol: float = 1e-5,
     key: jax.Array | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Audit:
     """Check each derivative rule that `f(*args)` uses by itself; `print` the result.
 
@@ -103,6 +104,8 @@ def audit(
         the last; likewise the iterations of a loop.
       rtol: relative error that may pass.
       key: PRNG key of the iterations, directions and cotangents; `None` takes the same each time.
+      progress: called as `progress(done, total)` with numbers of rules, at the start, when `f` has
+        been called, and after each rule.
 
     Raises:
       TypeError, ValueError: if an argument is not as described. Whatever `f` raises.
@@ -130,5 +133,6 @@ def audit(
             "and grad"
         )
     options = {"primitives": primitives, "samples": iterations, "rtol": rtol, "key": key}
+    options["progress"] = _validate.progress(progress)
     checks = checking.check_rules(f, *args, kwargs=kwargs, **options)
     return Audit(checks.rules, checks.closed)

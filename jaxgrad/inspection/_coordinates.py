@@ -92,6 +92,7 @@ def coordinate_check(
     key: jax.Array,
     steps: int = 3,
     seeds: int = 5,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> CoordinateCheck:
     """Measure how signals, and their changes in training, grow with width and depth.
 
@@ -112,6 +113,8 @@ def coordinate_check(
       key: draws the keys of `make`.
       steps: of training.
       seeds: keys for each width and depth, at least 3.
+      progress: called as `progress(done, total)` with numbers of models, at the start and after
+        each width and depth.
 
     Raises:
       ValueError: if a width, a depth or a number is out of range.
@@ -137,13 +140,16 @@ def coordinate_check(
     _validate.key("key", key)
     steps, seeds = _validate.integer("steps", steps, 1), _validate.integer("seeds", seeds, 3)
     keys = jax.random.split(key, seeds)
-    records = {}
+    progress = _validate.progress(progress)
+    records, total = {}, len(widths) * len(depths)
+    progress(0, total)
     for i, width in enumerate(widths):
         for k, depth in enumerate(depths):
             transform = optimizer
             if not isinstance(transform, optax.GradientTransformation):
                 transform = transform(width, depth)
             records[i, k] = _one_model(make, width, depth, keys, transform, steps)
+            progress(len(records), total)
     # Only a site that all models have can be compared.
     names = [name for name in records[0, 0] if all(name in record for record in records.values())]
     shape = (2, seeds, len(widths), len(depths), steps + 1)

@@ -1,6 +1,7 @@
 """`prescribe`: factors of the weights that level the signal and the gradient of a model."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,7 +75,12 @@ class Prescription:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def prescribe(trace: XRay, *, total: float | None = None) -> Prescription:
+def prescribe(
+    trace: XRay,
+    *,
+    total: float | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Prescription:
     """Return factors of the weights with which neither signal nor gradient grows with depth.
 
     The model is measured again with rescaled weights until it is level; it is compiled once for
@@ -98,6 +104,9 @@ def prescribe(trace: XRay, *, total: float | None = None) -> Prescription:
       total: the factor by which the root mean square of a residual stream may grow, above 1. By
         default it is the square root of 2 for streams that have to be mended; a number is applied
         to all that grow by more.
+      progress: called as `progress(done, total)` at the start and after each of the five steps:
+        single blocks, logits, branches, products that follow one another, and the x-ray of the
+        result. The program is compiled in the first one and in the last one.
 
     Raises:
       TypeError: if `trace` is no `XRay`.
@@ -120,13 +129,19 @@ def prescribe(trace: XRay, *, total: float | None = None) -> Prescription:
         )
     if total is not None:
         _validate.scalar("total", total, minimum=1.0, above=True)
+    progress = _validate.progress(progress)
     _check_finite(trace)
+    progress(0, 5)
     model = _levels.open_model(trace.problem)
     # Sizes of weights come first, since all others are measured with them.
     single = _rescaling.level_blocks(model, {})
+    progress(1, 5)
     logits = _rescaling.level_logits(model, single.logs)
+    progress(2, 5)
     branches = _rescaling.level_branches(model, logits.logs, total)
+    progress(3, 5)
     chain = _rescaling.level_chain(model, branches.logs)
+    progress(4, 5)
     levels = _levels.measure(model, chain.logs)
     problem = trace.problem
     factors = [
@@ -141,6 +156,7 @@ def prescribe(trace: XRay, *, total: float | None = None) -> Prescription:
         has_aux=problem.call.has_aux,
         rules=False,
     )
+    progress(5, 5)
     before, grown = (_stream(model, part) for part in (trace, after))
     return Prescription(
         problem.argument(factors),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import checking
+from jaxgrad import _validate, checking
 from jaxgrad._html import curve, fragment, save
 from jaxgrad._jaxprs import equations_of, has_user_rule, is_traced
 from jaxgrad.inspection._depth import Growth, growth, in_blocks
@@ -141,6 +141,7 @@ def xray(
     argnums: int = 0,
     has_aux: bool = False,
     rules: bool = True,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> XRay:
     """Measure the signal and the gradient at every operation of a model; `print` the result.
 
@@ -159,6 +160,8 @@ def xray(
       *args, argnums, has_aux: as for `jax.value_and_grad`, with a single number for `argnums`.
       rules: whether derivative rules by hand are checked, as by `jaxgrad.audit`, except for those
         of installed packages. Each takes about a second.
+      progress: called as `progress(done, total)` at the start and after each of the three steps:
+        measurement, which compiles the program, search for what is not finite, check of rules.
 
     Raises:
       TypeError: if `loss` is no function, does not return a real number, or nothing in the
@@ -174,19 +177,24 @@ def xray(
     >>> [(site.operation, site.parameter) for site in trace.sites[:3]]
     [('dot_general', '[0]'), ('tanh', ''), ('dot_general', '[1]')]
     """
+    progress = _validate.progress(progress)
     problem = prepare(loss, args, argnums, has_aux)
+    progress(0, 3)
     # The names of operations are read anew each time; nothing is compiled for them.
     plan = plan_sites(problem.program, problem.call.labels)
     value, leaves, measured = _measure(problem.call, problem.moved, problem.fixed, False)
     measured = jax.device_get(measured)
     if not all(map(is_exact, measured.sums)):
         *_, measured = jax.device_get(_measure(problem.call, problem.moved, problem.fixed, True))
+    progress(1, 3)
     gradient = problem.argument(leaves)
     columns = (plan.locations(), measured.forward, measured.backward, measured.details)
     sites = tuple(Site.create(*parts) for parts in zip(*columns, strict=True))
     finite = all(bool(jnp.all(jnp.isfinite(x))) for x in [value, *leaves])
     non_finite = () if finite else diagnose(problem)
+    progress(2, 3)
     wrong = _wrong_rules(problem) if rules and finite else ()
+    progress(3, 3)
     return XRay(value, gradient, sites, non_finite, wrong, problem)
 
 
