@@ -118,6 +118,14 @@ def test_small_branches_and_shallow_networks_are_not_accused(side, params, x):
     assert shallow.summary == "nothing stands out"
 
 
+def test_a_pre_norm_stream_that_starts_small_is_not_accused_at_any_depth(key, x):
+    trace = xray(loss_of("pre"), draw(key, 400), 0.01 * x)
+    (stream,) = streams(trace.sites, trace.problem)
+    # It grows as the root of the number of blocks, which is more than 10 times.
+    assert stream.growth > np.log(12)
+    assert not [fault for fault in trace.faults if fault.kind == "branches"]
+
+
 def test_branches_from_one_block_on(params, x):
     up, down, scale = params
     trace = xray(loss_of("plain"), (up, down.at[:6].multiply(0.1), scale), x)
