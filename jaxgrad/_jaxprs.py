@@ -1,5 +1,6 @@
 """Reading and evaluating programs that JAX has traced."""
 
+import itertools
 import os
 import re
 import sysconfig
@@ -31,7 +32,10 @@ CALLED = ("call_jaxpr", "jaxpr", "fun_jaxpr", "call")
 # Calls of functions with a derivative rule by hand.
 RULES = frozenset(["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"])
 FRAMES = 200  # Frames of an operation that are looked through for the user's code.
-
+# Packages of the user and of the system too.
+LIBRARIES = re.compile(r"[/\\](site|dist)-packages[/\\]")
+# Code that evaluates programs: what it was called by is not where an operation comes from.
+EVALUATION = (__file__, os.path.join(os.path.dirname(__file__), "inspection"))
 LOOPS = ("scan", "while", "cond")
 # Folders of code that the user has not written: other packages, Python's library and this package.
 INSTALLED = (
@@ -77,6 +81,15 @@ def called_program(equation: Any) -> Any:
     # Which parameter holds the program depends on the operation and on the version of JAX.
     programs = [equation.params[name] for name in CALLED if name in equation.params]
     return programs[0] if len(programs) == 1 and is_program(programs[0]) else None
+
+
+def opened(equation: Any) -> list[Any]:
+    """Return the programs that a scan, a choice of branches or a call carries out, else none."""
+    name, params = equation.primitive.name, equation.params
+    if name == "cond":
+        return list(params["branches"])
+    called = params["jaxpr"] if name == "scan" else called_program(equation)
+    return [] if called is None else [called]
 
 
 def split_scan_inputs(params: Any, inputs: Sequence[Any]) -> tuple[list[Any], ...]:
@@ -128,16 +141,21 @@ def source_frames(equation: Any) -> list[str]:
     return [frame for frame in reversed(frames) if frame != "unknown"]
 
 
-def user_line(equation: Any) -> str:
-    """Return file, line and function of the innermost code outside of installed packages.
+def user_line(equation: Any, around: str = "") -> str:
+    """Return file, line, column and function of the innermost code outside of installed packages.
 
-    If there is none, it is that of `source_line`.
+    If there is none, it is `around`, the line of the call around, or else that of a package.
     """
-    traceback = equation.source_info.traceback
-    for frame in traceback.frames if traceback is not None else ():
-        if not frame.file_name.startswith(INSTALLED) and frame.line_num > 0:
-            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-    return source_line(equation)
+    frames = list(
+        itertools.takewhile(lambda f: not f.startswith(EVALUATION), source_frames(equation))
+    )
+    named = (frame for frame in frames if not is_installed(frame))
+    return next(named, around or next(iter(frames), ""))
+
+
+def is_installed(place: str) -> bool:
+    """Whether a file belongs to an installed package, Python's library or this package."""
+    return place.startswith(INSTALLED) or bool(LIBRARIES.search(place))
 
 
 def scope(equation: Any) -> str:
@@ -200,7 +218,7 @@ def has_user_rule(equation: Any) -> bool:
     if equation.primitive.name not in RULES:
         return False
     files = [place.rpartition(" at ")[2] for place in rule_places(equation)]
-    return any(not file.startswith(INSTALLED) for file in files)
+    return not all(map(is_installed, files))
 
 
 def argument_names(equation: Any) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgrad.inspection._operations import Operation
+from jaxgrad.inspection._graph import Node
 
 # How the text of each cause begins.
 CAUSES = {
@@ -85,7 +85,7 @@ class Place(NamedTuple):
     rule: bool
 
 
-def cause(place: Place, operations: Sequence[Operation], where: Callable[[str], str]) -> str:
+def cause(place: Place, operations: Sequence[Node], where: Callable[[str], str]) -> str:
     """Return a text that begins with one of `CAUSES`; `where` shortens a line of code."""
     key = _key(place, operations)
     text = CAUSES[key]
@@ -98,7 +98,7 @@ def cause(place: Place, operations: Sequence[Operation], where: Callable[[str], 
     return f"{text} of {place.dtype}" if key == "overflow" else text
 
 
-def _key(place: Place, operations: Sequence[Operation]) -> str:
+def _key(place: Place, operations: Sequence[Node]) -> str:
     operation = operations[place.number]
     if place.rule:
         return "rule"
@@ -118,7 +118,7 @@ def _key(place: Place, operations: Sequence[Operation]) -> str:
     return _by_inputs(place, operations)
 
 
-def _by_inputs(place: Place, operations: Sequence[Operation]) -> str:
+def _by_inputs(place: Place, operations: Sequence[Node]) -> str:
     operation = operations[place.number]
     element = place.element
     assert element is not None
@@ -156,23 +156,21 @@ def _by_values(name: str, x: tuple[float, ...], number: int, operations: Sequenc
     return "overflow"
 
 
-def has_norm(number: int, position: int, operations: Sequence[Operation], names: set[str]) -> bool:
+def has_norm(number: int, position: int, operations: Sequence[Node], names: set[str]) -> bool:
     """Whether an input is computed by one of `names`, with nothing but scaling between."""
-    pending = [operations[number].sources[position]]
+    pending = [operations[number].inputs[position]]
     while pending:
         source = pending.pop()
-        if source is None:
-            continue
         operation = operations[source]
         # What else is on the way, such as a difference, makes it another function.
         if operation.name in names:
             return True
         if operation.name in TRANSPARENT:
-            pending += _data(operation)
+            pending += [i for i in _data(operation) if i < source]
     return False
 
 
-def gate_after(number: int, operations: Sequence[Operation]) -> Operation | None:
+def gate_after(number: int, operations: Sequence[Node]) -> Node | None:
     """Return the first operation behind `number` that may select other values."""
     # Numbers are in the order of computation, so one pass reaches all that depends on it.
     reached = {number}
@@ -185,6 +183,6 @@ def gate_after(number: int, operations: Sequence[Operation]) -> Operation | None
     return None
 
 
-def _data(operation: Operation) -> tuple[int | None, ...]:
+def _data(operation: Node) -> tuple[int, ...]:
     """Return the sources of all inputs but the condition of a selection."""
-    return operation.sources[operation.name == "select_n" :]
+    return operation.inputs[operation.name == "select_n" :]

@@ -2,56 +2,26 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from jaxgrad._jaxprs import called_program, function_name, scope, split_scan_inputs, user_line
-from jaxgrad.inspection._sites import (
-    CUSTOM,
+from jaxgrad._jaxprs import RULES
+from jaxgrad.inspection._graph import (
     PRODUCTS,
     SAME_PARAMETER,
-    Location,
+    Node,
+    Parameter,
     Plan,
-    measured_output,
+    graph,
+    plan,
 )
+from jaxgrad.inspection._sites import locate, measured_output
 
 # Results of these have the size of their first signal, but for a number.
 SCALINGS = SAME_PARAMETER | {"mul", "div", "neg", "reduce_precision"}
 # Between the product of queries and keys and the softmax: also masks and biases.
 MASKS = SCALINGS | {"select_n", "add", "max", "min"}
-
-
-class Parameter(NamedTuple):
-    """A leaf of the parameters; `lengths` of the scans that slice it, `None` if not known."""
-
-    leaf: int
-    lengths: tuple[int, ...] | None
-    whole: bool = True
-
-
-class Node(NamedTuple):
-    """One result in a program, in which calls are written out and a scan's body stands once.
-
-    Attributes:
-      key: the index of the operation in its program, after those of the programs around it.
-      equation: the operation; `None` for an input, a carry and the result of branches.
-      inputs: indices of nodes. A carry has its first value and that after an iteration.
-      lengths: of the enclosing scans.
-      scope: names of the enclosing scopes.
-      parameter: which parameter the result is, if it is one.
-    """
-
-    key: tuple[int, ...]
-    equation: Any
-    inputs: tuple[int, ...]
-    lengths: tuple[int, ...]
-    scope: str = ""
-    parameter: Parameter | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the operation."""
-        return "" if self.equation is None else self.equation.primitive.name
 
 
 class Product(NamedTuple):
@@ -100,20 +70,9 @@ class Flow(NamedTuple):
     attention: list[Attention]
 
 
-class _Context(NamedTuple):
-    key: tuple[int, ...]
-    lengths: tuple[int, ...]
-    scope: str
-
-
-def dataflow(program: Any, leaves: int) -> Flow:
-    """Return the flow of a closed program whose first `leaves` inputs are the parameters."""
-    nodes: list[Node] = []
-    for i in range(len(program.jaxpr.invars)):
-        parameter = Parameter(i, ()) if i < leaves else None
-        nodes.append(Node((), None, (), (), parameter=parameter))
-    # The nodes of the inputs come first.
-    _walk(program, list(range(len(nodes))), _Context((), (), ""), nodes)
+def dataflow(program: Any, labels: Sequence[str]) -> Flow:
+    """Return the flow of a closed program; `labels` of its inputs are as for `graph`."""
+    nodes = graph(program, labels)
     products = {i: p for i, node in enumerate(nodes) if (p := _product(i, node, nodes))}
     above = _ancestors(nodes)
     residuals: list[Residual] = []
@@ -125,82 +84,8 @@ def dataflow(program: Any, leaves: int) -> Flow:
     return Flow(nodes, products, residuals, attention)
 
 
-def _walk(program: Any, inputs: Sequence[int], context: _Context, nodes: list[Node]) -> list[int]:
-    """Append the nodes of a program, and return those of its outputs."""
-    jaxpr = getattr(program, "jaxpr", program)
-    variables = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def constant() -> int:
-        nodes.append(Node(context.key, None, (), context.lengths, context.scope))
-        return len(nodes) - 1
-
-    variables.update({v: constant() for v in jaxpr.constvars})
-    read = lambda atom: constant() if hasattr(atom, "val") else variables[atom]  # noqa: E731
-    for i, equation in enumerate(jaxpr.eqns):
-        path = "/".join(part for part in (context.scope, scope(equation)) if part)
-        inner = _Context((*context.key, i), context.lengths, path)
-        results = _step(equation, [read(atom) for atom in equation.invars], inner, nodes)
-        variables.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _step(equation: Any, inputs: list[int], context: _Context, nodes: list[Node]) -> list[int]:
-    name, params = equation.primitive.name, equation.params
-    called = None if name in CUSTOM else called_program(equation)
-    if called is not None:
-        return _walk(called, inputs, context, nodes)
-    if name == "scan":
-        return _scan(params, inputs, context, nodes)
-    if name == "cond":
-        key = context.key
-        branches = [
-            _walk(branch, inputs[1:], context._replace(key=(*key, b)), nodes)
-            for b, branch in enumerate(params["branches"])
-        ]
-        # What any branch may return.
-        first = len(nodes)
-        for results in zip(*branches, strict=True):
-            nodes.append(Node(key, None, results, context.lengths, context.scope))
-        return list(range(first, len(nodes)))
-    parameter = _derived(name, equation, [nodes[i].parameter for i in inputs])
-    nodes.append(Node(context.key, equation, tuple(inputs), *context[1:], parameter))
-    return [len(nodes) - 1] * len(equation.outvars)
-
-
-def _scan(params: Any, inputs: list[int], context: _Context, nodes: list[Node]) -> list[int]:
-    consts, carry, xs = split_scan_inputs(params, inputs)
-    inner = context._replace(lengths=(*context.lengths, params["length"]))
-    first = len(nodes)
-    for i in (*carry, *xs):
-        parameter = nodes[i].parameter if len(nodes) - first >= len(carry) else None
-        if parameter:
-            # Only of an untouched leaf is it known that the first axis is that of the iterations.
-            known = parameter.whole and parameter.lengths is not None
-            lengths = (*(parameter.lengths or ()), params["length"]) if known else None
-            parameter = parameter._replace(lengths=lengths)
-        nodes.append(Node(context.key, None, (i,), inner.lengths, context.scope, parameter))
-    body = [*consts, *range(first, len(nodes))]
-    outputs = _walk(params["jaxpr"], body, inner, nodes)
-    # The value after an iteration is known only now.
-    for k, last in enumerate(outputs[: len(carry)]):
-        node = nodes[first + k]
-        nodes[first + k] = node._replace(inputs=(*node.inputs, last))
-    return outputs
-
-
-def _derived(name: str, equation: Any, known: list[Parameter | None]) -> Parameter | None:
-    """Return the parameter that a result is: one of a single parameter and numbers is that one."""
-    # Operations with numbers alone, such as a scale, leave a parameter what it is.
-    first = next((p for p in known if p), None)
-    alone = all(p or v.aval.shape == () for p, v in zip(known, equation.invars, strict=True))
-    same = known[0] if name in SAME_PARAMETER else None
-    if first and alone and len({p.leaf for p in known if p}) == 1 and name not in PRODUCTS:
-        same = first
-    return same._replace(whole=False) if same else None
-
-
 def _product(index: int, node: Node, nodes: list[Node]) -> Product | None:
-    if node.name not in PRODUCTS:
+    if node.primitive not in PRODUCTS:
         return None
     pair = [nodes[i].parameter for i in node.inputs]
     side = 0 if pair[0] else 1
@@ -210,7 +95,7 @@ def _product(index: int, node: Node, nodes: list[Node]) -> Product | None:
         return None
     shape = node.equation.invars[side].aval.shape
     numbers = node.equation.params["dimension_numbers"]
-    if node.name == "dot_general":
+    if node.primitive == "dot_general":
         contracted, batch = numbers[0][side], numbers[1][side]
         fan_in, field = prod(shape[i] for i in contracted), 1
         fan_out = prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))
@@ -237,7 +122,11 @@ def _ancestors(nodes: list[Node]) -> list[int]:
 
 def _residual(index, nodes, products, above, residuals) -> Residual | None:
     node = nodes[index]
-    if node.name != "add" or len(set(node.inputs)) < 2 or not node.equation.outvars[0].aval.shape:
+    if (
+        node.primitive != "add"
+        or len(set(node.inputs)) < 2
+        or not node.equation.outvars[0].aval.shape
+    ):
         return None
     if any(nodes[i].parameter for i in node.inputs):
         return None
@@ -266,7 +155,7 @@ def _origins(skip: int, nodes: list[Node], residuals: dict[int, Residual]) -> li
         node = nodes[result[-1]]
         if result[-1] in residuals:
             result.append(residuals[result[-1]].skip)
-        elif node.name in SCALINGS and (i := _signal(node)) is not None:
+        elif node.primitive in SCALINGS and (i := _signal(node)) is not None:
             result.append(i)
         else:
             return result
@@ -292,29 +181,31 @@ def _nearest(index: int, nodes: list[Node], products: dict[int, Product]):
         elif i not in seen:
             seen.add(i)
             front += [k for k in nodes[i].inputs if k < i]
-    return sorted(results), [i for i in seen if nodes[i].name == "add"]
+    return sorted(results), [i for i in seen if nodes[i].primitive == "add"]
 
 
 def _attention(index: int, nodes: list[Node], products: dict[int, Product]) -> Attention | None:
     """Return the attention whose exponential, or softmax, a node is."""
     node = nodes[index]
-    if node.name == "exp" and nodes[node.inputs[0]].name == "sub":
+    if node.primitive == "exp" and nodes[node.inputs[0]].primitive == "sub":
         start = nodes[node.inputs[0]].inputs[0]
-    elif node.name in CUSTOM and function_name(node.equation) in ("softmax", "_softmax"):
+    elif node.primitive in RULES and node.name in ("softmax", "_softmax"):
         start = node.inputs[-1]
     else:
         return None
     chain = [start]
     # Back to the product of two signals, over scales and masks.
-    while nodes[chain[-1]].name in MASKS:
+    while nodes[chain[-1]].primitive in MASKS:
         chain.append(next((i for i in nodes[chain[-1]].inputs if _is_logits(i, nodes)), -1))
         if chain[-1] < 0:
             return None
     first = nodes[chain[-1]]
-    if first.name != "dot_general" or chain[-1] in products:
+    if first.primitive != "dot_general" or chain[-1] in products:
         return None
     # The size of the logits is taken before a mask, whose entries are huge.
-    masked = [k for k, i in enumerate(chain) if nodes[i].name not in SCALINGS | {"dot_general"}]
+    masked = [
+        k for k, i in enumerate(chain) if nodes[i].primitive not in SCALINGS | {"dot_general"}
+    ]
     logits = chain[max(masked) + 1] if masked else start
     # A weight that both share with the values cannot scale the logits alone.
     sides = [_nearest(i, nodes, products)[0] for i in first.inputs]
@@ -327,42 +218,17 @@ def _is_logits(index: int, nodes: list[Node]) -> bool:
     front = [index]
     while front:
         node = nodes[front.pop()]
-        if node.name == "dot_general" and not any(nodes[i].parameter for i in node.inputs):
+        if node.primitive == "dot_general" and not any(nodes[i].parameter for i in node.inputs):
             return True
-        front += node.inputs if node.name in MASKS else ()
+        front += node.inputs if node.primitive in MASKS else ()
     return False
 
 
-def plan_nodes(program: Any, flow: Flow, measured: Iterable[int], labels: Sequence[str]) -> Plan:
+def plan_nodes(program: Any, flow: Flow, measured: Iterable[int]) -> Plan:
     """Plan the measurement of some nodes; it returns them in the order of their keys."""
-    locations = {}
-    for i in measured:
-        node, product = flow.nodes[i], flow.products.get(i)
-        label = labels[product.parameter.leaf] if product else ""
-        place = (node.scope, label, user_line(node.equation), node.lengths)
-        output = measured_output(node.equation)
-        assert output is not None
-        aval = node.equation.outvars[output].aval
-        locations[node.key] = Location(node.name, *place, shape=aval.shape, dtype=aval.dtype)
-    # Every program around a measured node has taps in it.
-    around = {key[:n] for key in locations for n in range(len(key))}
-    return _plan(program, (), locations, around)
-
-
-def _plan(program: Any, key: tuple[int, ...], locations: dict, around: set) -> Plan:
-    entries: list[Any] = []
-    for i, equation in enumerate(getattr(program, "jaxpr", program).eqns):
-        inner, params = (*key, i), equation.params
-        if inner in locations or inner not in around:
-            entries.append(locations.get(inner))
-        elif equation.primitive.name == "cond":
-            branches = enumerate(params["branches"])
-            entries.append([_plan(b, (*inner, k), locations, around) for k, b in branches])
-        else:
-            scan = equation.primitive.name == "scan"
-            called = params["jaxpr"] if scan else called_program(equation)
-            entries.append(_plan(called, inner, locations, around))
-    return Plan(entries)
+    nodes = [flow.nodes[i] for i in measured]
+    # Nothing is measured of the weights.
+    return plan(program, {n.key: replace(locate(n, flow.nodes), weight=-1) for n in nodes})
 
 
 def measurable(node: Node) -> bool:

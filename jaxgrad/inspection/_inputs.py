@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxgrad import _jaxprs
 from jaxgrad.inspection._causes import Element
-from jaxgrad.inspection._operations import Numbers, run
+from jaxgrad.inspection._graph import Plan
+from jaxgrad.inspection._operations import run
 from jaxgrad.inspection._problem import Problem
 from jaxgrad.inspection._rewrites import Rewrite
 from jaxgrad.inspection._sites import CLOSED
@@ -40,7 +41,7 @@ def _probe_backward(saved, cotangents):
 _probe.defvjp(_probe_forward, _probe_backward)
 
 
-def capture(problem: Problem, numbers: Numbers, index: int, iteration, change: Rewrite):
+def capture(problem: Problem, numbers: Plan, index: int, iteration, change: Rewrite):
     """Return inputs, results and cotangents of an operation, or `None` if nothing depends on it."""
 
     def value(moved, fixed, slot, shapes=None):

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import user_line
 from jaxgrad.inspection._dataflow import (
     Flow,
     Product,
@@ -62,20 +61,20 @@ class Model(NamedTuple):
 
 def open_model(problem: Problem) -> Model:
     """Return the model of a problem."""
-    flow = dataflow(problem.program, len(problem.moved))
+    flow = dataflow(problem.program, problem.call.labels)
     members: dict[tuple[Any, ...], list[int]] = {}
     for i, product in flow.products.items():
-        node, label = flow.nodes[i], problem.call.labels[product.parameter.leaf]
+        node, label = flow.nodes[i], product.parameter.path
         if node.lengths:
             # Each scan is a group by itself, whose numbers are not those of blocks.
             members[(label, i)] = [i]
             continue
-        place = (node.name, user_line(node.equation), *_role(flow, product))
+        place = (node.primitive, node.place, *_role(flow, product))
         members.setdefault((split_numbers(label)[0], *place), []).append(i)
     groups = []
     # Less than a few blocks show no growth.
     for (name, *_), products in members.items():
-        labels = [problem.call.labels[flow.products[p].parameter.leaf] for p in products]
+        labels = [flow.products[p].parameter.path for p in products]
         for part in _by_block(labels) if len(products) > 1 else [range(len(products))]:
             nodes = tuple(products[k] for k in part)
             blocks = sum(flow.nodes[i].lengths[-1] if flow.nodes[i].lengths else 1 for i in nodes)
@@ -169,8 +168,8 @@ def is_carry(flow: Flow, index: int) -> bool:
 def _measure(call: Call, moved, fixed):
     """Return sums over signals and cotangents, compiled once for a call."""
     closed = jax.make_jaxpr(call)(moved, fixed)
-    flow = dataflow(closed, len(moved))
-    plan = plan_nodes(closed, flow, _measured(flow), call.labels)
+    flow = dataflow(closed, call.labels)
+    plan = plan_nodes(closed, flow, _measured(flow))
 
     def measured(slot_values):
         (value,), signals = run(closed, plan, slot_values, [*moved, *fixed])

@@ -11,16 +11,9 @@ import numpy as np
 
 from jaxgrad import _jaxprs
 from jaxgrad.inspection._causes import CAUSES, Element, Place, cause
+from jaxgrad.inspection._graph import Node, Plan, applied, graph
 from jaxgrad.inspection._inputs import capture, first_element, is_bad, is_inexact
-from jaxgrad.inspection._operations import (
-    MARK,
-    Numbers,
-    Operation,
-    number,
-    rule_line,
-    run,
-    user_line,
-)
+from jaxgrad.inspection._operations import MARK, number, rule_line, run
 from jaxgrad.inspection._origins import CONSTANT, NEVER, Step, Times, find, origins
 from jaxgrad.inspection._problem import Problem, prepare
 from jaxgrad.inspection._rewrites import Rewrite, no_change, rewrites
@@ -124,7 +117,8 @@ class _Run(NamedTuple):
 
 def diagnose(problem: Problem) -> tuple[NonFinite, ...]:
     """Return the operations that make the loss or gradient of a problem infinite or NaN."""
-    numbers, operations = number(problem.program, problem.call.labels)
+    operations = graph(problem.program, problem.call.labels)
+    numbers = number(problem.program, operations)
     evaluate = functools.partial(_evaluate, problem, numbers)
     original = latest = evaluate(no_change())
     change, results = no_change(), []
@@ -151,7 +145,7 @@ def diagnose(problem: Problem) -> tuple[NonFinite, ...]:
     return tuple(results)
 
 
-def _evaluate(problem, numbers: Numbers, change: Rewrite, search: bool = True) -> _Run:
+def _evaluate(problem, numbers: Plan, change: Rewrite, search: bool = True) -> _Run:
     """Evaluate the loss and its gradient with a change, and search where they are not finite."""
     # The gradient is a program like any other, so forward and backward are searched at once.
     moved, fixed = jax.tree.map(change.argument, (problem.moved, problem.fixed))
@@ -169,7 +163,7 @@ def _arrays(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x, np.promote_types(x.dtype, np.float32)) for x in leaves]
 
 
-def _loss(program: Any, numbers: Numbers, change: Rewrite, moved: Any, fixed: Any) -> Any:
+def _loss(program: Any, numbers: Plan, change: Rewrite, moved: Any, fixed: Any) -> Any:
     apply = change.apply_with({})
     return run(program, numbers, [*moved, *fixed], apply, change.literal, change.cast)[0]
 
@@ -197,7 +191,7 @@ def _is_close(x: Any, y: Any, problem: Problem) -> bool:
     return bool(np.allclose(x, y, rtol=rounding, atol=rounding * 0.01))
 
 
-def _is_same(problem: Problem, numbers: Numbers, change: Rewrite) -> bool:
+def _is_same(problem: Problem, numbers: Plan, change: Rewrite) -> bool:
     """Whether the loss is the same at smaller parameters, if it is finite there."""
 
     @jax.jit
@@ -219,7 +213,7 @@ def _first(result: _Run) -> Times:
     return loss if loss.first != NEVER else min(gradient, default=Times(NEVER, NEVER))
 
 
-def _explain(problem, numbers: Numbers, operations: list[Operation], latest: _Run, change: Rewrite):
+def _explain(problem, numbers: Plan, operations: list[Node], latest: _Run, change: Rewrite):
     """Describe the first operation, and return how it was carried out if its number is known."""
     backward = bool(np.isfinite(latest.outputs[0]))
     time, nan = _first(latest)
@@ -235,16 +229,16 @@ def _explain(problem, numbers: Numbers, operations: list[Operation], latest: _Ru
         return unknown._replace(**described), None
     step = find(latest.program, time)
     # The addition of the gradients of several uses has no number.
-    index = _number_of(step)
-    line = user_line(step.equations[-1])
+    index, equation = _number_of(step), step.equations[-1]
     if index is None:
-        name = step.equations[-1].primitive.name
-        return unknown._replace(operation=name, line=line), None
-    if rule_line(operations[index], step.equations[-1]) and 0 <= nan < NEVER:
+        line = _jaxprs.user_line(equation)
+        return unknown._replace(operation=equation.primitive.name, line=line), None
+    operation = operations[index]
+    line = _jaxprs.user_line(equation, operation.line)
+    if rule_line(operation, equation) and 0 <= nan < NEVER:
         # A derivative rule is told by where it makes NaN, perhaps of an infinite result.
         other = find(latest.program, nan)
         step = other if _number_of(other) == index else step
-    operation = operations[index]
     # Loops in a derivative rule are of no interest.
     iteration = step.indices[: len(operation.lengths)]
     place = _place(problem, numbers, operation, index, iteration, step, backward, change)
@@ -252,8 +246,8 @@ def _explain(problem, numbers: Numbers, operations: list[Operation], latest: _Ru
         direction,
         operation.name,
         operation.scope,
-        operation.parameter,
-        (place.rule and rule_line(operation, step.equations[-1])) or line or operation.line,
+        applied(operation, operations)[1],
+        (place.rule and rule_line(operation, step.equations[-1])) or line,
         iteration,
         place.element,
         cause(place, operations, short),

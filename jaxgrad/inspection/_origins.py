@@ -92,7 +92,7 @@ def find(program: Any, time: int) -> Step:
             time -= size
             continue
         # The time is counted through all iterations and all branches.
-        inner, index = _inner(equation), ()
+        inner, index = _jaxprs.opened(equation), ()
         if equation.primitive.name == "scan":
             length = equation.params["length"]
             iteration, time = divmod(time, size // length)
@@ -106,18 +106,8 @@ def find(program: Any, time: int) -> Step:
     raise ValueError(f"time must be within the program, got {time} operations more")
 
 
-def _inner(equation: Any) -> list[Any]:
-    """The programs that are opened: those of calls, scans and branches."""
-    if equation.primitive.name == "scan":
-        return [equation.params["jaxpr"]]
-    if equation.primitive.name == "cond":
-        return list(equation.params["branches"])
-    called = _jaxprs.called_program(equation)
-    return [] if called is None else [called]
-
-
 def _size(equation: Any) -> int:
-    inner = sum(map(_program_size, _inner(equation)))
+    inner = sum(map(_program_size, _jaxprs.opened(equation)))
     return equation.params["length"] * inner if equation.primitive.name == "scan" else inner or 1
 
 
@@ -141,7 +131,7 @@ def _run(jaxpr: Any, values: Sequence[_Traced], start: Any) -> list[_Traced]:
 
 
 def _apply(equation: Any, inputs: list[_Traced], time: Any) -> list[_Traced]:
-    inner = _inner(equation)
+    inner = _jaxprs.opened(equation)
     if equation.primitive.name == "scan":
         return _scan(equation.params, inputs, time)
     if equation.primitive.name == "cond":

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad import _validate
-from jaxgrad._jaxprs import user_line
 from jaxgrad.inspection import _initial_scales, _levels, _rescaling
 from jaxgrad.inspection._depth import Growth
 from jaxgrad.inspection._levels import Group, Levels, Logs, Model
@@ -188,7 +187,7 @@ def _stream(model: Model, trace: XRay) -> Growth | None:
     # As the x-ray names them.
     name = "" if sums else chain[0].path
     node = model.flow.nodes[(sums or chain[0]).products[0]]
-    place = (node.name, name, user_line(node.equation))
+    place = (node.primitive, name, node.place)
     rows = [row for row in trace.growth if (row.operation, row.parameter, row.line) == place]
     return rows[0] if rows else None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgrad import _jaxprs
 from jaxgrad.inspection._causes import Place
-from jaxgrad.inspection._operations import Operation
+from jaxgrad.inspection._graph import Node
 
 # The operation, its inputs, and the inputs of all operations before it in the same body.
 Change = Callable[[Any, list[Any], dict[int, list[Any]]], Sequence[Any]]
@@ -93,7 +93,7 @@ def no_change() -> Rewrite:
     return Rewrite("", {})
 
 
-def rewrites(place: Place, operations: Sequence[Operation]) -> list[Rewrite]:
+def rewrites(place: Place, operations: Sequence[Node]) -> list[Rewrite]:
     """Return the rewrites to try for an operation, the best first."""
     operation = operations[place.number]
     # The same line may be carried out several times, as in a Python loop over layers.
@@ -254,7 +254,7 @@ BOUNDS: dict[str, list[tuple[str, Callable[[Any], Any]]]] = {
 }
 
 
-def _patterns(number: int, operations: Sequence[Operation]) -> list[Rewrite]:
+def _patterns(number: int, operations: Sequence[Node]) -> list[Rewrite]:
     """Return stable functions of `jax.nn` for what the code computes by exponentials."""
     operation = operations[number]
     if operation.name == "log":
@@ -272,7 +272,7 @@ def _patterns(number: int, operations: Sequence[Operation]) -> list[Rewrite]:
     return results
 
 
-def _of_sum_with_1(number: int, consumer: int, operations: Sequence[Operation]) -> list[Rewrite]:
+def _of_sum_with_1(number: int, consumer: int, operations: Sequence[Node]) -> list[Rewrite]:
     """Rewrite log(1 + exp(x)) and 1 / (1 + exp(-x))."""
     results = []
     for last in _consumers(consumer, operations):
@@ -291,7 +291,7 @@ def _of_sum_with_1(number: int, consumer: int, operations: Sequence[Operation]) 
     return results
 
 
-def _softmax(number: int, total: int, operations: Sequence[Operation]) -> list[Rewrite]:
+def _softmax(number: int, total: int, operations: Sequence[Node]) -> list[Rewrite]:
     """Rewrite exp(x) / sum(exp(x)) and log(sum(exp(x)))."""
     axes = operations[total].equation.params["axes"]
 
@@ -313,14 +313,14 @@ def _softmax(number: int, total: int, operations: Sequence[Operation]) -> list[R
     return [Rewrite("jax.nn.softmax(x)", {number: shifted})]
 
 
-def _log_of_function(number: int, operations: Sequence[Operation]) -> list[Rewrite]:
+def _log_of_function(number: int, operations: Sequence[Node]) -> list[Rewrite]:
     """Rewrite log(sigmoid(x)) and log(1 - sigmoid(x))."""
     operation = operations[number]
     # The argument of the sigmoid is read where the logarithm is computed.
-    source = operation.sources[0]
+    source = operation.inputs[0]
     sign, text = 1, "jax.nn.log_sigmoid(x)"
     if source is not None and operations[source].name == "sub":
-        source, sign, text = operations[source].sources[1], -1, "jax.nn.log_sigmoid(-x)"
+        source, sign, text = operations[source].inputs[1], -1, "jax.nn.log_sigmoid(-x)"
     if source is None or operations[source].name != "logistic":
         return []
     if operations[source].region != operation.region:
@@ -332,10 +332,10 @@ def _log_of_function(number: int, operations: Sequence[Operation]) -> list[Rewri
     return [Rewrite(text, {number: log_sigmoid})]
 
 
-def _consumers(number: int, operations: Sequence[Operation]) -> list[int]:
+def _consumers(number: int, operations: Sequence[Node]) -> list[int]:
     """Return the operations of the same body that take the result of another."""
     region = operations[number].region
-    return [i for i, o in enumerate(operations) if number in o.sources and o.region == region]
+    return [i for i, o in enumerate(operations) if number in o.inputs and o.region == region]
 
 
 def _is_narrow(dtype: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,39 +24,28 @@ class Bits(NamedTuple):
     underflow: Any
 
 
-class Site(NamedTuple):
+@dataclass(frozen=True)
+class Site(Location):
     """Statistics of the result of one operation, and of its cotangent.
 
     Attributes:
-      operation: its name, such as `dot_general`, or that of a function with a derivative rule.
-      scope: names of the enclosing `jax.named_scope`s, separated by slashes.
-      parameter: path of the parameter that it applies to the signal, such as `['w']`, or "".
-      line: file, line and function of the user's code.
-      shape, dtype: of one result, without the iterations of scans.
       forward, backward: arrays of the shape of the enclosing scans, `()` outside of any. A branch
         that was not taken has NaN; `backward` is zero where the loss does not depend on the result.
       details: of the parameter and of the units, arrays of the same shape.
-      fan_in: number of terms in each sum of a product with a parameter; 0 if it is not known.
-      scan: which of the model's outermost scans it is in, () if in none.
+
+    The others say where it is:
+      operation: its name, such as `dot_general`, or that of a function with a derivative rule.
+      scope, parameter, line, lengths, scan, shape, dtype, fan_in, weight: see `Location`.
     """
 
-    operation: str
-    scope: str
-    parameter: str
-    line: str
-    shape: tuple[int, ...]
-    dtype: Any
     forward: Statistics
     backward: Statistics
     details: Details
-    fan_in: float
-    scan: tuple[int, ...]
 
     @classmethod
     def create(cls, location: Location, forward, backward, details) -> "Site":
         """Return a site from where it is and what was measured there."""
-        place = (*location[:4], location.shape, location.dtype)
-        return cls(*place, forward, backward, details, location.fan_in, location.scan)
+        return cls(**vars(location), forward=forward, backward=backward, details=details)
 
     @property
     def variance(self) -> np.ndarray:

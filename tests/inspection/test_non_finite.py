@@ -217,6 +217,16 @@ def test_no_rewrite_is_tried_where_a_loop_might_never_end():
     assert (problem.operation, problem.rewrite) == ("log", "")
 
 
+def test_a_choice_without_operations_is_computed_in_a_wider_type_too():
+    def loss(x):
+        chosen = jax.lax.cond(x[0] > 0, lambda x, y: x, lambda x, y: y, x, 2 * x)
+        return jnp.sum(jnp.cosh(chosen)) / 1000
+
+    (problem,) = explain_non_finite(loss, jnp.array([12.0, 1.0], jnp.float16))
+    assert problem.cause == f"{CAUSES['overflow']} of float16"
+    assert problem.rewrite == "compute in float32"
+
+
 def with_callback(x):
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
     return jnp.sum(x * jax.pure_callback(np.sin, shape, jax.lax.stop_gradient(x)))

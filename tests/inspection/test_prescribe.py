@@ -328,7 +328,7 @@ def test_sums_that_are_no_residual_branches():
 
     params = dict.fromkeys(("gate", "w", "a", "b"), jnp.eye(4))
     program = jax.make_jaxpr(loss)(params, jnp.ones((2, 4)))
-    flow = dataflow(program, 4)
+    flow = dataflow(program, [*params, ""])
     assert len(flow.products) == 4
     assert flow.residuals == []
 
@@ -339,7 +339,7 @@ def test_fans_and_residuals_of_convolutions():
         return jnp.sum(0.5 * x + jnp.tanh(y))
 
     program = jax.make_jaxpr(loss)({"w": jnp.ones((6, 6, 3, 5))}, jnp.ones((1, 6, 8, 8)))
-    flow = dataflow(program, 1)
+    flow = dataflow(program, ["w", ""])
     (product,) = flow.products.values()
     assert (product.fan_in, product.fan_out, product.receptive_field) == (90, 90, 15)
     (sums,) = flow.residuals

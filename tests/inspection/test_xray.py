@@ -119,6 +119,28 @@ def test_lines_scopes_and_paths():
     assert "loss" in site.line
 
 
+def test_what_jax_compiles_inside_has_the_line_of_the_user():
+    def loss(w):
+        return jnp.linalg.norm(w) + jax.nn.logsumexp(w)
+
+    sites = {site.operation: site for site in xray(loss, jnp.ones(3)).sites}
+    expected = f"{__file__}:{loss.__code__.co_firstlineno + 1} ("
+    assert {"sqrt", "exp", "log"} <= set(sites)
+    assert all(site.line.startswith(expected) for site in sites.values())
+
+
+def test_a_factor_is_a_scale_but_in_a_compiled_function_it_is_none(x):
+    @jax.jit
+    def swish(x):
+        return 0.5 * x * (1 + jnp.tanh(0.5 * x))
+
+    def loss(w, x):
+        return jnp.sum(swish(x @ w)) + jnp.sum(0.1 * (x @ w))
+
+    sites = xray(loss, jnp.eye(WIDTH), x).sites
+    assert [s.fan_in for s in sites if s.operation == "dot_general"] == [WIDTH, 0]
+
+
 def test_a_rule_of_the_user_is_one_site_and_stays(x):
     @jax.custom_vjp
     def doubled(x):
