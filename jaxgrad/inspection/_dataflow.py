@@ -3,20 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any, NamedTuple
 
 from jaxgrad._jaxprs import RULES
-from jaxgrad.inspection._graph import (
-    PRODUCTS,
-    SAME_PARAMETER,
-    Node,
-    Parameter,
-    Plan,
-    graph,
-    plan,
-)
-from jaxgrad.inspection._sites import locate, measured_output
+from jaxgrad.inspection._graph import PRODUCTS, SAME_PARAMETER, Node, Parameter, Plan, graph, plan
+from jaxgrad.inspection._sites import fans, locate
 
 # Results of these have the size of their first signal, but for a number.
 SCALINGS = SAME_PARAMETER | {"mul", "div", "neg", "reduce_precision"}
@@ -93,17 +84,7 @@ def _product(index: int, node: Node, nodes: list[Node]) -> Product | None:
     # A product of two parameters is one of a signal only later.
     if parameter is None or pair[1 - side] is not None:
         return None
-    shape = node.equation.invars[side].aval.shape
-    numbers = node.equation.params["dimension_numbers"]
-    if node.primitive == "dot_general":
-        contracted, batch = numbers[0][side], numbers[1][side]
-        fan_in, field = prod(shape[i] for i in contracted), 1
-        fan_out = prod(n for i, n in enumerate(shape) if i not in (*contracted, *batch))
-    else:
-        features_out, features_in, *space = numbers.rhs_spec
-        field = prod(shape[i] for i in space)
-        fan_in, fan_out = shape[features_in] * field, shape[features_out] * field
-    return Product(index, node.inputs[1 - side], parameter, fan_in, fan_out, field)
+    return Product(index, node.inputs[1 - side], parameter, *fans(node.equation, side))
 
 
 def _ancestors(nodes: list[Node]) -> list[int]:
@@ -229,11 +210,6 @@ def plan_nodes(program: Any, flow: Flow, measured: Iterable[int]) -> Plan:
     nodes = [flow.nodes[i] for i in measured]
     # Nothing is measured of the weights.
     return plan(program, {n.key: replace(locate(n, flow.nodes), weight=-1) for n in nodes})
-
-
-def measurable(node: Node) -> bool:
-    """Whether the statistics of a node can be taken."""
-    return node.equation is not None and measured_output(node.equation) is not None
 
 
 def split_numbers(text: str) -> tuple[str, tuple[str, ...]]:

@@ -8,16 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad.inspection._dataflow import (
-    Flow,
-    Product,
-    dataflow,
-    measurable,
-    plan_nodes,
-    split_numbers,
-)
+from jaxgrad.inspection._dataflow import Flow, Product, dataflow, plan_nodes, split_numbers
 from jaxgrad.inspection._depth import LEAST_BLOCKS
 from jaxgrad.inspection._problem import Call, Problem
+from jaxgrad.inspection._sites import measurable
 from jaxgrad.inspection._statistics import statistics
 from jaxgrad.inspection._taps import run, slots, sums_of
 

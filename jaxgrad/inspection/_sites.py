@@ -117,25 +117,31 @@ def _is_softmax(node: Node, nodes: Sequence[Node]) -> bool:
     return [nodes[i].primitive for i in sources] == ["exp", "reduce_sum"]
 
 
+def fans(equation: Any, weight: int) -> tuple[int, int, int]:
+    """Return fan-in, fan-out and receptive field of an operand of a product."""
+    shape, numbers = equation.invars[weight].aval.shape, equation.params["dimension_numbers"]
+    if equation.primitive.name == "dot_general":
+        contracted, batch = numbers[0][weight], numbers[1][weight]
+        others = set(range(len(shape))) - {*contracted, *batch}
+        return math.prod(shape[i] for i in contracted), math.prod(shape[i] for i in others), 1
+    features_out, features_in, *window = numbers.rhs_spec
+    field = math.prod(shape[i] for i in window)
+    return shape[features_in] * field, shape[features_out] * field, field
+
+
 def _fan_in(equation: Any, weight: int) -> float:
     """Return the number of terms in each sum of a product with a parameter, else 0."""
     name, params = equation.primitive.name, equation.params
-    if weight < 0 or name not in PRODUCTS:
+    # An image that is a parameter has no fan.
+    if weight < 0 or name not in PRODUCTS or (weight == 0 and name != "dot_general"):
         return 0.0
-    shape = equation.invars[weight].aval.shape
-    if name == "dot_general":
-        return float(math.prod(shape[axis] for axis in params["dimension_numbers"][0][weight]))
-    if weight != 1:
-        return 0.0
-    _, features, *window = params["dimension_numbers"].rhs_spec
     # A transposed convolution puts zeros between its inputs, which are no terms.
-    terms = shape[features] * math.prod(shape[axis] for axis in window)
-    return terms / math.prod(params["lhs_dilation"])
+    return fans(equation, weight)[0] / math.prod(params.get("lhs_dilation", ()))
 
 
 def _is_site(node: Node, nodes: Sequence[Node]) -> bool:
     name = node.primitive
-    if node.equation is None or measured_output(node.equation) is None:
+    if not measurable(node):
         return False
     inputs, known = node.equation.invars, [nodes[i].parameter for i in node.inputs]
     if name in ("add", "add_any"):
@@ -147,6 +153,11 @@ def _is_site(node: Node, nodes: Sequence[Node]) -> bool:
         signals = [v for v, parameter in zip(inputs, known, strict=True) if not parameter]
         return len(signals) == 1 and not is_number(signals[0])
     return any(name in names for names in (PRODUCTS, NON_LINEAR, RULES, CLOSED, DETACHED))
+
+
+def measurable(node: Node) -> bool:
+    """Whether the statistics of a node can be taken."""
+    return node.equation is not None and measured_output(node.equation) is not None
 
 
 def measured_output(equation: Any) -> int | None:
