@@ -93,7 +93,7 @@ def parameter(example):
 
 
 @pytest.mark.parametrize("example", [parameter(e) for e in EXAMPLES if "not run" not in e.marks])
-def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch, optimized):
+def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     printed = io.StringIO()

@@ -14,7 +14,6 @@ from jaxgrad.checking import check_expectation
 from jaxgrad.checking._expectation_report import with_error
 from jaxgrad.checking._expectation_verdicts import _holm
 
-pytestmark = pytest.mark.usefixtures("optimized")
 VALUES = jnp.array([1.0, -2.0, 0.5])
 LOGITS = jnp.array([0.2, -0.5, 0.1])
 stop = jax.lax.stop_gradient
@@ -109,7 +108,7 @@ def test_a_wrong_factor_is_seen(key, factor):
 
 
 @pytest.mark.slow
-def test_a_bias_that_no_element_shows_is_seen_along_a_direction(key):
+def test_a_bias_that_no_element_shows_is_seen_along_a_direction(optimized, key):
     x = jnp.linspace(0.5, 1.5, 2000)
     report = check_expectation(wrong_product(1.01), x, key=key, samples=1024)
     (leaf,) = report.leaves
