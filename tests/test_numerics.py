@@ -118,6 +118,29 @@ def test_bisection_without_a_change_of_sign_ends_at_a_bound(x64):
     np.testing.assert_allclose((above, below), (1.0, 0.0), atol=1e-14)
 
 
+@pytest.mark.parametrize("steep", [0.0, 200.0])
+def test_secants_find_roots_with_few_evaluations(x64, steep):
+    roots, evaluations = np.array([-27.5, -3.0, -1e-9, 0.0]), []
+
+    def function(x):
+        jax.debug.callback(lambda _: evaluations.append(1), x[0])
+        return jnp.tanh((roots - x) * (0.3 + steep)) * jnp.exp(x / 4)
+
+    low, high = np.full(4, -30.0), np.zeros(4)
+    found = _numerics.bracketed_secant(function, low, high, tolerance=1e-11)
+    jax.effects_barrier()
+    np.testing.assert_allclose(found, roots, rtol=0, atol=1.1e-11)
+    # Bisection takes 41.
+    assert len(evaluations) <= (20 if not steep else 60)
+
+
+def test_secants_stop_where_no_digits_are_left_or_nothing_is_known():
+    root = _numerics.bracketed_secant(lambda x: 0.3 - x, 0.0, 1.0, tolerance=1e-30)
+    assert abs(root - 0.3) < 1e-6
+    nothing = _numerics.bracketed_secant(lambda x: x * jnp.nan, 0.0, 1.0, tolerance=1e-3)
+    assert 0 <= nothing <= 1
+
+
 def test_bisection_halves_the_interval_in_every_step():
     root = _numerics.bisect(lambda x: x - 0.3, 0.0, 1.0, steps=2)
     assert root == 0.375

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, bisect, in_float64
+from jaxgrad._numerics import FloatArray, bisect, bracketed_secant, in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.theory import _moments
 from jaxgrad.theory._fixed_points import TOUCH, end_slopes, excess, first_index, logs, polish, solve
@@ -106,20 +106,22 @@ def correlation(
     # Equal biases bring examples closer: of the next variance, only the share w M differs.
     share = square / (square + b_variance)
 
-    def step(log_gap):
+    def step(log_gap, log_q=log_q, share=share):
         gap, slopes = _moments.pair(phi, log_q, jnp.exp(log_gap))
         return gap * share, slopes * w_variance
 
-    # From c = 0 on the c-map is convex, so it has one stable fixed point there: below it the gap
+    # Where chi_perp <= 1, examples become parallel: the gap is 0, and its map has slope chi_perp.
+    # Else the c-map, convex from c = 0 on, has one stable fixed point there: below it the gap
     # grows, above it the gap shrinks.
-    low, high = jnp.full_like(log_q, jnp.log(1e-12)), jnp.zeros_like(log_q)
-    root = bisect(lambda x: step(x)[0] - jnp.exp(x), low, high, steps=40, sign=1.0)
-    log_gap = jax.lax.stop_gradient(root)
+    ordered, low = length.chi_perp <= 1, jnp.full_like(log_q, jnp.log(1e-12))
+    high = jnp.where(ordered | jnp.isnan(log_q), low, 0.0)
+    fixed = jax.lax.stop_gradient((log_q, share))
+    log_gap = bracketed_secant(
+        lambda x: jnp.log(step(x, *fixed)[0]) - x, low, high, tolerance=1e-11
+    )
     gap, chi = step(log_gap)
     # A Newton step, through which derivatives pass: d(gap map)/d(gap) is w E phi'(u) phi'(v).
     newton = jnp.exp(log_gap) + (gap - jnp.exp(log_gap)) / (1 - jax.lax.stop_gradient(chi))
-    # Where chi_perp <= 1, examples become parallel: the gap is 0, and its map has slope chi_perp.
-    ordered = length.chi_perp <= 1
     chi = jnp.where(ordered, length.chi_perp, step(jnp.log(jnp.where(ordered, 1.0, newton)))[1])
     return Correlation(jnp.where(ordered, 0.0 * length.q, newton), chi)
 

@@ -1,10 +1,12 @@
 """Mean-field theory: the numbers of 0.1."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgrad import activations, theory
+from jaxgrad._numerics import in_float64
 from jaxgrad.theory import Moments, finite_width, spectra
 from tests.reference.record import difference, hold, recorded
 
@@ -31,18 +33,26 @@ def named(name):
     return callable_activation if name == "callable" else name
 
 
+def compiled(function, *args, **options):
+    """Results of one program, in which integrals that several of them need are computed once."""
+    return in_float64(jax.jit(function, **options))(*args)
+
+
 @every()
 def test_maps(name):
-    phi, gaps = named(name), np.asarray([1e-6, 0.1, 1.0, 1.6])
-    out = {
-        "second_moment": theory.second_moment(phi, Q),
-        "slope_moment": theory.slope_moment(phi, Q),
-        "q_map": theory.q_map(phi, Q, 1.7, 0.2),
-        "c_map": theory.c_map(phi, gaps, 0.8, 1.7, 0.2),
-        "chi_perp": theory.chi_perp(phi, Q, 1.7),
-        "chi_par": theory.chi_par(phi, Q, 1.7),
-    }
-    hold(f"theory.maps.{name}", out)
+    phi = named(name)
+
+    def maps(q, gap, w, b):
+        return {
+            "second_moment": theory.second_moment(phi, q),
+            "slope_moment": theory.slope_moment(phi, q),
+            "q_map": theory.q_map(phi, q, w, b),
+            "c_map": theory.c_map(phi, gap, 0.8, w, b),
+            "chi_perp": theory.chi_perp(phi, q, w),
+            "chi_par": theory.chi_par(phi, q, w),
+        }
+
+    hold(f"theory.maps.{name}", compiled(maps, Q, np.asarray([1e-6, 0.1, 1.0, 1.6]), 1.7, 0.2))
 
 
 @every()
@@ -85,15 +95,19 @@ def test_critical(name):
 @every()
 def test_finite_width(name):
     phi = named(name)
-    variances = [spectra.spectrum_variance(phi, 0.8, 10, weights) for weights in WEIGHTS]
-    law = finite_width.gradient_law(phi, 5, 1.6, 0.1, width=32, input_square=0.9)
-    out = {
-        "layer_law": finite_width.layer_law(phi, 0.8, 1.7, 32),
-        "critical_w_variance": finite_width.critical_w_variance(phi, 0.8, 32),
-        "gradient_law": law,
-        "spectrum_variance": np.asarray(variances),
-    }
-    hold(f"theory.finite_width.{name}", out)
+
+    def laws(q, w, b, square):
+        variances = [spectra.spectrum_variance(phi, q, 10, weights) for weights in WEIGHTS]
+        return {
+            "layer_law": finite_width.layer_law(phi, q, w, 32),
+            "critical_w_variance": finite_width.critical_w_variance(phi, q, 32),
+            "gradient_law": finite_width.gradient_law(
+                phi, 5, w - 0.1, b, width=32, input_square=square
+            ),
+            "spectrum_variance": jnp.stack(variances),
+        }
+
+    hold(f"theory.finite_width.{name}", compiled(laws, 0.8, 1.7, 0.1, 0.9))
 
 
 def test_alive_probability():
@@ -131,6 +145,7 @@ def test_moments_of():
 
 def test_activate():
     log_q, gap = np.asarray([-2.0, 0.3, 3.0]), np.asarray([0.01, 0.5, 1.0])
-    moments = theory.activate(Moments(log_q, 0.1, 0.2, gap, gaussian=True), activations.get("gelu"))
+    moments = Moments(log_q, 0.1, 0.2, gap, gaussian=True)
+    moments = compiled(theory.activate, moments, activations.get("gelu"), static_argnums=1)
     kind = {"gaussian": moments.gaussian, "fresh": moments.fresh}
     hold("theory.activate", fields(moments) | kind)
