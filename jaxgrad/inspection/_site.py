@@ -26,16 +26,14 @@ class Bits(NamedTuple):
 
 @dataclass(frozen=True)
 class Site(Location):
-    """Statistics of the result of one operation, and of its cotangent.
+    """Where an operation of a model is, and statistics of its result and of the cotangent.
 
     Attributes:
+      operation, scope, parameter, line, lengths, scan, shape, dtype, fan_in, weight: as in
+        `Location`.
       forward, backward: arrays of the shape of the enclosing scans, `()` outside of any. A branch
         that was not taken has NaN; `backward` is zero where the loss does not depend on the result.
       details: of the parameter and of the units, arrays of the same shape.
-
-    The others say where it is:
-      operation: its name, such as `dot_general`, or that of a function with a derivative rule.
-      scope, parameter, line, lengths, scan, shape, dtype, fan_in, weight: see `Location`.
     """
 
     forward: Statistics
