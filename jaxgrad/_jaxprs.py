@@ -144,13 +144,11 @@ def source_frames(equation: Any) -> list[str]:
 def user_line(equation: Any, around: str = "") -> str:
     """Return file, line, column and function of the innermost code outside of installed packages.
 
-    If there is none, it is `around`, the line of the call around, or else that of a package.
+    It may be `around`, the line of the call around. If there is none, it is that of a package.
     """
-    frames = list(
-        itertools.takewhile(lambda f: not f.startswith(EVALUATION), source_frames(equation))
-    )
-    named = (frame for frame in frames if not is_installed(frame))
-    return next(named, around or next(iter(frames), ""))
+    inside = itertools.takewhile(lambda f: not f.startswith(EVALUATION), source_frames(equation))
+    frames = [frame for frame in (*inside, around) if frame]
+    return next((f for f in frames if not is_installed(f)), next(iter(frames), ""))
 
 
 def is_installed(place: str) -> bool:
