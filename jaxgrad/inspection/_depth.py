@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgrad import regimes
+
 LEAST_BLOCKS = 4  # Fewer blocks show no growth per block.
 CHANGE = 0.05  # largest probability of a change that is none, at any of the blocks
+STABLE = 2 * math.log(regimes.Thresholds().ratio)  # log of a mean square that changes little
 RESOLUTION = 1e-3  # of the change in a block, which is rounded
 
 
@@ -128,12 +131,14 @@ def _slope(values: np.ndarray) -> tuple[float, float, tuple[int, int]] | None:
 def steady(steps: np.ndarray) -> tuple[int, int]:
     """Return where the regime starts and stops that the changes `steps` add up most in.
 
-    Regimes are what lies between two changes of the mean. One of less than `LEAST_BLOCKS` blocks is
-    none.
+    The changes are those of the log of a mean square. Regimes are what lies between two changes of
+    their mean; one of less than `LEAST_BLOCKS` blocks is none. If even the largest one is stable,
+    so are all, and they are taken together.
     """
-    regimes = [(a, b) for a, b in _segments(steps, 0) if b - a >= LEAST_BLOCKS - 1]
-    whole = (0, len(steps))
-    return max(regimes, key=lambda part: abs(np.sum(steps[slice(*part)])), default=whole)
+    parts = [(a, b) for a, b in _segments(steps, 0) if b - a >= LEAST_BLOCKS - 1]
+    totals = [abs(float(np.sum(steps[a:b]))) for a, b in parts]
+    largest = max(totals, default=0.0)
+    return parts[totals.index(largest)] if largest > STABLE else (0, len(steps))
 
 
 def changed_by(start: int, stop: int) -> tuple[int, int]:

@@ -286,7 +286,7 @@ def _branches(sites: Sequence[Any], problem: Problem) -> Iterator[Fault]:
             continue
         # The first block has no stream before it that is known in every model.
         steps = stream.dilution[1:]
-        start, stop = steady(steps)
+        start, stop = steady(2 * steps)
         count = stop - start
         # The stream of a pre-norm network, which starts small, grows ever more slowly.
         late = steps[stop - count // 2 : stop]

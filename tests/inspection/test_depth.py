@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxgrad.inspection import Statistics, xray
-from jaxgrad.inspection._depth import _probability, growth, in_blocks, steady
+from jaxgrad.inspection._depth import _probability, _segments, growth, in_blocks, steady
 
 WIDTH, DEPTH = 32, 12
 
@@ -43,14 +43,21 @@ def test_the_standard_error_is_that_of_a_random_walk():
     generator = np.random.default_rng(0)
     rows = [row_of(*2 * [walk(generator.normal(0.2, 0.5, 15))]) for _ in range(2000)]
     whole = [row for row in rows if row.forward_range == (0, 15)]
-    # A change is seen where there is none in 5 % of them at most.
-    assert 0.93 < len(whole) / len(rows) < 0.98
+    assert len(whole) > 1900
     logs = np.log([row.forward for row in whole])
     errors = np.array([row.forward_error / row.forward for row in whole])
     assert np.mean(errors**2) == pytest.approx(np.var(logs), rel=0.1)
     # Gradients go the other way.
     np.testing.assert_allclose(logs, -np.log([row.backward for row in whole]), atol=1e-12)
     assert np.mean(np.abs(logs - 0.1) < 2 * errors) == pytest.approx(0.94, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [5, 15, 47])
+def test_a_change_that_is_none_is_seen_in_one_of_twenty_at_most(count):
+    noise = np.random.default_rng(2).normal(size=(1000, count))
+    share = np.mean([len(_segments(steps, 0)) > 1 for steps in noise])
+    # Five standard errors of a share of 5 %.
+    assert 0.01 < share < 0.05 + 5 * (0.05 * 0.95 / 1000) ** 0.5
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,8 @@ def test_the_standard_error_is_that_of_a_random_walk():
         # A start of one block, as of a stream that begins small.
         ([(6.0, 1), (0.5, 12)], (1, 13)),
         ([(0.5, 15)], (0, 15)),
+        # In all of them the size changes by less than a factor of 10.
+        ([(0.0, 10), (0.4, 10), (0.0, 20)], (0, 40)),
         # Neither part is long enough to be one.
         ([(0.0, 1), (5.0, 2)], (0, 3)),
     ],
