@@ -162,7 +162,11 @@ def statistics(sums: Sums, xp: Any) -> Statistics:
     if sums.finite is None:
         log_divisor, share = 0.0, xp.where(xp.isfinite(largest), 1.0, xp.nan)
     else:
-        log_divisor, share = xp.log(_divisor(largest, xp)), sums.finite / size
+        finite = sums.finite
+        if sums.nonzero is not None:
+            # Sums that no cotangent has reached are zero. Elements that are zero are finite.
+            finite = xp.where((finite == 0) & (sums.nonzero == 0), size, finite)
+        log_divisor, share = xp.log(_divisor(largest, xp)), finite / size
     # An empty array has no element that is not finite.
     non_finite = 1 - share if sums.size else 0 * share
     zeros = 1.0 if sums.nonzero is None else 1 - sums.nonzero / size

@@ -106,6 +106,15 @@ def test_a_cotangent_that_is_not_computed_is_zero():
     assert stopped.backward.log_mean_square > -np.inf
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_a_cotangent_that_is_not_computed_is_finite_at_any_size(scale):
+    def loss(w, x):
+        return jnp.sum(jax.nn.logsumexp(scale * (x @ w), axis=-1))
+
+    for site in xray(loss, jnp.eye(3), jnp.ones((2, 3))).sites:
+        assert site.backward.non_finite == 0, site
+
+
 def test_the_carry_of_a_scan_is_no_parameter(key):
     def loss(params, tokens):
         x = params["embedding"][tokens]
