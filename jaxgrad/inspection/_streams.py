@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgrad._jaxprs import user_line
 from jaxgrad.inspection._dataflow import Flow, Product, Residual, split_numbers
 from jaxgrad.inspection._depth import LEAST_BLOCKS
+from jaxgrad.inspection._graph import SAME_PARAMETER, Plan
 from jaxgrad.inspection._levels import Logs, open_model, size
 from jaxgrad.inspection._problem import Problem
-from jaxgrad.inspection._sites import SAME_PARAMETER, Plan, plan_sites
+from jaxgrad.inspection._sites import plan_sites
 
 # A branch that is correlated with its stream may be larger than the sum of both.
 LARGEST_SHARE = 0.999
@@ -41,18 +41,18 @@ class Stream(NamedTuple):
 
 def streams(sites: Sequence[Any], problem: Problem) -> list[Stream]:
     """Return the residual streams of a model in the order of computation."""
-    flow, labels = open_model(problem).flow, problem.call.labels
-    index = {key: i for i, key in enumerate(_keys(plan_sites(problem.program, labels)))}
+    flow, plan = open_model(problem).flow, plan_sites(problem.program, problem.call.labels)
+    index = {key: i for i, key in enumerate(_keys(plan))}
     nodes = {i: index[n.key] for i, n in enumerate(flow.nodes) if n.equation and n.key in index}
     logs = {i: np.asarray(sites[k].forward.log_mean_square, np.float64) for i, k in nodes.items()}
     logs = _with_same_size(flow, logs, problem)
     groups: dict[tuple[Any, ...], list[Residual]] = {}
     for r in flow.residuals:
         if r.total in nodes and not _is_recurrent(flow, r):
-            path = split_numbers(labels[_weights(flow, r).parameter.leaf])[0]
+            path = split_numbers(_weights(flow, r).parameter.path)[0]
             site = sites[nodes[r.total]]
             # Each sum in a scan is one by itself.
-            name = r.total if site.scan else (user_line(flow.nodes[r.total].equation), path)
+            name = r.total if site.scan else (flow.nodes[r.total].place, path)
             groups.setdefault((site.scan, site.shape, name), []).append(r)
     # A block may have several sums, such as after attention and after the layers beside it.
     blocks: dict[tuple[Any, ...], list[list[Residual]]] = {}
@@ -67,7 +67,7 @@ def streams(sites: Sequence[Any], problem: Problem) -> list[Stream]:
         totals = np.ravel([logs[r.total] for r in sums])
         if len(totals) >= LEAST_BLOCKS:
             weights = [_weights(flow, r) for r in largest]
-            path = labels[weights[-1].parameter.leaf]
+            path = weights[-1].parameter.path
             # The numbers of unrolled blocks differ.
             path = path if len(sums) == 1 else split_numbers(path)[0]
             products = tuple(nodes[product.node] for product in weights)
@@ -118,7 +118,7 @@ def _with_same_size(flow: Flow, logs: Logs, problem: Problem) -> Logs:
         signals = [k for k in node.inputs if k in logs]
         if i in logs or node.equation is None or len(signals) != 1:
             continue
-        log, name = logs[signals[0]], node.equation.primitive.name
+        log, name = logs[signals[0]], node.primitive
         others = [flow.nodes[k].parameter for k in node.inputs if k not in logs]
         if name in SAME_PARAMETER and name not in ("slice", "dynamic_slice"):
             logs[i] = log
