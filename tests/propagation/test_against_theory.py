@@ -239,8 +239,9 @@ def test_batch_norm_over_positions():
     ("width", "depth", "seeds"),
     [
         (16, 12, 4096),
-        (64, 32, 4096),
-        (256, 32, 512),
+        # Standard errors of about 0.1: a factor that is off by 1 % a layer is seen.
+        (64, 32, 1024),
+        (256, 32, 128),
     ],
 )
 def test_relu_mean_squared_gradient_is_exact_at_any_width(optimized, key, width, depth, seeds):
