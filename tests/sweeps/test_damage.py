@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from benchmarks import damaged_stores
 from jaxgrad import sweeps
@@ -165,6 +166,54 @@ def test_chunks_of_another_sweep_differ(finished, tmp_path):
     # The values are the same, but not the sweep.
     with pytest.raises(sweeps.DamagedStoreError, match="values are not those of the sweep"):
         sweeps.open_store(tmp_path / "other")["n"].load()
+
+
+def exchange(path, other):
+    data = path.read_bytes(), other.read_bytes()
+    path.write_bytes(data[1])
+    other.write_bytes(data[0])
+
+
+@pytest.mark.parametrize("pair", [("1/0", "1/1"), ("0/1", "2/1")])
+def test_chunks_that_are_exchanged_with_their_digests_differ(store, pair):
+    for name, inner in (("y", "/0"), ("n", ""), ("chunk-digests", "/0/0"), ("computed", "")):
+        exchange(*(store / f"{name}/c/{index}{inner}" for index in pair))
+    table = sweeps.open_store(store)
+    for name in ("y", "n"):
+        with pytest.raises(sweeps.DamagedStoreError, match=f"{name}/c/"):
+            table[name].load()
+
+
+def test_variables_that_are_exchanged_with_their_digests_differ(key, tmp_path):
+    variables = {"a": Variable(), "b": Variable()}
+    sweeps.run(
+        lambda key, point: {"a": point["x"], "b": -point["x"]},
+        {"x": range(3)},
+        variables,
+        key=key,
+        store=tmp_path / "sweep",
+        chunk_cells=3,
+    )
+    exchange(tmp_path / "sweep/a/c/0", tmp_path / "sweep/b/c/0")
+    digests = zarr.open_group(tmp_path / "sweep", mode="r+")["chunk-digests"]
+    digests[0] = digests[0][::-1]
+    with pytest.raises(sweeps.DamagedStoreError, match="a/c/0"):
+        sweeps.open_store(tmp_path / "sweep")["a"].load()
+
+
+def test_chunks_of_fill_values_are_written_and_stay_as_they_are(key, tmp_path):
+    values = np.array([[np.nan, -0.0], [-np.nan, np.nan]], np.float32)
+
+    def function(key, point, values):
+        return {"y": values[point["x"]], "n": 0}
+
+    options = {"key": key, "args": (values,), "chunk_cells": 1, "store": tmp_path / "sweep"}
+    for _ in range(2):
+        table = sweeps.run(
+            function, {"x": range(2)}, {"y": Variable(("k",)), "n": Variable()}, **options
+        )
+        # With the signs of NaN and zero.
+        assert table["y"].values.tobytes() == values.tobytes()
 
 
 def test_only_the_chunks_that_are_used_are_read(store, monkeypatch):
