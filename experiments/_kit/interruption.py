@@ -25,7 +25,11 @@ def interruption(message: str) -> Iterator[None]:
     signals, wakeup = socket.socketpair()
     wakeup.setblocking(False)
     # Python writes the number of each signal there at once.
-    before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    descriptor = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    handler = signal.getsignal(signal.SIGINT)
+    # See `experiments/__init__.py`. A shell lets commands in the background ignore the signal.
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     ended = threading.Event()
 
     def wait() -> None:
@@ -41,7 +45,8 @@ def interruption(message: str) -> Iterator[None]:
         end_process(message)
     finally:
         ended.set()
-        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGINT, handler)
+        signal.set_wakeup_fd(descriptor)
         wakeup.close()
         thread.join()
         signals.close()

@@ -54,13 +54,14 @@ def progress(unit: str) -> Any:
 
 
 def _progress_lines(unit: str) -> Any:
-    start = last = time.monotonic()
-    first = None
+    first = start = last = None
 
     def show(done: int, total: int) -> None:
-        nonlocal first, last
-        # Of a resumed run, the first number is what was there already.
-        first, now = done if first is None else first, time.monotonic()
+        nonlocal first, start, last
+        now = time.monotonic()
+        if first is None or start is None or last is None:
+            # Of a resumed run, the first number is what was there already.
+            first, start, last = done, now, now
         if now - last < LINE_SECONDS or done == first:
             return
         minutes = (now - start) / (done - first) * (total - done) / 60

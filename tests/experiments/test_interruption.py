@@ -1,5 +1,6 @@
 """Ctrl-C ends an experiment soon, with a message, and without a crash."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -40,6 +41,13 @@ kit.command(kit.Options, run)
 """
 
 
+def start(command):
+    """A process that does not ignore the signal, as those of a shell's background jobs do."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    handle = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, preexec_fn=handle, **pipes)
+
+
 SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in ("threads", "loop")]
 
 
@@ -47,8 +55,7 @@ SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in ("threads", "loop
 def test_an_interrupted_command_ends_within_seconds(tmp_path, work):
     code = COMMAND.replace("WORK", work)
     command = [sys.executable, "-c", code, "--output", str(tmp_path / "a.png")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
+    process = start(command)
     assert process.stdout.readline() == "started\n"
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -56,3 +63,15 @@ def test_an_interrupted_command_ends_within_seconds(tmp_path, work):
     assert time.monotonic() - begin < 20
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("interrupted; nothing was stored")
+
+
+def test_a_command_that_is_interrupted_while_it_imports_ends_at_once():
+    command = [sys.executable, "-v", "-m", "experiments.course_examples"]
+    process = start(command)
+    # Python tells on the standard error what it imports.
+    while "import 'numpy" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=50)
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in errors

@@ -35,10 +35,9 @@ def test_the_structure_of_arguments_is_part_of_a_sweep(tmp_path, before, after, 
 
 
 def test_addresses_of_functions_are_no_part_of_a_sweep(tmp_path):
-    for _ in range(2):
-        # A new function each time.
-        partial = jax.tree_util.Partial(lambda x: x, ONE)
-        run(tmp_path / "sweep", (partial,))
+    functions = [lambda x: x for _ in range(2)]
+    for function in functions:
+        run(tmp_path / "sweep", (jax.tree_util.Partial(function, ONE),))
 
 
 def test_precision_is_part_of_a_sweep(tmp_path):
