@@ -90,7 +90,8 @@ def classify(
     [0, -1]
     """
     thresholds = _checked(thresholds)
-    log_ratio, depths = jnp.asarray(log_ratio), jnp.asarray(depths)
+    _validate.numbers("depths", depths, minimum=1.0)
+    log_ratio, depths = _validate.real("log_ratio", log_ratio), jnp.asarray(depths)
     if log_ratio.ndim < 2 or len(log_ratio) < 2:
         rule = "have shape [seeds, ..., depths] with at least 2 seeds"
         raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; measure more seeds")
@@ -119,7 +120,9 @@ def classify_mean(
     [0, -1, 0]
     """
     thresholds = _checked(thresholds)
-    mean, error = jnp.asarray(log_ratio), jnp.asarray(log_ratio_se)
+    _validate.numbers("depths", depths, minimum=1.0)
+    mean = _validate.real("log_ratio", log_ratio)
+    error = _validate.real("log_ratio_se", log_ratio_se)
     if mean.shape != error.shape:
         rule = f"have the shape {mean.shape} of log_ratio"
         raise ValueError(f"log_ratio_se must {rule}, got {error.shape}; pass one for each mean")
@@ -128,6 +131,7 @@ def classify_mean(
 
 def _checked(thresholds: Thresholds | None) -> Thresholds:
     thresholds = Thresholds() if thresholds is None else thresholds
+    _validate.instance("thresholds", thresholds, Thresholds, "jaxgrad.regimes.Thresholds()")
     _validate.scalar("thresholds.ratio", thresholds.ratio, minimum=1.0, above=True)
     _validate.scalar("thresholds.z", thresholds.z, minimum=0.0)
     return thresholds
@@ -159,9 +163,13 @@ def _classify(mean, error, depths, thresholds):
 def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Mean over the first axis and its standard error, `[seeds, ...] -> [...]` each.
 
-    An infinite mean has a NaN error. Two infinities of opposite sign, or a NaN, give a NaN mean.
+    An infinite mean has a NaN error, and so has the mean of one seed. Two
+    infinities of opposite sign, or a NaN, give a NaN mean.
     """
-    values = jnp.asarray(values)
+    values = _validate.real("values", values)
+    if values.ndim == 0 or len(values) == 0:
+        rule = "have shape [seeds, ...] with at least 1 seed"
+        raise ValueError(f"values must {rule}, got {values.shape}; pass the value of each seed")
     mean = jnp.mean(values, axis=0)
     finite = jnp.isfinite(mean)
     # inf - inf would be NaN, and so would be the derivative.
@@ -169,7 +177,6 @@ def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array,
     return mean, jnp.where(finite, deviation / math.sqrt(len(values)), jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
 def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array, "..."]:
     """Find out whether a floating-point type can represent numbers of a given log mean square.
 
@@ -180,10 +187,13 @@ def storage(log_mean_square: ArrayLike, dtype: Any = jnp.float32) -> Int8[Array,
     >>> storage(jnp.asarray([-300.0, 0.0, 300.0])).tolist()
     [-1, 0, 1]
     """
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError(f"dtype must be floating, got {jnp.dtype(dtype)}; pass jnp.float32")
-    info = jnp.finfo(dtype)
-    log_size = 0.5 * jnp.asarray(log_mean_square)
+    log_mean_square = _validate.real("log_mean_square", log_mean_square)
+    return _storage(log_mean_square, _validate.dtype("dtype", dtype))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _storage(log_mean_square, dtype):
+    info, log_size = jnp.finfo(dtype), 0.5 * log_mean_square
     low, high = (float(np.log(np.float64(edge))) for edge in (info.tiny, info.max))
     conditions = [jnp.isnan(log_size), log_size < low, log_size > high]
     labels = [Storage.UNDEFINED, Storage.UNDERFLOW, Storage.OVERFLOW]
@@ -204,12 +214,13 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     first upward crossing of zero is found by linear interpolation. The result is the geometric mean
     over the seeds that cross. The variances are positive and increase.
     """
-    log_ratio, values = jnp.asarray(log_ratio), np.asarray(variances, float)
+    log_ratio = _validate.real("log_ratio", log_ratio)
+    values = _validate.in_float64("variances", variances)
     increasing = values.ndim == 1 and len(values) > 1 and np.all(np.diff(values) > 0)
     if not (increasing and values[0] > 0 and values[-1] < np.inf):
         rule = "be at least two increasing positive numbers"
         raise ValueError(f"variances must {rule}, got {values.tolist()}")
-    if log_ratio.ndim < 2 or log_ratio.shape[1] != len(values):
+    if log_ratio.ndim < 2 or 0 in log_ratio.shape or log_ratio.shape[1] != len(values):
         rule = f"have shape [seeds, {len(values)}, ...] to fit the variances"
         raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; put seeds first")
     return _level(log_ratio, jnp.log(jnp.asarray(values, log_ratio.dtype)))

@@ -1,6 +1,6 @@
 """Assertions for a test suite: a test fails only if a gradient is wrong."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad import checking
+from jaxgrad import _validate, checking
 from jaxgrad.checking import arguments
 
 __all__ = ["arguments", "assert_expectation", "assert_grads", "check_grads"]
@@ -29,6 +29,7 @@ def assert_grads(
     <Verdict.AGREE: 'AGREE'>
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
+    _validate.text("label", label)
     report = checking.check_grads(f, *args, **options)
     if not report.ok:
         raise AssertionError(f"{label}\n{report}")
@@ -49,6 +50,7 @@ def assert_expectation(
     <ExpectationVerdict.UNBIASED: 'UNBIASED'>
     """
     __tracebackhide__ = True
+    _validate.text("label", label)
     report = checking.check_expectation(f, *args, key=key, **options)
     if not report.ok:
         raise AssertionError(f"{label}\n{report}")
@@ -87,10 +89,21 @@ def check_grads(
     """
     __tracebackhide__ = True
     del atol, eps
+    _validate.function("f", f)
+    _validate.flag("use_rtol", use_rtol)
+    order = _validate.integer("order", order, 1)
+    if isinstance(args, str) or not isinstance(args, Iterable):
+        got = f"got {_validate.show(args)}; write (x,) for a single one"
+        raise TypeError(f"args must be a tuple of arguments, {got}")
+    if isinstance(modes, Mapping) or not isinstance(modes, Iterable):
+        got = f"got {_validate.show(modes)}; pass for example ('fwd', 'rev')"
+        raise TypeError(f"modes must be a sequence of names, {got}")
     if isinstance(rtol, Mapping):
         kinds = {jnp.result_type(leaf) for leaf in jax.tree.leaves(args)}
         values = {jnp.dtype(dtype): value for dtype, value in rtol.items()}
         rtol = max((values.get(kind, 0.0) for kind in kinds), default=0.0)
+    if rtol is not None:
+        _validate.scalar("rtol", rtol, minimum=0.0)
     least = max(1e-5, (rtol or 0.0) if use_rtol else 0.0)
     # A linearization is what forward mode gives.
     names = ["fwd" if mode == "lin" else mode for mode in ([modes] if modes in MODES else modes)]

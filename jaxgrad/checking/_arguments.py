@@ -102,6 +102,8 @@ def sort_arguments(
 ) -> Arguments:
     """Sort the leaves of `args`; see `check_grads` for the arguments."""
     indices = _indices(argnums, len(args))
+    _validate.flag("has_aux", has_aux)
+    _validate.flag("holomorphic", holomorphic)
     if kwargs is not None:
         f, args = _WithKeywords(f), (*args, _validate.mapping("kwargs", kwargs))
     kinds, moved, fixed, leaves, left_out = [], [], [], [], []
@@ -153,11 +155,11 @@ def sort_arguments(
 
 def _indices(argnums: Any, count: int) -> list[int]:
     try:
-        sequence = (argnums,) if isinstance(argnums, int) else argnums
+        sequence = argnums if isinstance(argnums, (tuple, list)) else (argnums,)
         indices = [_validate.integer("argnums", i, -count) for i in sequence]
     except TypeError:
         raise TypeError(
-            f"argnums must be a whole number or a sequence of them, got {argnums!r}"
+            f"argnums must be a whole number or a sequence of them, got {_validate.show(argnums)}"
         ) from None
     if not indices or any(i >= count for i in indices):
         raise ValueError(

@@ -77,6 +77,10 @@ def check_grads(
     exhaustive = _validate.integer("exhaustive", exhaustive, 0)
     count = _validate.integer("directions", directions, 2)
     _validate.scalar("rtol", rtol, minimum=0.0)
+    _validate.flag("strict", strict)
+    if not isinstance(modes, (str, tuple, list)):
+        got = f"got {_validate.show(modes)}; pass for example ('rev',)"
+        raise TypeError(f"modes must be a sequence of names, {got}")
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
     for mode in modes:
         _validate.choice("modes", mode, ("rev", "fwd"))

@@ -25,6 +25,7 @@ from jaxgrad.checking._domain_shrink import boundary, complexity, range_text, si
 from jaxgrad.checking._domain_values import candidates, next_number, space
 from jaxgrad.checking._precision import first_line
 from jaxgrad.checking._programs import gradient_of, precision
+from jaxgrad.checking._stages import seed_of
 
 # How many points are judged for each reason of suspicion, per 100 of `judged`.
 SHARES = {
@@ -104,19 +105,26 @@ def check_domain(
     points = _validate.integer("points", points, 16)
     judged = _validate.integer("judged", judged, 1)
     operations = _validate.integer("operations", operations, 1)
+    _validate.flag("has_aux", has_aux)
     _validate.scalar("lost", lost, minimum=0.0, above=True)
     chosen = None
     if argnums is not None:
-        chosen = [argnums] if isinstance(argnums, int) else list(argnums)
-        chosen = [_validate.integer("argnums", i, -len(domains)) % len(domains) for i in chosen]
+        chosen = list(argnums) if isinstance(argnums, (tuple, list)) else [argnums]
+        last = len(domains) - 1
+        chosen = [_validate.integer("argnums", i, -last - 1, last) % len(domains) for i in chosen]
+        _validate.distinct("argnums", chosen)
+    if dtypes is not None:
+        if isinstance(dtypes, str) or not isinstance(dtypes, Sequence) or not dtypes:
+            got = f"got {_validate.show(dtypes)}; pass for example (jnp.float32,)"
+            raise TypeError(f"dtypes must be a sequence of floating-point types, {got}")
+        dtypes = [_validate.dtype("dtypes", dtype) for dtype in dtypes]
     try:
         import mpmath  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "check_domain needs mpmath; `pip install jaxgrad[reference]` installs it"
         ) from error
-    data = b"" if key is None else np.asarray(jax.random.key_data(key)).tobytes()
-    seed = int.from_bytes(data[-8:], "little")
+    seed = seed_of(key)
     reports = []
     for dtype in dtypes or (None,):
         target = Target(f, space(domains, chosen, dtype), has_aux)

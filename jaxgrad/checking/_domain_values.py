@@ -42,9 +42,11 @@ def interval(
     >>> interval(0.0, 1.0, shape=(3,)).high
     1.0
     """
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be a floating-point type, got {dtype}; pass jnp.float32")
+    dtype = _validate.dtype("dtype", dtype)
+    for name, bound in (("low", low), ("high", high)):
+        # Infinity stands for the largest number of the type.
+        if not (isinstance(bound, float) and math.isinf(bound)):
+            _validate.scalar(name, bound)
     largest = float(jnp.finfo(dtype).max)
     low, high = (min(max(float(bound), -largest), largest) for bound in (low, high))
     # Bounds that the type does not hold move into the interval.
@@ -104,6 +106,7 @@ def space(domains: tuple[Any, ...], argnums: Sequence[int] | None, dtype: Any = 
 def _parse(leaf: Any, index: int, dtype: Any) -> Any:
     if isinstance(leaf, Interval):
         return interval(leaf.low, leaf.high, leaf.shape, dtype or leaf.dtype)
+    _validate.tree(f"domains[{index}]", leaf)
     shaped = isinstance(leaf, jax.ShapeDtypeStruct)
     kind = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     if jnp.issubdtype(kind, jnp.complexfloating):

@@ -75,6 +75,7 @@ def check_expectation(
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
     _validate.key("key", key)
     _validate.known("args", args, "check_expectation")
+    _validate.flag("strict", strict)
     samples = _validate.integer("samples", samples, 512)
     _validate.scalar("alpha", alpha, minimum=0.0, above=True, maximum=0.5)
     _validate.scalar("resolution", resolution, minimum=0.0, above=True)

@@ -44,6 +44,7 @@ def check_terms(f: Callable[..., Any], *args: Any, **options: Any) -> dict[str, 
     """
     if "has_aux" in options:
         raise TypeError("has_aux must not be given, got has_aux; let f return its terms alone")
+    _validate.function("f", f)
     # Paths of the terms, without computing them.
     shapes, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(lambda: f(*args)))
     return {
@@ -89,9 +90,14 @@ def check_along_training(
     >>> {step: report.ok for step, report in reports.items()}
     {0: True, 10: True}
     """
-    checked = {_validate.integer("steps", step, 0) for step in steps}
-    if not checked:
-        raise ValueError("steps must not be empty, got no steps; give at least one")
+    _validate.function("loss", loss)
+    _validate.tree("params", params)
+    _validate.flag("has_aux", has_aux)
+    _validate.attributes("optimizer", optimizer, ("init", "update"), "a function of optax")
+    checked = set(_validate.integers("steps", steps, 0))
+    if not isinstance(batches, Iterable):
+        got = f"got {_validate.show(batches)}; pass a list of tuples"
+        raise TypeError(f"batches must yield the arguments of each step, {got}")
 
     @jax.jit
     def update(params, state, *batch):
@@ -104,6 +110,9 @@ def check_along_training(
     state, last, count = optimizer.init(params), max(checked), -1
     reports = {}
     for count, batch in enumerate(batches):
+        if not isinstance(batch, (tuple, list)):
+            got = f"got {_validate.show(batch)}; write (x,) for a single one"
+            raise TypeError(f"batches must yield tuples of arguments, {got}")
         if count in checked:
             for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
                 if not np.all(np.isfinite(np.asarray(leaf))):

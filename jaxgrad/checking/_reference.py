@@ -194,6 +194,7 @@ def reference(
     ROUNDING: the rules of f are right, but the gradient is lost in rounding
     ROUNDING  args: derivative 1.699341702116636e-17, autodiff 0, without rounding 1.699341702e-17
     """
+    _validate.function("f", f)
     digits = _validate.integer("digits", digits, 10)
     operations = _validate.integer("operations", operations, 1)
     _validate.scalar("rtol", rtol, minimum=0.0)

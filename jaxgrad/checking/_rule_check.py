@@ -63,6 +63,11 @@ def check_rules(
     Rules are left out if `select` returns false for the operation that has them; `bool` selects
     all. `progress` is called with numbers of rules.
     """
+    _validate.function("f", f)
+    _validate.function("select", select)
+    _validate.flag("primitives", primitives)
+    samples = _validate.integer("samples", samples, 1)
+    _validate.scalar("rtol", rtol, minimum=0.0)
     seed, progress = seed_of(key), _validate.progress(progress)
     generator = np.random.default_rng([seed, 7])
     keywords = {} if kwargs is None else _validate.mapping("kwargs", kwargs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxgrad import _validate
 from jaxgrad.checking._autodiff import differentiate
 from jaxgrad.checking._compare import compare
 from jaxgrad.checking._conclude import combine, conclude, reject
@@ -31,13 +32,11 @@ class Settings(NamedTuple):
 
 def seed_of(key: jax.Array | None) -> int:
     """Return the seed that belongs to a PRNG key, 0 for `None`."""
-    try:
-        data = b"" if key is None else np.asarray(jax.random.key_data(key)).tobytes()
-    except TypeError:
-        raise TypeError(
-            f"key must be a PRNG key, got {type(key).__name__}; use jax.random.key(0)"
-        ) from None
-    return int.from_bytes(data[-8:], "little")
+    if key is None:
+        return 0
+    _validate.key("key", key)
+    _validate.known("key", key, "the check")
+    return int.from_bytes(np.asarray(jax.random.key_data(key)).tobytes()[-8:], "little")
 
 
 def run_check(

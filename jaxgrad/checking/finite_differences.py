@@ -191,6 +191,10 @@ def taylor_remainder(
     _check(f, x)
     for name, tree in (("gradient", gradient), ("direction", direction)):
         _check_like(name, tree, x)
+    _validate.numbers("steps", steps, minimum=0.0, above=True)
+    if np.ndim(steps) != 1 or np.size(steps) == 0:
+        got = f"got shape {np.shape(steps)}; pass a tuple of floats"
+        raise ValueError(f"steps must have shape [steps], none empty, {got}")
     (theta, unravel), (vector, _) = ravel_pytree(x), ravel_pytree(direction)
     predicted = jnp.vdot(ravel_pytree(gradient)[0], vector)
     steps = jnp.asarray(steps, theta.dtype)
@@ -239,6 +243,8 @@ def _along_leaf(value, leaf, eps, moves, combine):
 
 
 def _check(f, x):
+    _validate.function("f", f)
+    _validate.tree("x", x)
     for dtype in map(jnp.result_type, jax.tree.leaves(x)):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
@@ -250,6 +256,7 @@ def _check(f, x):
 
 
 def _check_like(name, tree, x):
+    _validate.tree(name, tree)
     if _form(tree) != _form(x):
         structure = jax.tree.structure(tree)
         raise ValueError(f"{name} must have the structure and shapes of x, got {structure}")
@@ -267,6 +274,8 @@ def relative_error(numeric: Any, autodiff: Any) -> Float[Array, ""]:
 
     Source: CS230/Deep Learning Specialization, "Gradient checking".
     """
+    for name, tree in (("numeric", numeric), ("autodiff", autodiff)):
+        _validate.tree(name, tree)
     forms = zip(("structure", "shapes"), _form(numeric), _form(autodiff), strict=True)
     for name, expected, other in forms:
         if expected != other:
@@ -286,5 +295,6 @@ def tier(error: float | np.floating | Array, text: str = "course") -> str:
     ('right', 'look again', 'wrong')
     """
     _validate.choice("text", text, TIERS)
+    _validate.real("error", error, 0)
     # A NaN is below no limit, so it comes out as the last tier, wrong.
     return next((name for limit, name in TIERS[text] if error < limit), TIERS[text][-1][1])

@@ -58,6 +58,10 @@ def critical(
     (1.760955, 0.570048)
     """
     phi = activations.get(activation)
+    # Wrong options are refused before anything is computed.
+    variance_scaling(1.0, "fan_in", distribution, **convolution)
+    if width is not None:
+        _validate.scalar("width", width, minimum=1.0)
     if b_variance is not None and q is not None:
         raise ValueError(
             "b_variance and q must not both be given, since one follows from the other; got "

@@ -61,7 +61,7 @@ def fans(
     Fans(fan_in=64.0, fan_out=128.0)
     """
     *window, n_in, n_out = _validate.shape("shape", shape, 2)
-    groups = _validate.integer("groups", groups, 1)
+    groups, strides, transposed = _checked_convolution(groups, strides, transposed)
     if n_out % groups:
         rule = f"divide the {n_out} output channels of shape {tuple(shape)}"
         raise ValueError(f"groups must {rule}, got {groups}")
@@ -71,10 +71,27 @@ def fans(
         raise ValueError(f"strides must give one number for each of the {axes}, got {strides!r}")
     # A unit sums one product for each position of the window and input channel of its group.
     size = math.prod(window)
-    stride = math.prod(_validate.integer("strides", step, 1) for step in per_axis)
+    stride = math.prod(per_axis)
     fan_in, fan_out = float(size * n_in), size * n_out / groups
     # A stride thins the outputs; transposed, it thins the inputs that an output meets.
     return Fans(fan_in / stride, fan_out) if transposed else Fans(fan_in, fan_out / stride)
+
+
+def _checked_convolution(groups, strides, transposed):
+    """Return the options of a convolution, or raise if one of them is wrong."""
+    groups = _validate.integer("groups", groups, 1)
+    # A list could not be part of a pytree's structure, which has to be hashable.
+    if isinstance(strides, (tuple, list)):
+        strides = tuple(_validate.integer("strides", step, 1) for step in strides)
+    else:
+        strides = _validate.integer("strides", strides, 1)
+    _validate.flag("transposed", transposed)
+    return groups, strides, transposed
+
+
+def _checked_draw(key, shape, dtype, ndim=0):
+    _validate.key("key", key)
+    return _validate.shape("shape", shape, ndim), _validate.dtype("dtype", dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +100,8 @@ class _Constant:
     value: Any
 
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return jax.nn.initializers.constant(self.value, dtype)(key, tuple(shape), dtype)
+        shape, dtype = _checked_draw(key, shape, dtype)
+        return jax.nn.initializers.constant(self.value, dtype)(key, shape, dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -97,13 +115,13 @@ class _Independent:
     convolution: tuple[tuple[str, Any], ...] = field(default=(), metadata=_STATIC)
 
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        shape, dtype = _checked_draw(key, shape, dtype, 0 if self.mode is None else 2)
         variance = self.scale
         if self.mode is not None:
             n_in, n_out = fans(shape, **dict(self.convolution))
             by_mode = {"fan_in": n_in, "fan_out": n_out, "fan_avg": (n_in + n_out) / 2}
             variance = variance / by_mode[self.mode]
         # Drawn in float32, whatever the dtype, so that a key gives one network in every precision.
-        shape = tuple(shape)
         if self.distribution == "normal":
             unit = jax.nn.initializers.normal(1.0)(key, shape, jnp.float32)
         elif self.distribution == "truncated":
@@ -162,10 +180,9 @@ def variance_scaling(
     _validate.scalar("scale", scale, minimum=0.0)
     _validate.choice("mode", mode, ("fan_in", "fan_out", "fan_avg"))
     _validate.choice("distribution", distribution, ("normal", "uniform", "truncated"))
-    # A list could not be part of a pytree's structure, which has to be hashable.
-    strides = strides if isinstance(strides, int) else tuple(strides)
-    options = (("groups", groups), ("strides", strides), ("transposed", transposed))
-    return _Independent(scale, distribution, mode, options)
+    options = _checked_convolution(groups, strides, transposed)
+    names = ("groups", "strides", "transposed")
+    return _Independent(scale, distribution, mode, tuple(zip(names, options, strict=True)))
 
 
 def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
@@ -220,6 +237,7 @@ def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
     """
     _validate.scalar("blocks", blocks, minimum=1.0)
     layers = _validate.integer("layers", layers, 2)
+    variance_scaling(1.0, "fan_out", **convolution)  # raises for a wrong option
     # A branch of m kernels with standard deviations times L^(-1 / (2 m - 2)), of which m - 1 are
     # not zero, contributes L^(-1/2) times the step of its last kernel.
     variance = 2.0 * jnp.asarray(blocks, jnp.float32) ** (-1 / (layers - 1))
@@ -233,7 +251,8 @@ class _Orthogonal:
     delta: bool = field(metadata=_STATIC)
 
     def __call__(self, key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        *window, n_in, n_out = sizes = _validate.shape("shape", shape, 2)
+        sizes, dtype = _checked_draw(key, shape, dtype, 2)
+        *window, n_in, n_out = sizes
         if self.delta and any(size % 2 == 0 for size in window):
             rule = "have odd window sizes, whose kernel has a centre"
             remedy = "use orthogonal for an even window"

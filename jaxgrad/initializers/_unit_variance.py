@@ -60,6 +60,8 @@ def unit_variance(
     >>> round(float(result.std["w"]), 4)
     1.0
     """
+    _validate.tree("params", params)
+    _validate.function("outputs", outputs)
     _validate.scalar("tolerance", tolerance, minimum=0.0, above=True)
     iterations = _validate.integer("iterations", iterations, 1)
     scaling = _prepare(params, outputs, stacked)
@@ -111,6 +113,8 @@ def _prepare(params, outputs, stacked) -> _Scaling:
     except ValueError as error:
         rule = "be a bool or a tree prefix of params with bools"
         raise ValueError(f"stacked must {rule}, got {stacked!r}; {error}") from None
+    for value in flags:
+        _validate.flag("stacked", value)
     # The outputs are only traced here, which costs no computation.
     shapes = jax.eval_shape(lambda leaves: _layer_outputs(outputs, treedef, leaves), leaves)
     selected = [index for index, part in enumerate(shapes) if part is not None]

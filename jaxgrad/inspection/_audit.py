@@ -125,6 +125,7 @@ def audit(
         raise TypeError(
             f"f must be a function, got {type(f).__name__}; pass it before its arguments"
         )
+    _validate.flag("primitives", primitives)
     iterations = _validate.integer("iterations", iterations, 1)
     _validate.scalar("rtol", rtol, minimum=0.0)
     if any(map(_validate.is_traced, jax.tree.leaves((args, kwargs)))):

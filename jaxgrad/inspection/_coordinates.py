@@ -137,6 +137,8 @@ def coordinate_check(
         raise ValueError(f"widths must have two values or more, got {widths}; or pass depths")
     if not callable(make):
         raise TypeError(f"make must be a function, got {type(make).__name__}")
+    if not callable(optimizer):
+        _validate.attributes("optimizer", optimizer, ("init", "update"), "a function of optax")
     _validate.key("key", key)
     steps, seeds = _validate.integer("steps", steps, 1), _validate.integer("seeds", seeds, 3)
     keys = jax.random.split(key, seeds)
@@ -148,6 +150,8 @@ def coordinate_check(
             transform = optimizer
             if not isinstance(transform, optax.GradientTransformation):
                 transform = transform(width, depth)
+                required = ("init", "update")
+                _validate.attributes("optimizer", transform, required, "a function of optax")
             records[i, k] = _one_model(make, width, depth, keys, transform, steps)
             progress(len(records), total)
     # Only a site that all models have can be compared.
@@ -170,7 +174,7 @@ def coordinate_check(
 
 
 def _sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(_validate.integer(f"{name}[{i}]", v, 1) for i, v in enumerate(values))
+    sizes = _validate.integers(name, values, 1)
     _validate.distinct(name, sizes)
     return sizes
 

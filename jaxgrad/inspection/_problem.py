@@ -65,6 +65,7 @@ def prepare(loss: Callable[..., Any], args: tuple, argnums: int, has_aux: bool) 
     """Check the arguments of `xray` and return them as a `Problem`."""
     if not callable(loss):
         raise TypeError(f"loss must be a function, got {type(loss).__name__}; pass it first")
+    _validate.flag("has_aux", has_aux)
     argnums = _validate.integer("argnums", argnums, 0)
     if argnums >= len(args):
         raise TypeError(f"argnums must be below the number of arguments {len(args)}, got {argnums}")

@@ -177,6 +177,7 @@ def xray(
     >>> [(site.operation, site.parameter) for site in trace.sites[:3]]
     [('dot_general', '[0]'), ('tanh', ''), ('dot_general', '[1]')]
     """
+    _validate.flag("rules", rules)
     progress = _validate.progress(progress)
     problem = prepare(loss, args, argnums, has_aux)
     progress(0, 3)
@@ -254,6 +255,9 @@ def instrument(
     >>> [round(float(jnp.exp(part.log_mean_square)), 3) for part in measurement.forward]
     [1.0, 0.58]
     """
+    _validate.function("loss", loss)
+    _validate.integer("argnums", argnums, 0)
+    _validate.flag("has_aux", has_aux)
 
     def instrumented(*args):
         problem = prepare(loss, args, argnums, has_aux)

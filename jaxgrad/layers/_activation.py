@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgrad import activations, theory
+from jaxgrad import _validate, activations, theory
 from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.layers._layer import Layer, layer, static
@@ -96,6 +96,7 @@ def activation(function: str | Activation | Callable[..., Any]) -> Elementwise:
 
 def beyond_window(log_size: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return the part of a log size that is outside the window, 0 where it is not finite."""
+    log_size = _validate.real("log_size", log_size)
     log_size = jnp.where(jnp.isfinite(log_size), log_size, 0.0)
     return log_size - jnp.clip(log_size, -WINDOW, WINDOW)
 

@@ -25,9 +25,11 @@ def drop_units(
     >>> drop_units(jnp.ones(6), 0.5, key=jax.random.key(0)).tolist()
     [0.0, 0.0, 2.0, 2.0, 0.0, 2.0]
     """
+    x = _validate.real("x", x)
     _check_rate(rate)
     if key is None:
         return x
+    _validate.key("key", key)
     # Drawn in float32, so that a key gives the same mask in every precision.
     stays = jax.random.uniform(key, x.shape, jnp.float32) < 1 - rate
     return jnp.where(stays, x / jnp.asarray(1 - rate, x.dtype), 0.0)

@@ -46,6 +46,8 @@ def layer(cls: type[T]) -> type[T]:
     Fields declared with `static()` are compared by `==`, so that they cannot be arrays; the others
     hold numbers, arrays or layers.
     """
+    if not isinstance(cls, type):
+        raise TypeError(f"cls must be a class, got {_validate.show(cls)}; decorate a class")
     # JAX calls `__init__` with tracers, so that values are checked where layers are made.
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
@@ -119,11 +121,7 @@ def init(
     _check_fields(layer)
     shape = _validate.shape("shape", shape, 1)
     _validate.key("key", key)
-    dtype = jnp.dtype(dtype)
-    # Integers cannot be differentiated.
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be floating, got {dtype}; pass jnp.float32")
-    return _init(layer, shape, key, dtype)
+    return _init(layer, shape, key, _validate.dtype("dtype", dtype))
 
 
 def apply(
@@ -155,7 +153,9 @@ def apply(
     >>> h, _ = layers.apply(network, params, state, x)  # use
     """
     _check_fields(layer)
-    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    _validate.tree("params", params, empty=True)
+    _validate.tree("state", state, empty=True)
+    x = _validate.floating("x", x, 2, "[batch, *shape]", more=True)
     if key is not None:
         _validate.key("key", key)
     return _apply(layer, params, state, x, key)
@@ -177,7 +177,8 @@ def _apply(layer, params, state, x, key):
 
 def check_fit(layer: Layer, params: Params, state: State, x: Array) -> None:
     """Raise unless `params` and `state` have the shapes that the layer draws for `x`."""
-    shape = x.shape[1:]
+    check_is_layer("layer", layer)
+    shape = _validate.real("x", x).shape[1:]
     # Only shapes are computed, so that any key and dtype will do.
     drawn, initial = jax.eval_shape(
         lambda layer: _init(layer, shape, jax.random.key(0), jnp.dtype(jnp.float32)), layer
@@ -203,8 +204,9 @@ def check_is_layer(name: str, value: Any) -> None:
     """Raise unless `value` is a `Layer`."""
     if not isinstance(value, Layer):
         raise TypeError(
-            f"{name} must be a Layer, got {value!r}; make one with a function of jaxgrad.layers, "
-            "or derive a class from jaxgrad.layers.Layer and decorate it with @jaxgrad.layers.layer"
+            f"{name} must be a Layer, got {_validate.show(value)}; make one with a function of "
+            "jaxgrad.layers, or derive a class from jaxgrad.layers.Layer and decorate it with "
+            "@jaxgrad.layers.layer"
         )
 
 
@@ -214,8 +216,8 @@ def _check_fields(layer):
     for leaf in jax.tree.leaves(layer):
         if not isinstance(leaf, (int, float, np.ndarray, np.generic, jax.Array)):
             raise TypeError(
-                f"layer must hold numbers, arrays and layers in its fields, got {leaf!r}; declare "
-                "fields of another kind with jaxgrad.layers.static()"
+                "layer must hold numbers, arrays and layers in its fields, got "
+                f"{_validate.show(leaf)}; declare other fields with jaxgrad.layers.static()"
             )
 
 

@@ -160,7 +160,9 @@ def weights(
     """Return the checked fields of `Weights`."""
     # A variance in the place of `bias` would pass for true.
     if not isinstance(bias, bool):
-        raise TypeError(f"bias must be True or False, got {bias!r}; give its size as b_variance")
+        raise TypeError(
+            f"bias must be True or False, got {_validate.show(bias)}; give its size as b_variance"
+        )
     _validate.scalar("w_variance", w_variance, minimum=0.0)
     _validate.scalar("b_variance", b_variance, minimum=0.0)
     is_zero = not _validate.is_traced(b_variance) and b_variance == 0
@@ -187,7 +189,8 @@ def weights(
 def _as_pytree(name, initializer):
     if initializer is not None and not callable(initializer):
         raise TypeError(
-            f"{name} must be a function of (key, shape, dtype), got {initializer!r}; use one of "
+            f"{name} must be a function of (key, shape, dtype), got {_validate.show(initializer)}; "
+            "use one of "
             "jaxgrad.initializers or jax.nn.initializers"
         )
     # To JAX an object that is not registered as a pytree is itself a leaf; None is an empty tree.

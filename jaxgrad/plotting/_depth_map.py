@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad import regimes
-from jaxgrad.plotting.style import LINES, THEORY, halo, heat_map, name_region
+from jaxgrad import _validate, regimes
+from jaxgrad.plotting.style import LINES, THEORY, check_dataset, halo, heat_map, name_region
 
 if TYPE_CHECKING:
     import xarray
@@ -43,7 +43,12 @@ def depth_map(
     """
     from matplotlib.figure import Figure
 
+    axes = ("activation", "w_variance", "depth", "seed")
+    check_dataset("dataset", dataset, ("log_ratio", "log_profile", *axes))
+    if theory is not None:
+        check_dataset("theory", theory, ("log_ratio", "log_profile", "xi"))
     thresholds = regimes.Thresholds() if thresholds is None else thresholds
+    _validate.instance("thresholds", thresholds, regimes.Thresholds, "jaxgrad.regimes.Thresholds()")
     names = [str(name) for name in dataset["activation"].values]
     figure = Figure(figsize=(13.5, 1.5 + 4.6 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.25, 1))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgrad.plotting.style import THEORY, halo, heat_map, name_region
+from jaxgrad import _validate
+from jaxgrad.plotting.style import THEORY, check_dataset, halo, heat_map, name_region
 
 if TYPE_CHECKING:
     import xarray
@@ -32,6 +33,9 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
     """
     from matplotlib.figure import Figure
 
+    check_dataset("measured", measured, ("growth", "seed", "b_variance", "w_variance"))
+    check_dataset("theory", theory, ("q", "chi_perp", "b_variance", "w_variance"))
+    _validate.text("title", title)
     figure = Figure(figsize=(10.5, 8), layout="constrained")
     ax = figure.subplots()
     growth = measured["growth"].transpose("seed", "b_variance", "w_variance").values.mean(axis=0)

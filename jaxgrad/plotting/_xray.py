@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxgrad import _validate
 from jaxgrad.plotting.style import LINES
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def xray(trace: Any, title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
+    _validate.attributes("trace", trace, ("sites", "value"), "jaxgrad.xray")
+    _validate.text("title", title)
     sites = trace.sites
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)

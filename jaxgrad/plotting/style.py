@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from jaxgrad import _validate
 
 SHADES = ("#0b1f4b", "#2f5fa8", "#9dbfe0", "#fbfaf5", "#f7c27a", "#e08a2b", "#b35a12")
 """A diverging scale from vanishing to exploding; its ends differ in lightness, too."""
@@ -17,6 +20,15 @@ STYLES = ("dashed", "dotted", "solid", "dashdot", (0, (6, 1)))
 
 THEORY = "#b3157f"
 """The colour of predictions, drawn over measurements."""
+
+
+def check_dataset(name: str, dataset: Any, variables: Sequence[str]) -> None:
+    """Raise unless `dataset` is an `xarray.Dataset` with these variables or coordinates."""
+    _validate.attributes(name, dataset, ("data_vars", "sel"), "jaxgrad.sweeps.run")
+    missing = [variable for variable in variables if variable not in dataset]
+    if missing:
+        got = f"got one without {', '.join(missing)}; see the documentation of the figure"
+        raise ValueError(f"{name} must have {', '.join(variables)}, {got}")
 
 
 def halo(width: float) -> list[Any]:

@@ -50,13 +50,15 @@ def exact(
     Fields `[depth]` that need a loss are NaN at other depths than `depths`. Zero gradients have the
     log -inf; what is not finite is returned, not raised.
     """
-    x = check_arguments(layer, x, key=key, saturation=saturation)
+    x = check_arguments(layer, params, x, key=key, saturation=saturation)
     segments = _validate.integer("segments", segments, 1)
     if depths is not None:
-        depths = tuple(_validate.integer("depths", depth, 1) for depth in depths)
+        depths = _validate.integers("depths", depths, 1)
     # The loss is a static argument, so it is checked here rather than where JAX hashes it.
     if loss is not None and not callable(loss):
-        raise TypeError(f"loss must map outputs to a scalar, got {loss!r}; pass a function")
+        raise TypeError(
+            f"loss must map outputs to a scalar, got {_validate.show(loss)}; pass a function"
+        )
     return _exact(layer, params, x, key, saturation, depths, loss, segments)
 
 

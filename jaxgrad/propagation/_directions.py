@@ -74,7 +74,7 @@ def lyapunov(
     >>> bool(jnp.allclose(jnp.exp(result.exponents), 2.0, rtol=1e-4))
     True
     """
-    x = check_arguments(layer, x, key=key)
+    x = check_arguments(layer, params, x, key=key)
     if count is not None:
         count = _validate.integer("count", count, 1)
     return _in_float64_if_known(_lyapunov, layer, params, x, key, count)
@@ -152,7 +152,8 @@ def singular_values(
     Source: Bai, Lee, Li, Xu (2011) for the product; Demmel, Veselic (1992) for the rotations.
     """
     check_is_layer("layer", layer)
-    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    _validate.tree("params", params, empty=True)
+    x = _validate.floating("x", x, 2, "[batch, *shape]", more=True)
     return _in_float64_if_known(_singular_values, layer, params, x)
 
 
@@ -165,7 +166,8 @@ def isometry(log_singular_values: Float[Array | np.ndarray, "*rows size"]) -> Is
     >>> float(result.variance), float(result.distance)
     (0.0, 0.0)
     """
-    shape, dtype = np.shape(log_singular_values), jnp.result_type(log_singular_values)
+    log_singular_values = _validate.real("log_singular_values", log_singular_values)
+    shape, dtype = log_singular_values.shape, log_singular_values.dtype
     if not shape or 0 in shape or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             "log_singular_values must be floating-point numbers [..., size], got shape "

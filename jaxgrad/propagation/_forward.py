@@ -54,7 +54,7 @@ def probe(
     >>> bool(abs(growth - 1) < 0.3)
     True
     """
-    x = check_arguments(layer, x, key=key, saturation=saturation)
+    x = check_arguments(layer, params, x, key=key, saturation=saturation)
     # Whether params fit the layer is checked while tracing, so that later calls do not pay for it.
     if tangent is not None:
         shape = _tangent_shape(layer, x)
@@ -67,10 +67,11 @@ def probe(
     return _probe(layer, params, x, key, saturation, tangent)
 
 
-def check_arguments(layer: Any, x: Any, *, key: Any, saturation: Any = 0.0) -> Array:
+def check_arguments(layer: Any, params: Any, x: Any, *, key: Any, saturation: Any = 0.0) -> Array:
     """Return the inputs as an array, or raise if an argument of a measurement is wrong."""
     check_is_layer("layer", layer)
-    x = _validate.floating("x", x, max(np.ndim(x), 2), "[batch, *shape]")
+    _validate.tree("params", params, empty=True)
+    x = _validate.floating("x", x, 2, "[batch, *shape]", more=True)
     _validate.key("key", key)
     _validate.scalar("saturation", saturation, minimum=0.0)
     return x

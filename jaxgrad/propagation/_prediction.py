@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxgrad import theory
+from jaxgrad import _validate, theory
 from jaxgrad._numerics import in_float64
 from jaxgrad.layers import Layer, Mlp, check_is_layer
 from jaxgrad.propagation._result import Propagation, unknown
@@ -43,9 +43,14 @@ def predict(
     0.0
     """
     check_is_layer("layer", layer)
-    if not isinstance(inputs, Moments):
+    _validate.flag("pairs", pairs)
+    if isinstance(inputs, Moments):
+        _validate.tree("inputs", inputs)
+    else:
+        axes = "[batch, *spatial, features]"
+        inputs = _validate.floating("inputs", inputs, 2, axes, more=True)
         inputs = theory.moments_of(inputs, gap=pairs)
-    elif pairs and inputs.gap is None:
+    if pairs and inputs.gap is None:
         raise ValueError(
             "inputs must have a gap to follow pairs, got None; pass for example gap=1.0, examples "
             "without correlation"

@@ -42,6 +42,9 @@ def cell_key(point: Mapping[str, Any], *, key: Key[Array, ""]) -> Key[Array, ""]
     >>> bool(cell_key({"seed": 3}, key=key) == jax.random.fold_in(key, 3))
     True
     """
+    _validate.key("key", key)
+    point = _validate.mapping("point", point)
+    point = {name: checked_labels(f"point[{name!r}]", [value])[0] for name, value in point.items()}
     ids = {name: _label_ids(name, [value], CELL_IDS)[0] for name, value in point.items()}
     return fold_ids(ids, key=key)
 
@@ -94,6 +97,9 @@ def make_grid(axes: Mapping[str, Any], static: Sequence[str], cell_ids: str) -> 
     """Check the axes of a sweep; the values of those in `static` are not traced."""
     axes = _validate.mapping("axes", axes)
     grid = {name: _axis(name, values, cell_ids) for name, values in axes.items()}
+    if not isinstance(static, Iterable):
+        got = f"got {_validate.show(static)}; pass a tuple of them"
+        raise TypeError(f"static must be names of axes, {got}")
     for name in (static,) if isinstance(static, str) else static:
         _validate.choice("static", name, grid)
         grid[name] = grid[name]._replace(traced=None)

@@ -6,8 +6,9 @@ pre-activations. Poole et al. (2016) derive the maps, Schoenholz et al. (2017) t
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ R = TypeVar("R")
 ActivationLike = str | Activation | Callable[..., Any]
 
 _MINIMUM = {"q": 0.0, "w_variance": 0.0, "b_variance": 0.0, "input_square": 0.0}
-_MINIMUM |= {"width": 1.0, "depth": 0.0}
+_MINIMUM |= {"width": 1.0, "depth": 0.0, "gap": 0.0}
+_MAXIMUM = {"gap": 2.0 + 1e-5}  # with the rounding of a measured gap
 
 
 def prediction(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -56,7 +58,10 @@ def prediction(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
                     arguments[name] = _validate.integer(name, arguments[name], 1)
                 elif kind == ArrayLike and name in _MINIMUM:
                     above = name in ("q", "input_square")
-                    check(name, arguments[name], minimum=_MINIMUM[name], above=above)
+                    bounds = {"minimum": _MINIMUM[name], "maximum": _MAXIMUM.get(name, math.inf)}
+                    check(name, arguments[name], above=above, **bounds)
+                elif get_origin(kind) is Literal:
+                    _validate.choice(name, arguments[name], get_args(kind))
             return compiled(**arguments)
 
         return wrapper

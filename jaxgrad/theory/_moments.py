@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxgrad import _validate
+from jaxgrad import _validate, activations
 from jaxgrad._numerics import in_float64
 from jaxgrad.activations import Activation
 from jaxgrad.theory._quadrature import FAR, REACH, extends_beyond, mesh, nodes, sample, versions
@@ -90,6 +90,8 @@ def activate(moments: Moments, activation: Activation) -> Moments:
 
     Raises a ValueError if the units are not Gaussian, so that their moments do not determine it.
     """
+    _validate.instance("moments", moments, Moments, "moments_of")
+    activation = activations.get(activation)
     if not moments.gaussian:
         raise ValueError(
             f"activation {activation.name!r} must follow a layer of weights, whose outputs are "
@@ -107,8 +109,8 @@ def moments_of(x: Any, *, gap: bool = False) -> Moments:
 
     The result has shape `spatial`. A gap is averaged over all pairs of at least two examples.
     """
-    shape = jnp.shape(x)
-    x = _validate.floating("x", x, max(len(shape), 2), "[batch, *spatial, features]")
+    x = _validate.floating("x", x, 2, "[batch, *spatial, features]", more=True)
+    _validate.flag("gap", gap)
     if gap and len(x) < 2:
         raise ValueError("x must have at least 2 examples for a gap, got 1; pass more")
     return _moments_of(x, gap)

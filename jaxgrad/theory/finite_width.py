@@ -146,6 +146,7 @@ def fourth_moments(phi: Activation, log_q: Array) -> tuple[Array, Array, Array]:
 
     They are `E phi^4 / M^2`, `E phi^2 phi'^2 / (M D)` and `E phi'^4 / D^2`.
     """
+    phi, log_q = activations.get(phi), _validate.real("log_q", log_q, 0)
     _, weights, value, slope = sample(phi, jnp.clip(log_q, -FAR, FAR))
     square, slope = value * value, slope * slope
     m, d = jnp.sum(weights * square), jnp.sum(weights * slope)

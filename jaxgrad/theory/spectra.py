@@ -64,6 +64,5 @@ def spectrum_variance(
     The variance `q` of the pre-activations of every layer is above 0, the depth at least 0; both
     may be traced. Source: Pennington, Schoenholz, Ganguli (2017), eq. 22.
     """
-    _validate.choice("weights", weights, ("gaussian", "orthogonal"))
     phi, gaussian = activations.get(activation), weights == "gaussian"
     return depth * (finite_width.fourth_moments(phi, jnp.log(q))[2] - 1 + gaussian)

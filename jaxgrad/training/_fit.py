@@ -179,6 +179,7 @@ def _fit_and_evaluate(step, carry, inputs, evaluate, every, patience):
 
 def _checked_sizes(data, steps, batch_size, every):
     """Return the number of examples, and the other three as integers."""
+    _validate.tree("data", data, empty=True)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         got = f"got leading axes {sorted(sizes)}; pass inputs and targets of the same examples"
@@ -199,10 +200,16 @@ def _checked_sizes(data, steps, batch_size, every):
 def _check_types(params, optimizer, **functions):
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         remedy = "pass for example optax.sgd(0.1)"
-        raise TypeError(f"optimizer must be one of optax, got {optimizer!r}; {remedy}")
+        raise TypeError(
+            f"optimizer must be one of optax, got {_validate.show(optimizer)}; {remedy}"
+        )
     for name, function in functions.items():
         if not callable(function) and (function is not None or name == "loss"):
-            raise TypeError(f"{name} must be a function, got {function!r}; see training.fit")
+            raise TypeError(
+                f"{name} must be a function, got {_validate.show(function)}; see training.fit"
+            )
+    if not jax.tree.leaves(params):
+        raise TypeError(f"params must be floating point, got {params!r}; pass a pytree of arrays")
     # Functions and whole numbers have no gradient.
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))

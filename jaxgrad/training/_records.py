@@ -1,5 +1,6 @@
 """The records of one training run, checked, and the quantities that the rules of diagnosis read."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,7 +94,7 @@ def read_run(fit, norms, units, names, inputs, train_error, dev_error) -> Run:
     values |= {"inputs": inputs, "train_error": train_error, "dev_error": dev_error}
     for name, value in values.items():
         _validate.known(name, value, "diagnose")
-    loss = np.asarray(fit.loss, np.float64)
+    loss = _validate.in_float64("fit", fit.loss)
     if loss.ndim != 1 or len(loss) == 0:
         remedy = "select a run with jax.tree.map(lambda a: a[i], fit)"
         raise ValueError(f"fit must be of one run, [steps], got shape {loss.shape}; {remedy}")
@@ -153,7 +154,7 @@ def _checked_inputs(inputs):
     """Return log root mean square, and mean and standard deviation of the varying features."""
     if inputs is None:
         return None, None, None
-    x = np.asarray(inputs, np.float64)
+    x = _validate.in_float64("inputs", inputs)
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(f"inputs must be [examples, features], got shape {x.shape}; reshape them")
     x = x.reshape(len(x), -1)
@@ -210,6 +211,11 @@ def _checked_names(names, log_ratio, units):
         raise ValueError(f"units must have at most the {layers} layers of norms, {got}")
     if names is None:
         return tuple(f"layer {index + 1}" for index in range(layers))
+    if not isinstance(names, Sequence):
+        got = f"got {_validate.show(names)}; use monitoring.layer_names"
+        raise TypeError(f"names must be a sequence of texts, {got}")
+    for name in names:
+        _validate.text("names", name)
     if len(names) != layers:
         rule = f"be one for each of the {layers} layers of norms or units"
         raise ValueError(f"names must {rule}, got {len(names)}; use monitoring.layer_names")

@@ -46,7 +46,7 @@ def flip(
     >>> flip(image, key=jax.random.key(0), probability=1.0).ravel().tolist()
     [2.0, 1.0]
     """
-    images = _checked(images)
+    images = _checked(images, key)
     _validate.scalar("probability", probability, minimum=0.0, maximum=1.0)
     _validate.choice("axis", axis, ("height", "width"))
     flipped = jax.random.uniform(key, images.shape[:1], jnp.float32) < probability
@@ -63,7 +63,7 @@ def shift(images: Images, pixels: Any, *, key: PRNGKeyArray, fill: Any = 0.0) ->
     >>> shift(image, 1, key=jax.random.key(3))[0, :, :, 0].tolist()
     [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [0.0, 0.0, 0.0]]
     """
-    images = _checked(images)
+    images = _checked(images, key, fill)
     if not _validate.is_traced(pixels):
         pixels = _validate.integer("pixels", pixels, 0)
     elif pixels.shape != () or not jnp.issubdtype(pixels.dtype, jnp.integer):
@@ -91,7 +91,7 @@ def crop(
     >>> crop(jnp.zeros((5, 8, 8, 3)), (6, 7), key=jax.random.key(0)).shape
     (5, 6, 7, 3)
     """
-    images = _checked(images)
+    images = _checked(images, key)
     window, whole = _validate.shape("shape", shape, 2), images.shape[1:3]
     if len(window) != 2 or window[0] > whole[0] or window[1] > whole[1]:
         rule = f"be a height and a width of at most {whole}, those of the images"
@@ -112,7 +112,7 @@ def rotate(images: Images, degrees: Any, *, key: PRNGKeyArray, fill: Any = 0.0) 
     >>> rotate(jnp.ones((5, 8, 8, 1)), 15.0, key=jax.random.key(0)).shape
     (5, 8, 8, 1)
     """
-    images = _checked(images)
+    images = _checked(images, key, fill)
     _validate.scalar("degrees", degrees, minimum=0.0)
     angles = jnp.deg2rad(degrees * _signed(key, len(images)))
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
@@ -128,7 +128,7 @@ def zoom(images: Images, factor: Any, *, key: PRNGKeyArray, fill: Any = 0.0) -> 
     >>> zoom(jnp.ones((5, 8, 8, 1)), 1.2, key=jax.random.key(0)).shape
     (5, 8, 8, 1)
     """
-    images = _checked(images)
+    images = _checked(images, key, fill)
     _validate.scalar("factor", factor, minimum=1.0)
     # The pixel at p comes from p / magnification.
     inverse = jnp.exp(-jnp.log(factor) * _signed(key, len(images)))
@@ -144,14 +144,16 @@ def noise(images: Images, std: Any, *, key: PRNGKeyArray) -> Changed:
     >>> noise(jnp.ones((5, 8, 8, 1)), 0.1, key=jax.random.key(0)).shape
     (5, 8, 8, 1)
     """
-    images = _checked(images)
+    images = _checked(images, key)
     _validate.scalar("std", std, minimum=0.0)
     # Drawn in float32, so that the draws do not depend on the dtype of the images.
     values = std * jax.random.normal(key, images.shape, jnp.float32)
     return images + values.astype(images.dtype)
 
 
-def _checked(images: ArrayLike) -> Array:
+def _checked(images: ArrayLike, key: Any, fill: Any = 0.0) -> Array:
+    _validate.key("key", key)
+    _validate.scalar("fill", fill)
     return _validate.floating("images", images, 4, "[batch, height, width, channels]")
 
 
@@ -162,7 +164,6 @@ def _signed(key: PRNGKeyArray, count: int) -> Array:
 
 def _framed(images: Array, fill: Any) -> Array:
     """Images in a frame of `fill`, the nearest pixel of every position outside."""
-    _validate.scalar("fill", fill)
     frame = ((0, 0), (1, 1), (1, 1), (0, 0))
     return jnp.pad(images, frame, constant_values=jnp.asarray(fill, images.dtype))
 

@@ -59,6 +59,7 @@ def layer_norms(step: Any, *, where: Where = WEIGHTS, stacked: str | None = None
     >>> round(float(norms.log_ratio[0]), 2)  # log(1e-30)
     -69.08
     """
+    _validate.attributes("step", step, ("params", "gradient", "updates"), "a step of fit")
     groups = _layer_groups(step.params, where, stacked)
     # Without the barrier XLA may fuse the optimizer into the norms and compute it twice.
     trees = jax.lax.optimization_barrier((step.gradient, step.params, step.updates))
@@ -87,9 +88,8 @@ def layer_names(
 
 def _layer_groups(params, where, stacked):
     """Return groups `(paths, copies)`: stacked blocks of leaves, and leaves with `copies=None`."""
-    if not isinstance(stacked, str | None):
-        got = f"got {stacked!r}; pass a str such as '^hidden/'"
-        raise TypeError(f"stacked must be a regular expression, {got}")
+    if stacked is not None:
+        _validate.pattern("stacked", stacked)
     mask = jax.tree.leaves(select(params, where))
     pairs = zip(leaf_paths(params), mask, strict=True)
     shapes = {path: jnp.shape(leaf) for (path, leaf), selected in pairs if selected}
@@ -189,7 +189,7 @@ def units(
     _validate.scalar("saturation", saturation, minimum=0.0)
     _validate.known("edges", edges, "units")
     bounds = _validate.vector("edges", edges, length=1, axes="[edges]")
-    if not np.all(np.diff(bounds) > 0):
+    if not (np.all(np.diff(bounds) > 0) and np.all(np.isfinite(bounds))):
         raise ValueError(f"edges must be increasing numbers, got {edges!r}; sort them")
     listed = isinstance(z, (list, tuple))
     arrays, ndim = (z, 2) if listed else ([z], 3)

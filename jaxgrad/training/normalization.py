@@ -45,7 +45,8 @@ def apply(
     variance already is 1, and a loss that is harder to minimize than with centred inputs alone;
     `python -m experiments.input_normalization` prints the condition numbers.
     """
-    x = jnp.asarray(x)
+    _validate.instance("standardizer", standardizer, Standardizer, "normalization.fit")
+    x = _validate.real("x", x)
     features = len(standardizer.mean)
     if x.shape[-1:] != (features,):
         rule = f"have the {features} features of the training set"

@@ -34,6 +34,9 @@ def select(params: Any, where: Where = WEIGHTS) -> Any:
     >>> select(params)
     {'dense': {'bias': False, 'kernel': True}}
     """
+    _validate.tree("params", params)
+    if not callable(where):
+        _validate.pattern("where", where)
     selects = where if callable(where) else lambda path, leaf: re.search(where, path) is not None
     leaves = leaf_paths(params)
     mask = [bool(selects(path, leaf)) for path, leaf in leaves]
@@ -111,6 +114,7 @@ class EarlyStopping(NamedTuple):
 
 def early_stopping(params: Any) -> EarlyStopping:
     """Return the state before the first evaluation, with `params` as the best parameters so far."""
+    _validate.tree("params", params)
     zero, error = jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, float)
     return EarlyStopping(params, error, zero - 1, zero, zero, jnp.zeros((), bool))
 
@@ -137,6 +141,8 @@ def watch(
     >>> float(state.params), bool(state.stopped), int(state.evaluations)
     (1.0, True, 4)
     """
+    _validate.instance("state", state, EarlyStopping, "early_stopping")
+    _validate.tree("params", params)
     # A scan carries the state, whose structure may not change.
     shapes, expected = (jax.tree.map(jnp.shape, tree) for tree in (params, state.params))
     if shapes != expected:
@@ -145,9 +151,7 @@ def watch(
     if patience is not None:
         _validate.scalar("patience", patience, minimum=1.0)
     _validate.scalar("min_delta", min_delta, minimum=0.0)
-    if jnp.shape(error) != ():
-        raise ValueError(f"error must be one number, got shape {jnp.shape(error)}; use jax.vmap")
-    error = jnp.asarray(error, state.error.dtype)
+    error = _validate.real("error", error, 0).astype(state.error.dtype)
     # A comparison with NaN is false, so that NaN never improves.
     better = ~state.stopped & (error < state.error - min_delta)
     # Once stopped, nothing is counted any more.

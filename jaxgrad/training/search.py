@@ -59,6 +59,7 @@ def draw(space: Space, count: int, *, key: PRNGKeyArray) -> Points:
     """
     names = _names(space)
     count = _validate.integer("count", count, 1)
+    _validate.key("key", key)
     # One key for each name, in the order of the space.
     keys = zip(names, jax.random.split(key, len(names)), strict=True)
     return {name: _interpolate(space[name], jax.random.uniform(k, (count,))) for name, k in keys}
@@ -95,9 +96,10 @@ def narrow(space: Space, points: Points, scores: Any, *, keep: float = 0.2) -> d
     """
     names = _names(space)
     _check_keep(keep)
+    points = _validate.mapping("points", points)
     _validate.known("points", points, "narrow")
     _validate.known("scores", scores, "narrow")
-    scores = np.asarray(scores, np.float64)
+    scores = _validate.in_float64("scores", scores)
     sizes = {name: np.shape(points[name]) if name in points else None for name in names}
     if any(size != scores.shape for size in sizes.values()) or scores.ndim != 1:
         rule = f"have one value of each of {names} for each of scores, of shape {scores.shape}"
@@ -151,6 +153,7 @@ def search(
       rounds: Number of rounds, at least 1.
       keep: Share of the points of a round that count as best, see `narrow`.
     """
+    _validate.function("f", f)
     count = _validate.integer("count", count, 2)
     rounds = _validate.integer("rounds", rounds, 1)
     _names(space)
@@ -159,15 +162,15 @@ def search(
     _validate.known("key", key, "search")
     # One program for all rounds: the points are its data.
     run = jax.jit(jax.vmap(f))
+    # Shapes alone, before anything is drawn.
+    out = run.eval_shape(jax.eval_shape(lambda: draw(space, count, key=key)))
+    if getattr(out, "ndim", 0) != 1:
+        shapes = jax.tree.map(lambda score: score.shape[1:], out)
+        raise ValueError(f"f must return one number, got shape {shapes}; reduce it")
     spaces, points, scores = [], [], []
     for index in range(rounds):
         spaces.append(space)
         points.append(draw(space, count, key=jax.random.fold_in(key, index)))
-        if index == 0:
-            out = run.eval_shape(points[0])
-            if getattr(out, "ndim", 0) != 1:
-                shapes = jax.tree.map(lambda score: score.shape[1:], out)
-                raise ValueError(f"f must return one number, got shape {shapes}; reduce it")
         scores.append(run(points[-1]))
         # A round of NaN says nothing about where the best points are.
         if index + 1 < rounds and not np.isnan(scores[-1]).all():
@@ -199,7 +202,9 @@ def _range(name, low, high, *, log):
 
 def _names(space):
     if not isinstance(space, Mapping) or not all(isinstance(r, Range) for r in space.values()):
-        raise TypeError(f"space must map names to ranges, got {space!r}; see log_uniform")
+        raise TypeError(
+            f"space must map names to ranges, got {_validate.show(space)}; see log_uniform"
+        )
     if not space:
         raise ValueError("space must not be empty, got no ranges; give at least one")
     return list(space)

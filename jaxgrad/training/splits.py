@@ -31,6 +31,7 @@ def fractions(examples: int, *, dev: bool = True) -> tuple[float, ...]:
     ((0.98, 0.01, 0.01), (0.995, 0.0025, 0.0025))
     """
     examples = _validate.integer("examples", examples, 1)
+    _validate.flag("dev", dev)
     held_out, largest, smallest = (2, 0.2, 0.01) if dev else (1, 0.3, 0.01)
     position = math.log(max(examples, 10_000) / 10_000, 1_000_000 / 10_000)
     # Rounding makes both ends the decimals of the table.
@@ -63,6 +64,7 @@ def split(
     >>> sorted(labels[train].tolist()), sorted(labels[test].tolist())
     ([0, 0, 0, 1, 1], [0, 0, 0, 1, 1])
     """
+    _validate.key("key", key)
     _validate.known("fractions", fractions, "split")
     shares = _validate.vector("fractions", fractions, length=2, axes="[sets]")
     _validate.numbers("fractions", shares, minimum=0.0, above=True)
@@ -216,6 +218,7 @@ def compare(
     first = _validate.floating("first", first, 2, "[examples, features]")
     second = _validate.floating("second", second, 2, "[examples, features]")
     permutations = _validate.integer("permutations", permutations, 1)
+    _validate.key("key", key)
     if first.shape[1] != second.shape[1]:
         rule = f"have the {first.shape[1]} features of first"
         raise ValueError(f"second must {rule}, got shape {second.shape}; compare the same features")
@@ -236,6 +239,7 @@ def same(comparison: Comparison, *, level: Any = 0.05) -> Bool[Array, "*batch"]:
     the two tests gets half of it. To be able to reject, `compare` needs at least `2 / level`
     permutations. `level` may be traced.
     """
+    _validate.instance("comparison", comparison, Comparison, "compare")
     _validate.scalar("level", level, minimum=0.0, above=True, maximum=1.0)
     smallest = jnp.minimum(jnp.min(comparison.feature_p_values, axis=-1), comparison.p_value)
     return smallest > level / 2

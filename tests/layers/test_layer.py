@@ -261,7 +261,7 @@ def test_init_errors(key, change, error, match):
         (np.ones((2, 3), complex), TypeError, "x must be floating point, got complex"),
         (np.full((2, 3), np.nan), ValueError, "x must be finite, got 6 NaN or infinite of 6"),
         (np.array([[1, 2, np.inf]]), ValueError, "x must be finite, got 1 NaN or infinite of 3"),
-        ("x", TypeError, "x must be an array of numbers, got str"),
+        ("x", TypeError, "x must be an array of numbers, got '"),
     ],
 )
 def test_input_errors(key, x, error, match):

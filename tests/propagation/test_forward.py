@@ -463,7 +463,7 @@ def test_a_thousand_layers_compile_as_fast_as_four(key):
         ({"x": jnp.ones((2, 10), int)}, "x must be floating point, got int32; convert"),
         ({"x": jnp.full((2, 10), jnp.nan)}, "x must be finite, got 20 NaN .* remove or impute"),
         ({"x": jnp.ones(10)}, r"x must have shape \[batch, \*shape\].*\(10,\)"),
-        ({"x": "digits"}, "x must be an array of numbers, got str"),
+        ({"x": "digits"}, "x must be an array of numbers, got '"),
         ({"params": {"w": 1}}, "params must have the shapes .*got {'w': ..}"),
         ({"layer": cases.mlp(16, 3, "parametric_relu")}, "params must have the shapes .*slope"),
         ({"layer": "mlp"}, "layer must be a Layer, got 'mlp'"),

@@ -104,7 +104,7 @@ def test_applies_to_one_example_and_to_stacks(key):
         (np.ones(3), ValueError, r"shape \[examples, features\].*got \(3,\)"),
         (np.ones((2, 3, 4)), ValueError, r"shape \[examples, features\].*got \(2, 3, 4\)"),
         (np.ones((0, 3)), ValueError, r"no empty dimension, got \(0, 3\)"),
-        ("wine", TypeError, "x must be an array of numbers, got str"),
+        ("wine", TypeError, "x must be an array of numbers, got '"),
     ],
 )
 def test_fit_errors(x, error, match):
