@@ -66,20 +66,31 @@ def inputs(name: str, examples: int, seed: int) -> np.ndarray:
 
     The name is one of `NAMES`, where `gaussian` has 64 independent features, or the path of a file.
     """
-    if isinstance(examples, bool) or examples < 1:
-        raise ValueError(f"examples must be at least 1, got {examples}")
+    check_inputs(name, examples)
     generator = np.random.default_rng(seed)
     # As many features as digits have, to be exchanged for them.
     if name == "gaussian":
         return generator.standard_normal((examples, 64), np.float32)
     table = load(name).x if name in NAMES else read_table(name)
-    if examples > len(table):
-        limit = f"at most the {len(table)} rows of {name!r}"
-        raise ValueError(f"examples must be {limit}, got {examples}")
     # In float64, so that a feature whose mean is large keeps the digits of its deviations.
     with jax.enable_x64(True):
         rows = np.asarray(normalization.apply(normalization.fit(table), table), np.float32)
     return rows[generator.choice(len(rows), examples, replace=False)]
+
+
+def check_inputs(name: str, examples: int) -> None:
+    """Raise ValueError unless `inputs` can draw so many examples; nothing is computed."""
+    if isinstance(examples, bool) or examples < 1:
+        raise ValueError(f"examples must be at least 1, got {examples}")
+    if name == "gaussian":
+        return
+    table = load(name).x if name in NAMES else read_table(name)
+    if examples > len(table):
+        limit = f"at most the {len(table)} rows of {name!r}"
+        raise ValueError(f"examples must be {limit}, got {examples}")
+    if not np.any(np.ptp(table, axis=0) > 0):
+        problem = f"{name!r} has only constant features"
+        raise ValueError(f"data must vary from example to example, {problem}; pass another file")
 
 
 def read_table(name: str) -> np.ndarray:

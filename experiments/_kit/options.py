@@ -24,6 +24,9 @@ from experiments._kit.interruption import interruption
 
 OptionsType = TypeVar("OptionsType", bound="Options")
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
+STEM_SUFFIXES = (".png", ".json", ".zarr")
+EXAMPLE = "results/figure.png"
+LARGEST_INTEGER, LARGEST_FLOAT = 2**31 - 1, 1e30
 
 # Limits of a number by keyword of `option`: in words, and the comparison that they stand for.
 LIMITS = {
@@ -78,14 +81,31 @@ def check(options: Options) -> None:
     fields = {field.name: field for field in dataclasses.fields(options)}
     for name, field in fields.items():
         _check_value(name, getattr(options, name), **field.metadata["bounds"])
+    default: Any = fields["output"].default
+    # Whatever takes long to find out comes after this.
+    _check_path("output", options.output, stem=not default.suffix)
     options.check()
     # The folder is made last, so that a wrong option leaves nothing behind.
-    default: Any = fields["output"].default
-    if default.suffix and options.output.suffix not in FIGURE_FORMATS:
-        raise ValueError(
-            f"output must end in one of {', '.join(FIGURE_FORMATS)}, got {str(options.output)!r}"
-        )
     check_writable("output", options.output)
+
+
+def _check_path(name: str, path: Path, *, stem: bool) -> None:
+    """Raise ValueError unless a figure, or several files that begin with it, may have this path."""
+    got = f"got {str(path)!r}"
+    if not path.name or path.name == "..":
+        raise ValueError(f"{name} must be the path of a file, {got}; pass for example {EXAMPLE}")
+    if not stem and path.suffix not in FIGURE_FORMATS:
+        raise ValueError(f"{name} must end in one of {', '.join(FIGURE_FORMATS)}, {got}")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise ValueError(f"{name} must be in a folder that can be written, {got}")
+    # A folder in the place of a file, and a file in that of a folder.
+    for suffix in STEM_SUFFIXES if stem else ("",):
+        file = path.with_name(path.name + suffix)
+        if file.exists() and file.is_dir() != (suffix == ".zarr"):
+            what = "file" if suffix == ".zarr" else "folder"
+            got = f"but {str(file)!r} is a {what}; choose another path"
+            raise ValueError(f"{name} must be in a folder that can be written, {got}")
 
 
 def _check_value(
@@ -105,20 +125,33 @@ def _check_value(
         # Text, paths and switches have no limits.
         if choices or isinstance(value, bool) or not isinstance(value, (int, float)):
             return not choices or value in choices
-        return math.isfinite(value) and all(LIMITS[k][1](value, limits[k]) for k in limits)
+        if not all(LIMITS[k][1](value, limits[k]) for k in limits):
+            return False
+        return isinstance(value, int) or math.isfinite(value)
 
     values = value if isinstance(value, tuple) else (value,)
     problem = None
+    if any(isinstance(part, (str, Path)) and "\0" in str(part) for part in values):
+        raise ValueError(f"{name} must not contain the character NUL, got {value!r}; leave it out")
     if len(values) < count:
         problem = f"have at least {count} value{'s' * (count > 1)}"
     elif len(set(values)) < len(values):
         problem = "have no value twice"
     elif not all(map(accept, values)):
         problem = f"{'have values' if isinstance(value, tuple) else 'be'} {words}"
+    elif "maximum" not in limits and any(map(_is_huge, values)):
+        problem = f"be at most {LARGEST_INTEGER}, or {LARGEST_FLOAT:g} if it is no whole number"
     elif ascending and list(values) != sorted(values):
         problem = "have its values in ascending order"
     if problem is not None:
         raise ValueError(f"{name} must {problem}, got {' '.join(map(str, values)) or 'none'}")
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether a number has no place in JAX's types of 32 bits."""
+    if isinstance(value, int):
+        return abs(value) > LARGEST_INTEGER
+    return isinstance(value, float) and abs(value) > LARGEST_FLOAT
 
 
 def check_range(options: Any, name: str) -> None:

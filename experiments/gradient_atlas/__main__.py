@@ -13,7 +13,7 @@ import tyro
 from experiments import _kit as kit
 from experiments._kit import option
 from experiments.gradient_atlas import page, records
-from experiments.gradient_atlas.functions import Entry, catalog
+from experiments.gradient_atlas.functions import Entry, catalog, public
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,21 @@ class Options(kit.Options):
         Path("results/gradient_atlas"), "Where to write: OUTPUT.html, .md, .json, and records."
     )
 
+    def check(self) -> None:
+        """Raise ValueError if a name matches no function; nothing is traced for that."""
+        names = [name for name, _ in public()]
+        for pattern in self.functions:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(unknown(pattern))
+
+
+def unknown(pattern: str) -> str:
+    """The message about a pattern that matches no name."""
+    return (
+        f"functions must be public names of JAX or optax.losses, got {pattern!r}; write the full "
+        "name, such as jax.numpy.sinc"
+    )
+
 
 def selected(entries: list[Entry], patterns: tuple[str, ...]) -> list[Entry]:
     """The entries whose name or alias matches a pattern; each pattern must match one."""
@@ -41,10 +56,7 @@ def selected(entries: list[Entry], patterns: tuple[str, ...]) -> list[Entry]:
     # A misspelled name must not pass for a function without findings.
     for pattern in patterns:
         if not any(matches(entry, pattern) for entry in entries):
-            raise ValueError(
-                f"functions must be public names of JAX or optax.losses, got {pattern!r}; write "
-                "the full name, such as jax.numpy.sinc"
-            )
+            raise ValueError(unknown(pattern))
     return [entry for entry in entries if any(matches(entry, p) for p in patterns)]
 
 
