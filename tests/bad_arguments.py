@@ -443,6 +443,14 @@ def _regimes():
         | {"depths": ["ab", 3, (1,), (1, NAN), None, {}, ("a", "b"), (1, 1j), NOTHING]},
         names={"log_ratio": "depths"},
     )
+    errors = array(np.zeros(3), infinite=True, integers=True, scalar=True)
+    yield Case(
+        regimes.classify_mean,
+        {"log_ratio": ratios, "log_ratio_se": ratios, "depths": (1, 2)},
+        {"log_ratio": errors, "log_ratio_se": errors, "thresholds": thresholds}
+        | {"depths": ["ab", (1, NAN), None, {}, 0, ("a", "b"), (1, 1j), NOTHING]},
+        names={"log_ratio": "log_ratio_se"},
+    )
     yield Case(
         regimes.mean_and_error,
         {"values": ratios},

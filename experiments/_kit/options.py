@@ -103,8 +103,8 @@ def _check_path(name: str, path: Path, *, stem: bool) -> None:
     for suffix in STEM_SUFFIXES if stem else ("",):
         file = path.with_name(path.name + suffix)
         if file.exists() and file.is_dir() != (suffix == ".zarr"):
-            what = "file" if suffix == ".zarr" else "folder"
-            got = f"but {str(file)!r} is a {what}; choose another path"
+            kind = "file" if suffix == ".zarr" else "folder"
+            got = f"but {str(file)!r} is a {kind}; choose another path"
             raise ValueError(f"{name} must be in a folder that can be written, {got}")
 
 

@@ -33,6 +33,7 @@ class Options(kit.Options):
 
     def check(self) -> None:
         """Raise ValueError if a name matches no function; nothing is traced for that."""
+        # The catalog would trace all of them.
         names = [name for name, _ in public()]
         for pattern in self.functions:
             if not fnmatch.filter(names, pattern):
