@@ -238,7 +238,7 @@ def test_the_same_key_samples_the_same_iterations():
         (lambda: jaxgrad.audit(3, X), "f must be a function, got int"),
         (lambda: jaxgrad.audit(jnp.sin, X, iterations=0), "iterations must be"),
         (lambda: jaxgrad.audit(jnp.sin, X, rtol=-1.0), "rtol must be"),
-        (lambda: jaxgrad.audit(jnp.sin, X, key=3), "key must be a PRNG key"),
+        (lambda: jaxgrad.audit(jnp.sin, X, key=3), "key must be one PRNG key"),
         (lambda: jax.jit(lambda x: jaxgrad.audit(jnp.sin, x))(X), "got a tracer"),
     ],
 )

@@ -107,7 +107,7 @@ def test_errors():
         propagation.predict(network, Moments(0.0), pairs=True)
     with pytest.raises(ValueError, match="at least 2 examples"):
         propagation.predict(network, jnp.ones((1, 4)), pairs=True)
-    with pytest.raises(ValueError, match="x must be finite"):
+    with pytest.raises(ValueError, match="inputs must be finite"):
         propagation.predict(network, jnp.full((2, 4), jnp.nan))
     with pytest.raises(ValueError, match="moments must have a gap for batch norm"):
         propagation.predict(layers.repeat(layers.batch_norm(), 3), START)
