@@ -63,7 +63,10 @@ class Propagation(NamedTuple):
 
     @property
     def log_ratio(self) -> Any:
-        """Log of the squared gradient at the first entry over that at the last, `[depth]`."""
+        """Log of the squared gradient at the first entry over that at the last, `[depth]`.
+
+        It is NaN where both are zero, as with ReLU and `w_variance=0`.
+        """
         return self.log_gradient - self.log_last_gradient
 
     def __sub__(self, other: Propagation) -> Propagation:
