@@ -165,17 +165,18 @@ def test_a_branch_on_a_draw_is_discontinuous(key):
 
 
 @pytest.mark.parametrize(
-    ("f", "argument"),
+    ("f", "argument", "samples"),
     [
-        (one_hot_straight_through, LOGITS),
-        (lambda k, p: (jax.random.bernoulli(k, stop(p)) + p - stop(p) + 1) ** 3, 0.3),
-        pytest.param(lambda k, a: stop(jax.random.gamma(k, a)) * a, 2.0, marks=pytest.mark.slow),
+        (one_hot_straight_through, LOGITS, 32768),
+        (lambda k, p: (jax.random.bernoulli(k, stop(p)) + p - stop(p) + 1) ** 3, 0.3, 32768),
+        # The mean of the gradient is half of what it should be.
+        (lambda k, a: stop(jax.random.gamma(k, a)) * a, 2.0, 4096),
     ],
     ids=["categorical", "bernoulli", "gamma without its gradient"],
 )
 @pytest.mark.slow
-def test_estimators_that_are_biased(key, f, argument):
-    report = check_expectation(f, argument, key=key, samples=32768)
+def test_estimators_that_are_biased(key, f, argument, samples):
+    report = check_expectation(f, argument, key=key, samples=samples)
     assert report.verdict is Verdict.BIASED, str(report)
 
 
