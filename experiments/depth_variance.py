@@ -34,7 +34,7 @@ COMPARED = 7
 
 
 @dataclass(frozen=True)
-class Options(typical.Options):
+class Options(typical.Options, kit.ClusterOptions):
     """Options of the map of depth against weight variance."""
 
     activations: tuple[str, ...] = option(
@@ -79,7 +79,7 @@ class Options(typical.Options):
     def identity(self) -> dict[str, Any]:
         """The options on which the measurements depend."""
         # Thresholds judge a measurement and do not change it.
-        others = {"output", "overwrite", "memory", "ratio", "z"}
+        others = {"output", "overwrite", "memory", "ratio", "z"} | kit.CLUSTER_FIELDS
         return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
 
@@ -155,19 +155,24 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
     dims = {"log_profile": PROFILE, "log_typical": TYPICAL}
     layer_numbers = np.arange(1, options.depth + 1)
     arrays = (options.inputs(), options.grid, compared)
-    return sweeps.run(
-        cell,
-        {"activation": options.activations, "seed": options.seed_values},
-        {name: sweeps.Variable(dims.get(name, MAP), "1", text) for name, text in VARIABLES.items()},
-        key=jax.random.key(0),
-        args=tuple(jnp.asarray(array, jnp.float32) for array in arrays),
-        coords={"w_variance": options.grid, "depth": layer_numbers, "layer": layer_numbers},
-        units={"w_variance": "1/fan_in", "depth": "layers"},
-        config=options.identity(),
-        store=options.store,
-        memory_limit=options.memory * 2**20,
-        **kit.sweep_progress(progress),
-    )
+    with kit.cluster(options) as workers:
+        return sweeps.run(
+            cell,
+            {"activation": options.activations, "seed": options.seed_values},
+            {
+                name: sweeps.Variable(dims.get(name, MAP), "1", text)
+                for name, text in VARIABLES.items()
+            },
+            key=jax.random.key(0),
+            args=tuple(jnp.asarray(array, jnp.float32) for array in arrays),
+            coords={"w_variance": options.grid, "depth": layer_numbers, "layer": layer_numbers},
+            units={"w_variance": "1/fan_in", "depth": "layers"},
+            config=options.identity(),
+            store=options.store,
+            memory_limit=options.memory * 2**20,
+            **workers,
+            **kit.sweep_progress(progress),
+        )
 
 
 def compared_variances(options: Options, name: str) -> np.ndarray:

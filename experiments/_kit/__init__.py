@@ -43,14 +43,15 @@ An experiment is one file that reads from top to bottom: options, measurement, c
 
 The modules are `options` (fields with bounds, the command), `data` (data sets and splits),
 `classifier` (training), `grid` (all combinations of values in one program, programs in threads),
-`interruption` (Ctrl-C), `evidence` (estimates, claims, verdicts), `report` (tables, printing, the
-file of results, progress bars) and `figures` (panels, curves, dots with error bars). An experiment
-that would be much longer than 300 lines is a package `experiments/<name>/` whose `__main__.py` has
-the claims and the command.
+`cluster` (several processes), `interruption` (Ctrl-C), `evidence` (estimates, claims, verdicts),
+`report` (tables, printing, the file of results, progress bars) and `figures` (panels, curves, dots
+with error bars). An experiment that would be much longer than 300 lines is a package
+`experiments/<name>/` whose `__main__.py` has the claims and the command.
 '''
 
 # ruff: noqa: F401
 from experiments._kit import classifier, figures
+from experiments._kit.cluster import CLUSTER_FIELDS, ClusterOptions, cluster
 from experiments._kit.data import INPUT_HELP, DataSet, Examples, inputs, load, split, standardized
 from experiments._kit.evidence import Claim, Estimate, Verdict, verdicts
 from experiments._kit.grid import in_threads, mapped

@@ -28,6 +28,7 @@ class Options(SeededOptions):
 
     def check(self) -> None:
         """Raise ValueError if the data cannot be used."""
+        super().check()
         datasets.check_inputs(self.data, self.examples)
 
     def inputs(self) -> np.ndarray:

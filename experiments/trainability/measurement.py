@@ -24,7 +24,7 @@ SCALES = 6
 
 
 @dataclass(frozen=True)
-class Options(kit.SeededOptions):
+class Options(kit.SeededOptions, kit.ClusterOptions):
     """Options of the map of trained networks."""
 
     kinds: tuple[Kind, ...] = option(
@@ -64,6 +64,7 @@ class Options(kit.SeededOptions):
         kit.check_range(self, "w_variance")
         for kind in self.kinds:
             biases(kind, self)
+        super().check()
 
     @property
     def variances(self) -> np.ndarray:
@@ -73,7 +74,8 @@ class Options(kit.SeededOptions):
     def identity(self) -> dict[str, Any]:
         """The options on which a network's training depends."""
         # `longer` concerns cells that are trained again, which have other stores.
-        return {k: v for k, v in kit.as_plain(self).items() if k not in ("output", "longer")}
+        others = {"output", "longer"} | kit.CLUSTER_FIELDS
+        return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
     def store(self, name: str = "") -> Path:
         """The path of a store of measurements."""
@@ -161,7 +163,7 @@ def measure(options: Options, progress: Any = None, store: Path | None = None) -
     # The depth is the structure of a network, so each depth is compiled.
     how = {"static": ["depth"], "units": {"w_variance": "1/fan_in"}, "config": options.identity()}
     args = ({kind: biases(kind, options) for kind in options.kinds}, digits(options))
-    return _sweep(cell, axes, args, progress, store=store, **how)
+    return _sweep(options, cell, axes, args, progress, store=store, **how)
 
 
 def measure_again(
@@ -187,14 +189,17 @@ def measure_again(
     axes = {"cell": range(len(cells)), "rate": options.rates, "seed": options.seed_values}
     config = options.identity() | {"kind": kind, "longer": options.longer}
     args = (depths, variances, b_variances, digits(options))
-    return _sweep(cell, axes, args, progress, config=config, store=store)
+    return _sweep(options, cell, axes, args, progress, config=config, store=store)
 
 
-def _sweep(cell: Any, axes: Any, args: Any, progress: Any, **options: Any) -> xarray.Dataset:
+def _sweep(
+    options: Options, cell: Any, axes: Any, args: Any, progress: Any, **how: Any
+) -> xarray.Dataset:
     # One network after the other, which is faster on CPUs than a batch of networks.
-    options |= {"args": args, "key": jax.random.key(0), "vectorized": False}
-    options |= kit.sweep_progress(progress)
-    return sweeps.run(cell, axes, VARIABLES, **options)
+    how |= {"args": args, "key": jax.random.key(0), "vectorized": False}
+    how |= kit.sweep_progress(progress)
+    with kit.cluster(options) as workers:
+        return sweeps.run(cell, axes, VARIABLES, **how, **workers)
 
 
 def scales(kind: str, options: Options) -> np.ndarray:

@@ -61,6 +61,20 @@ def exact(tmp_path_factory):
     return depth_variance.measure(depth_variance.Options(**SMALL, gradient="exact", output=output))
 
 
+@pytest.mark.slow
+def test_another_process_measures_the_same(dataset, tmp_path):
+    options = depth_variance.Options(**SMALL, output=tmp_path / "small", workers=1)
+    # It has other batches and compiles with optimizations: logs of squares differ by rounding.
+    xarray.testing.assert_allclose(depth_variance.measure(options).load(), dataset, atol=1e-4)
+
+
+def test_workers_and_a_scheduler_are_refused_together(tmp_path):
+    options = depth_variance.Options(output=tmp_path / "x", workers=2, scheduler="tcp://a:1")
+    with pytest.raises(ValueError, match="workers and scheduler must not both be passed, got 2"):
+        options.check()
+    assert not list(tmp_path.iterdir())
+
+
 def test_exact_and_probe_modes_agree(dataset, exact):
     for variable in ("log_activation", "dead", "saturated", "log_profile"):
         np.testing.assert_allclose(exact[variable], dataset[variable], rtol=1e-4, atol=1e-4)
