@@ -23,8 +23,8 @@ class ClusterOptions(Options):
     def check(self) -> None:
         """Raise ValueError if both are passed."""
         if self.workers and self.scheduler:
-            given = f"got {self.workers} and {self.scheduler!r}"
-            raise ValueError(f"workers and scheduler must not both be passed, {given}")
+            values = f"got {self.workers} and {self.scheduler!r}"
+            raise ValueError(f"workers and scheduler must not both be passed, {values}")
         super().check()
 
 
