@@ -273,8 +273,9 @@ def _claim(
                 skip(number)
             else:
                 yield number
-                # The time of the first chunk is measured, and so it has no company.
-                if first:
+                # The time of the first chunk is measured, and so it has no company. A process that
+                # shares a store has one block at a time, which is all that is lost if it is killed.
+                if first or (store is not None and store.location.folder):
                     yield None
                 first = False
         if len(deferred) == len(pending):
