@@ -145,6 +145,10 @@ def _plain(matrix, index):
     return lambda w: jnp.mean(jnp.tanh(jnp.dot(matrix, w)) ** 2) + w[index].sum()
 
 
+def _operator(matrix, index):
+    return lambda w: jnp.mean(jnp.tanh(matrix @ w))
+
+
 def _within(matrix, index):
     inner = jax.jit(_plain(matrix, index))
     return lambda w: inner(w) ** 2
@@ -165,13 +169,14 @@ def _with_rule(matrix, index):
     "make",
     [
         _plain,
+        _operator,
         lambda *arrays: jax.jit(_plain(*arrays)),
         lambda *arrays: jax.checkpoint(_plain(*arrays)),
         _within,
         _with_rule,
         lambda *arrays: jax.jit(_with_rule(*arrays)),
     ],
-    ids=["plain", "jit", "checkpoint", "jit within", "rule", "rule in jit"],
+    ids=["plain", "operator", "jit", "checkpoint", "jit within", "rule", "rule in jit"],
 )
 def test_arrays_of_numpy_that_a_function_holds_stay_usable(make):
     matrix, index = np.linspace(-1.0, 1.0, 24).reshape(8, 3), np.arange(3)
