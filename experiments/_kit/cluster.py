@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,23 @@ import jax
 
 from experiments._kit.options import Options, option
 
+ADDRESS = re.compile(r"([a-z]+://)?[\w.\-\[\]:]+:\d+")
+
 
 @dataclass(frozen=True)
 class ClusterOptions(Options):
     """Options that say who computes the store; the results are the same."""
 
     workers: int = option(0, "Processes that share the work; 0 is this one alone.", minimum=0)
-    scheduler: str = option("", "Address of a scheduler of dask.distributed; its workers compute.")
+    scheduler: str | None = option(
+        None, "Address of a scheduler of dask.distributed, as tcp://host:8786; its workers compute."
+    )
 
     def check(self) -> None:
-        """Raise ValueError if both are passed."""
+        """Raise ValueError if both are passed, or the address is none."""
+        if self.scheduler is not None and not ADDRESS.fullmatch(self.scheduler):
+            remedy = "pass one such as tcp://host:8786"
+            raise ValueError(f"scheduler must be an address, got {self.scheduler!r}; {remedy}")
         if self.workers and self.scheduler:
             values = f"got {self.workers} and {self.scheduler!r}"
             raise ValueError(f"workers and scheduler must not both be passed, {values}")

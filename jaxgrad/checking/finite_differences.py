@@ -275,7 +275,7 @@ def relative_error(numeric: Any, autodiff: Any) -> Float[Array, ""]:
     Source: CS230/Deep Learning Specialization, "Gradient checking".
     """
     for name, tree in (("numeric", numeric), ("autodiff", autodiff)):
-        _validate.tree(name, tree)
+        _validate.tree(name, tree, empty=True)
     forms = zip(("structure", "shapes"), _form(numeric), _form(autodiff), strict=True)
     for name, expected, other in forms:
         if expected != other:

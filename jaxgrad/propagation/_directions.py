@@ -166,14 +166,15 @@ def isometry(log_singular_values: Float[Array | np.ndarray, "*rows size"]) -> Is
     >>> float(result.variance), float(result.distance)
     (0.0, 0.0)
     """
-    log_singular_values = _validate.real("log_singular_values", log_singular_values)
-    shape, dtype = log_singular_values.shape, log_singular_values.dtype
+    array = _validate.real("log_singular_values", log_singular_values)
+    shape, dtype = array.shape, array.dtype
     if not shape or 0 in shape or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             "log_singular_values must be floating-point numbers [..., size], got shape "
             f"{shape} of {dtype}; pass what singular_values returns"
         )
-    return _isometry(log_singular_values)
+    # NumPy's float64 is kept, of which JAX would make float32.
+    return _isometry(log_singular_values if isinstance(log_singular_values, np.ndarray) else array)
 
 
 @in_float64

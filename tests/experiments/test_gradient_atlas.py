@@ -46,6 +46,7 @@ ENTRIES = [
 def planted(monkeypatch):
     monkeypatch.setitem(functions.GLOBALS, "planted", PLANTED)
     monkeypatch.setattr(main, "catalog", lambda: ENTRIES)
+    monkeypatch.setattr(main, "public", lambda: [(entry.name, None) for entry in ENTRIES])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Ctrl-C ends an experiment soon, with a message, and without a crash."""
 
-import functools
 import signal
 import subprocess
 import sys
@@ -44,8 +43,12 @@ kit.command(kit.Options, run)
 def start(command):
     """A process that does not ignore the signal, as those of a shell's background jobs do."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    handle = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, preexec_fn=handle, **pipes)
+    # A new program inherits that a signal is ignored, but no function that handles it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in ("threads", "loop")]
