@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad import _jaxprs
+from jaxgrad.inspection._graph import CHECKPOINTS
 from jaxgrad.inspection._sites import Location, Plan, measured_output
 from jaxgrad.inspection._statistics import SiteSums, Sums, measure, measure_site
 
@@ -93,7 +94,7 @@ def _apply_inner(equation: Any, entry: Any, slot: Any, inputs: list[Any]):
         return _cond(params, entry, slot, inputs)
     # `jit` is left to the program around; only `checkpoint` changes what is computed and when.
     inner = functools.partial(run, _jaxprs.called_program(equation), entry)
-    if name in ("checkpoint", "remat", "remat2"):
+    if name in CHECKPOINTS:
         options = {key: params[key] for key in ("policy", "prevent_cse") if key in params}
         inner = jax.checkpoint(inner, **options)
     return inner(slot, inputs)
