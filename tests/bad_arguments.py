@@ -176,7 +176,12 @@ def _layers():
     wrong = jax.tree.map(lambda a: a[..., :-1], params)
     trees = [*TREE, 3.0, np.ones(3), wrong, jax.tree.map(lambda a: "x", params)]
     x = array(np.ones((2, 4)), np.ones(3))
-    yield Case(layers.activation, {}, {"function": ACTIVATION}, names={"function": "activation"})
+    yield Case(
+        layers.activation,
+        {"function": "tanh"},
+        {"function": ACTIVATION},
+        names={"function": "activation"},
+    )
     yield Case(
         layers.apply,
         {"layer": network, "params": params, "state": None, "x": X},
@@ -189,14 +194,19 @@ def _layers():
         {},
         {"epsilon": number(0.0), "spatial": integer(0), "momentum": number(0.0)},
     )
-    yield Case(layers.beyond_window, {}, {"log_size": ANYTHING})
+    yield Case(layers.beyond_window, {"log_size": jnp.zeros(())}, {"log_size": ANYTHING})
     yield Case(
         layers.check_fit,
         {"layer": network, "params": params, "state": None, "x": jnp.asarray(X)},
         {"layer": LAYER, "params": trees, "x": [None, 3, "x", np.ones((2, 4))]},
         names={"x": "params|shape"},
     )
-    yield Case(layers.check_is_layer, {"name": "layer"}, {"value": LAYER}, names={"value": "layer"})
+    yield Case(
+        layers.check_is_layer,
+        {"name": "layer", "value": network},
+        {"value": LAYER},
+        names={"value": "layer"},
+    )
     yield Case(
         layers.convolution,
         {"features": 3},
@@ -205,16 +215,20 @@ def _layers():
     yield Case(layers.dense, {"features": 3}, _weights())
     yield Case(
         layers.drop_units,
-        {"x": X, "rate": 0.5, "key": KEY},
+        {"x": jnp.asarray(X), "rate": 0.5, "key": KEY},
         {"x": ANYTHING, "rate": [*number(0.0), 1.0]} | {"key": key(none=True)},
     )
-    yield Case(layers.dropout, {}, {"rate": [*number(0.0), 1.0]})
+    yield Case(layers.dropout, {"rate": 0.5}, {"rate": [*number(0.0), 1.0]})
     yield Case(
         layers.init,
         {"layer": network, "shape": (3,), "key": KEY},
         {"layer": LAYER, "shape": SHAPE, "key": key(), "dtype": DTYPE},
     )
-    yield Case(layers.layer, {}, {"cls": [None, 3, "a", NAN, abs, NOTHING]})
+    yield Case(
+        layers.layer,
+        {"cls": type("Empty", (layers.Layer,), {})},
+        {"cls": [None, 3, "a", NAN, abs, NOTHING]},
+    )
     yield Case(layers.layer_norm, {}, {"epsilon": number(0.0)})
     mlp = _weights()
     mlp["width"] = mlp.pop("features")
@@ -257,7 +271,7 @@ def _propagation():
     )
     yield Case(
         propagation.isometry,
-        {},
+        {"log_singular_values": np.zeros(3)},
         {"log_singular_values": array(infinite=True)},
     )
     yield Case(
@@ -287,12 +301,12 @@ def _initializers():
     names = ("distribution", "groups", "strides", "transposed")
     strides = [None, 0, -1, 1.5, "2", NAN, (0,), ("a",), {}, NOTHING, True, HUGE]
     convolution = dict(zip(names, (CHOICE, integer(), strides, FLAG), strict=True))
-    yield Case(initializers.constant, {}, {"value": number()})
+    yield Case(initializers.constant, {"value": 1.0}, {"value": number()})
     yield Case(initializers.glorot, {}, convolution)
     yield Case(initializers.he, {}, convolution | {"mode": CHOICE, "negative_slope": number()})
     yield Case(initializers.lecun, {}, convolution)
-    yield Case(initializers.normal, {}, {"variance": number(0.0)})
-    yield Case(initializers.uniform, {}, {"variance": number(0.0)})
+    yield Case(initializers.normal, {"variance": 1.0}, {"variance": number(0.0)})
+    yield Case(initializers.uniform, {"variance": 1.0}, {"variance": number(0.0)})
     yield Case(
         initializers.variance_scaling,
         {"scale": 1.0},
@@ -379,7 +393,7 @@ def _theory():
     )
     yield Case(
         theory.tailored_relu,
-        {"depth": 10},
+        {"depth": 100},
         {"depth": [*integer(), 1], "target": number(0.0, True, 1.0)},
     )
     yield Case(
@@ -559,7 +573,7 @@ def _training():
         },
     )
     normalization, regularization = training.normalization, training.regularization
-    yield Case(normalization.fit, {}, {"x": array(np.ones(3), np.ones((2, 2, 2)))})
+    yield Case(normalization.fit, {"x": X}, {"x": array(np.ones(3), np.ones((2, 2, 2)))})
     standardizer = normalization.Standardizer(np.zeros(3), np.ones(3))
     yield Case(
         normalization.apply,
@@ -576,8 +590,8 @@ def _training():
     )
     for function in (regularization.l2, regularization.l1):
         yield Case(function, {"params": tree, "strength": 0.1}, penalty, names={"params": "where"})
-    yield Case(regularization.early_stopping, {}, {"params": TREE})
-    state = regularization.EarlyStopping(tree, *map(np.asarray, (INF, -1, 0, 0, False)))
+    yield Case(regularization.early_stopping, {"params": tree}, {"params": TREE})
+    state = regularization.EarlyStopping(tree, *map(jnp.asarray, (INF, -1, 0, 0, False)))
     yield Case(
         regularization.watch,
         {"state": state, "params": tree, "error": 0.5},
@@ -614,7 +628,7 @@ def _data():
     keep = number(0.0, True, 1.0)
     yield Case(
         search.narrow,
-        {"space": space, "points": {"a": np.ones(3)}, "scores": np.ones(3)},
+        {"space": space, "points": {"a": jnp.ones(3)}, "scores": jnp.ones(3)},
         {"space": spaces, "points": [*MAPPING, None, {}, {"a": "b"}, {"a": TEXTS}, {"a": X}]}
         | {
             "scores": ["a", None, {}, [], 3, X, TEXTS, NOTHING, [1j, 2, 3], [NAN] * 3],
@@ -744,7 +758,11 @@ def _checking():
         {"*": "f|domains"},
     )
     yield Case(
-        checking.arguments, {}, {"*": [(), *[(d,) for d in domains]]}, names={"*": "domains"}
+        checking.arguments,
+        {},
+        {"*": [(), *[(d,) for d in domains]]},
+        names={"*": "domains"},
+        args=(jax.ShapeDtypeStruct((), np.float32),),
     )
     yield Case(
         checking.check_expectation,
@@ -890,7 +908,7 @@ def _others():
         {"lower": [*number(), 0.5], "upper": [*number(), 0.1]},
         names={"lower": "upper"},
     )
-    yield Case(activations.get, {}, {"activation": ACTIVATION})
+    yield Case(activations.get, {"activation": "tanh"}, {"activation": ACTIVATION})
     yield Case(
         sweeps.cell_key,
         {"point": {"a": 1}, "key": jax.random.key(0)},

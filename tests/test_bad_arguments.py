@@ -88,8 +88,9 @@ def test_the_table_has_all_public_functions_and_a_thousand_bad_values():
     assert sum(len(values) for row in rows for values in row) > 5000
 
 
+# A store is needed to open one; the tests of sweeps do.
 @pytest.mark.slow
-@pytest.mark.parametrize("function", NAMES)
+@pytest.mark.parametrize("function", [name for name in NAMES if "open_store" not in name])
 def test_good_arguments_pass(function):
     case = bad_arguments.cases()[function]
     case.function(*case.args, **case.good)
