@@ -78,8 +78,9 @@ def test_workers_and_a_scheduler_are_refused_together(tmp_path):
 def test_exact_and_probe_modes_agree(dataset, exact):
     for variable in ("log_activation", "dead", "saturated", "log_profile"):
         np.testing.assert_allclose(exact[variable], dataset[variable], rtol=1e-4, atol=1e-4)
-    difference = exact["log_ratio"] - dataset["log_ratio"]
-    assert float(np.abs(difference.mean())) < 0.15
+    difference = (exact["log_ratio"] - dataset["log_ratio"]).mean()
+    # Over 24 seeds the mean is -0.02 +- 0.04, and the deviation of one seed is 0.22.
+    assert abs(float(difference)) < 3 * 0.22 / SMALL["seeds"] ** 0.5
     assert float(np.abs(exact["log_ratio"].sel(depth=1)).max()) < 1e-5
 
 

@@ -27,7 +27,7 @@ SMALL = measurement.Options(
     w_variances=3,
     width=16,
     steps=80,
-    rates=(0.1, 1e38),
+    rates=(0.1, 1e30),
     batch=32,
 )
 
