@@ -23,7 +23,7 @@ MARKER = "computed"
 # No identifier, so that no variable can have this name.
 DIGESTS = "chunk-digests"
 _DIGEST_BYTES = 16
-_SEAL = "metadata_sha256"
+_SEAL, _LABELS = "metadata_sha256", "labels_sha256"
 # A store names the code that reads it. Only these names are looked up.
 _CODECS = {"bytes", "zstd", "crc32c", "vlen-utf8"}
 _TYPES = {"bool", "string", "complex64", "complex128", "float16", "float32", "float64"} | {
@@ -131,7 +131,9 @@ def _new_files(identity, attributes, chunks: Chunks) -> dict[str, bytes]:
 def _sealed(files: dict[str, bytes]) -> dict[str, bytes]:
     metadata = {name: data for name, data in files.items() if name.endswith(METADATA)}
     root = json.loads(metadata[METADATA])
-    root["attributes"][_SEAL] = _seal(metadata)
+    labels = {n: hashlib.sha256(d).hexdigest() for n, d in files.items() if n not in metadata}
+    root["attributes"][_LABELS] = json.dumps(labels)
+    root["attributes"][_SEAL] = _seal(metadata | {METADATA: json.dumps(root).encode()})
     return files | {METADATA: json.dumps(root, indent=2).encode()}
 
 
@@ -205,6 +207,11 @@ def _verified_attributes(argument: str, location: Location) -> tuple[dict[str, s
             raise damaged(location, METADATA, repr(error)) from error
         if seal != attributes.pop(_SEAL, None):
             raise damaged(location, METADATA, "metadata are not those that were written")
+        # Before they are decoded: a wrong file may ask for any amount of memory.
+        for key, expected in json.loads(attributes.pop(_LABELS, "{}")).items():
+            data = _location.read(location, key)
+            if data is not None and hashlib.sha256(data).hexdigest() != expected:
+                raise damaged(location, key, "labels differ from those in zarr.json")
     for name in names:
         _check_codecs(location, name, consolidated.get(name, {}))
     return attributes, names

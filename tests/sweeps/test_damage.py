@@ -4,6 +4,7 @@ import gc
 import json
 import random
 import shutil
+import tracemalloc
 import warnings
 
 import jax
@@ -59,6 +60,18 @@ def test_no_random_damage_is_read_in_silence(times, seed):
     assert not any(kind["SILENT"] for kind in counts.values())
     # Nearly all damage is an error; a file may be overwritten by an equal one.
     assert sum(kind["error"] for kind in counts.values()) > 0.85 * times
+
+
+def test_a_file_of_values_in_the_place_of_labels_is_not_decoded(tmp_path):
+    store = tmp_path / "sweep"
+    damaged_stores.create(store)
+    # Its first bytes, taken for a number of texts, would ask for gigabytes.
+    shutil.copy(store / "walk/c/0/2/0/0", store / "step/c/0")
+    tracemalloc.start()
+    with pytest.raises(sweeps.DamagedStoreError, match="step/c/0: labels differ"):
+        sweeps.open_store(store)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
 
 
 DAMAGES = {
