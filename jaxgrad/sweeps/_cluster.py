@@ -197,9 +197,9 @@ def compute_blocks(client: Client, job: Job, numbers: list[int]) -> Iterator[Don
                 finished.add(submit(following))
             yield done
     finally:
-        # Blocks that have not begun are cancelled.
-        client.cancel(list(running))
-        with contextlib.suppress(Exception):
+        # Blocks that have not begun are cancelled, unless the scheduler is gone.
+        with contextlib.suppress(OSError, RuntimeError):
+            client.cancel(list(running))
             client.unregister_worker_plugin(name)
 
 
