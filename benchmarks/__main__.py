@@ -88,6 +88,8 @@ def draw(pairs: list[Pair], ratios: np.ndarray) -> Any:
     ax.errorbar(middle, rows, xerr=reach, fmt="o", color="#0072b2", capsize=4)
     ax.axvline(1, color="0.5", linewidth=1)
     ax.set_yticks(rows, [f"{pair.task}\nbeside {pair.other}" for pair in pairs])
+    ax.margins(y=0.3)
+    ax.set_title("How much longer the others take")
     ax.set(xscale="log", xlabel="time of the other over that of jaxgrad; range over runs")
     return figure
 
