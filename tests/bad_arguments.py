@@ -397,6 +397,13 @@ def _theory():
         {"depth": [*integer(), 1], "target": number(0.0, True, 1.0)},
     )
     yield Case(
+        theory.shaped,
+        {"activation": "tanh", "depth": 100},
+        {"activation": ACTIVATION, "depth": integer(), "slope": number(1.0, True, none=True)}
+        | {"curvature": number(0.0, True, none=True)},
+    )
+    yield case(theory.unit_scales, "activation", "q")
+    yield Case(
         theory.activate,
         {"moments": theory.Moments(0.0, gaussian=True), "activation": activations.get("tanh")},
         {"moments": [None, 3, "a", X, {}, NOTHING], "activation": ACTIVATION},

@@ -1,4 +1,4 @@
-"""The length and correlation that deep layers approach, how fast, and a ReLU chosen by that."""
+"""The length and correlation that deep layers approach, and how fast."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,8 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate, activations
-from jaxgrad._numerics import FloatArray, bisect, bracketed_secant, in_float64
-from jaxgrad.activations import Activation
+from jaxgrad._numerics import FloatArray, bracketed_secant
 from jaxgrad.theory import _moments
 from jaxgrad.theory._fixed_points import TOUCH, end_slopes, excess, first_index, logs, polish, solve
 from jaxgrad.theory._maps import ActivationLike, prediction
@@ -147,55 +146,3 @@ def _limit_of_one(known, w_variance, b_variance, q):
     ends = Limit(*(jnp.where(up, *pair) for pair in ((jnp.inf, 0.0), *zip(high, low, strict=True))))
     inside = Limit(jnp.exp(root), chi_par, chi_perp)
     return jax.tree.map(lambda a, b: jnp.where(converges, a, b), inside, ends)
-
-
-def tailored_relu(depth: int, target: float = 0.9) -> Activation:
-    """Choose the leaky ReLU that takes uncorrelated examples to a correlation of `target`.
-
-    A deep ReLU network makes all examples alike; a linear one keeps their angles but computes only
-    linear functions. The slope in between is chosen for the depth; it is in the `constants` of the
-    result. Draw the weights with `jaxgrad.initializers.he(negative_slope=...)` of this slope,
-    without biases. Source: Zhang, Botev, Martens (2022), Deep learning without shortcuts, sec. 4.
-
-    Args:
-      depth: number of layers, each a matrix product and the activation.
-      target: correlation, between 0 and 1, after the last layer, of two examples that have none. A
-        `ValueError` reports that even ReLU stays below it at this depth, so no slope is needed.
-    """
-    depth = _validate.integer("depth", depth, 1)
-    _validate.scalar("target", target, minimum=0.0, above=True)
-    if target >= 1:
-        raise ValueError(f"target must be less than 1, got {target:g}; pass a smaller number")
-    with jax.ensure_compile_time_eval():
-        relu_gap, slope = map(float, _solve(depth, float(target)))
-    if relu_gap > 1 - target:
-        bound = f"{1 - relu_gap:.6g}, the correlation that plain ReLU reaches in {depth} layers"
-        remedy = f"depth {depth} needs no tailoring, use 'relu'"
-        raise ValueError(f"target must be at most {bound}, got {target:g}; {remedy}")
-    return activations.leaky_relu(slope)
-
-
-@in_float64
-@jax.jit
-def _solve(depth, target):
-    """The gap after `depth` layers of ReLU, and the slope that leads to the target."""
-
-    def final_gap(factor):
-        return jax.lax.fori_loop(0, depth, lambda _, gap: _next_gap(gap, factor), 1.0)
-
-    # The speed at which angles shrink is a factor from 0, for a linear network, to 1, for ReLU:
-    # factor = (1 - a)^2 / (1 + a^2) for a slope of a.
-    factor = bisect(lambda f: final_gap(f) - (1 - target), 0.0, 1.0, steps=60, sign=1.0)
-    # Its root with a <= 1, without cancellation.
-    slope = (1 - factor) / (1 + jnp.sqrt(factor * (2 - factor)))
-    return final_gap(1.0), slope
-
-
-def _next_gap(gap, factor):
-    """`1 - c` after a layer, `c' = c + factor (sin t - t cos t) / pi` with `t = arccos c`."""
-    angle = 2 * jnp.arcsin(jnp.sqrt(gap / 2))
-    # A series for small angles, where the difference cancels: t^3 / 3 - t^5 / 30 + t^7 / 840.
-    square = angle * angle
-    series = angle * square * (1 / 3 - square / 30 * (1 - square / 28))
-    change = jnp.where(angle > 0.05, jnp.sin(angle) - angle * jnp.cos(angle), series)
-    return gap - factor * change / np.pi
