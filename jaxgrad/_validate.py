@@ -155,6 +155,11 @@ def tree(name: str, value: Any, *, empty: bool = False, floating: bool = False) 
 
     A tree without any leaf passes only if `empty`.
     """
+    try:
+        jax.tree.leaves(value)
+    except (TypeError, ValueError):
+        got = f"got {show(value)}; make all keys of a dict texts"
+        raise TypeError(f"{name} must have keys that can be sorted, {got}") from None
     kind = "floating-point " if floating else ""
     remedy = "pass nested dicts, lists or tuples of them"
     if not empty and not jax.tree.leaves(value):
@@ -181,7 +186,12 @@ def _dtype(leaf: Any) -> Any:
     if not isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
         # Shapes alone, as of jax.eval_shape.
         return leaf.dtype if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    if type(leaf) is int and abs(leaf) > np.iinfo(jax.dtypes.canonicalize_dtype(np.int64)).max:
+        return None
     kind = np.result_type(leaf)
+    # NumPy's longest numbers are none of JAX.
+    if kind.kind in "fc" and kind.itemsize > (8 if kind.kind == "f" else 16):
+        return None
     numeric = jnp.issubdtype(kind, np.number) or kind == np.bool_
     return kind if numeric else None
 

@@ -125,6 +125,7 @@ SHAPE = [
     {},
     (2, True),
 ]
+SHAPES = [jax.ShapeDtypeStruct((), jax.random.key(0).dtype)]
 TREE = [None, (), {}, [], "x", {"a": "x"}, {"a": NOTHING}, [abs], NOTHING]
 
 
@@ -919,36 +920,68 @@ def _others():
     yield Case(
         sweeps.cell_key,
         {"point": {"a": 1}, "key": jax.random.key(0)},
-        {"point": [None, 3, "a", [], {1: 2}, {"a": None}, {"a": {}}, {"a": NOTHING}, {"a": 1j}]}
+        {
+            "point": [None, 3, "a", [], {1: 2}, {"a": None}, {"a": {}}, {"a": NOTHING}, {"a": 1j}]
+            + [{"a": v} for v in ([1], NAN, -HUGE, X, b"x", "\ud800", "a\0", jax.random.key(0))]
+        }
         | {"key": key()},
     )
-    yield Case(sweeps.open_store, {}, {"path": ["", "/nowhere"]})
+    places = [3, 1.5, [], {}, b"a", "", "a\0", True, X, (), NOTHING, abs, "a://b", "s3://"]
+    places += ["~no_such_user/x", "x" * 5000, xr.Dataset()]
+    yield Case(sweeps.open_store, {}, {"path": [None, "/nowhere", ".", "file:", *places]})
 
     def cell(key, point):
         return {"y": point["a"] * 2.0}
 
-    # Stores and paths are tested with the sweeps.
     axes = [None, 3, "a", [], {1: [2]}, {"a": 3}, {"a": []}, {"a": [1, 1]}, {"a": ["b", 1]}]
     axes += [{"a": [NAN]}, {"a": [None]}, {"a": [1j]}, {"a": X}, {"a": [HUGE]}]
-    mappings = [3, "a", [1], NAN, {1: 2}, NOTHING, ("a",)]
+    axes += [{"a": v} for v in (b"ab", np.array(3.0), ["a\0"], ["\ud800"], [KEY], [[1]])]
+    axes += [{"a": [jax.random.key(0)]}, {"a": np.ma.masked_array([1, 2], [True, False])}, {}]
+    axes += [{"a": [1], "a b": [1]}, {"a": [1], "computed": [1]}, {"a": [1], "y": [1]}]
+    mappings = [3, "a", [1], NAN, {1: 2}, NOTHING, ("a",), X, np.ones(2), 0, "", (), False]
+    outputs = ["a", None, NOTHING, HUGE, TEXTS, np.array([None]), np.ones(1, np.longdouble), [1.0]]
+    outputs += [jax.random.key(0), jnp.ones(1, jnp.bfloat16), np.ones(1, "M8[s]")]
+    leaves = ["a", b"a", NOTHING, abs, HUGE, 2**40, TEXTS, np.array([None]), object, slice(2)]
+    leaves += [[1, "a"], {"a": NOTHING}, {"a": 1, 2: 3}, jax.ShapeDtypeStruct((2,), np.float32)]
+    leaves += [np.longdouble(1), np.datetime64("2020"), np.void(b"ab")]
+    nested: list[Any] = []
+    nested.append(nested)
     yield Case(
         sweeps.run,
         {"function": cell, "axes": {"a": [1, 2]}, "variables": {"y": sweeps.Variable()}}
         | {"key": jax.random.key(0)},
         {
-            "function": [None, *FUNCTION, lambda key, point: 3, lambda key, point: {}],
+            "function": [None, *FUNCTION, lambda key, point: 3, lambda key, point: {}]
+            + [lambda key: {}, lambda: {}, lambda key, point, arg: {}, lambda key, point, *, a: {}]
+            + [lambda key, point, out=out: {"y": out} for out in outputs],
             "axes": axes,
-            "variables": [*mappings, None, {"y": 3}, {"y": None}, {"z": sweeps.Variable()}],
-            "key": [*key(), KEY],
-            "args": [3, "a", None, {}, NOTHING],
+            "variables": [*mappings, None, {"y": 3}, {"y": None}, {"z": sweeps.Variable()}, {}]
+            + [{"y": sweeps.Variable(*v)} for v in ("k", [3], [("k l",)], [(), 3], [(), "1", None])]
+            + [{"y": sweeps.Variable}, {1: sweeps.Variable()}, {"": sweeps.Variable()}],
+            "key": [
+                *key(),
+                KEY,
+                jax.random.split(jax.random.key(0)),
+                jax.random.key(0, impl="rbg"),
+                *SHAPES,
+            ],
+            "args": [3, "a", None, {}, NOTHING, X, iter([1]), *((leaf,) for leaf in leaves)],
             "coords": [*mappings, {"a": 3}, {"b": [1, 1]}],
-            "units": [*mappings, {"b": "m"}],
-            "config": [3, "a", {"a": NOTHING}, {1: 2}, {"a": X}, NOTHING],
+            "units": [*mappings, {"b": "m"}, *({"a": v} for v in (3, None, b"m", ["m"], NOTHING))],
+            "config": [3, "a", {"a": NOTHING}, {1: 2}, {"a": X}, NOTHING, {"a": NAN}, {"a": {1}}]
+            + [{"a": b"x"}, {"a": {(1, 2): 3}}, {"a": 1j}, {"a": {1: 2, "1": 3}}, {"a": nested}],
+            "store": places,
+            "repair": FLAG,
+            "other_versions": FLAG,
+            "vectorized": FLAG,
             "chunk_cells": integer(none=True),
             "memory_limit": integer(),
-            "static": [3, None, NAN, "b", ("b",), NOTHING, (3,)],
-            "devices": [3, "a", (), [3], [None], NOTHING, NAN],
+            "static": [3, None, NAN, "b", ("b",), NOTHING, (3,), ("a", "a"), b"a", [["a"]]],
+            "devices": [3, "a", (), [3], [None], NOTHING, NAN, {}, jax.devices()[0]]
+            + [jax.devices()[:1] * 2, True],
             "progress": FUNCTION,
+            "on_forecast": FUNCTION,
+            "client": [3, "tcp://localhost:8786", [], NOTHING, True],
         },
         names={"function": "function|y"},
     )

@@ -100,8 +100,11 @@ def make_grid(axes: Mapping[str, Any], static: Sequence[str], cell_ids: str) -> 
     if not isinstance(static, Iterable):
         got = f"got {_validate.show(static)}; pass a tuple of them"
         raise TypeError(f"static must be names of axes, {got}")
-    for name in (static,) if isinstance(static, str) else static:
+    names = [static] if isinstance(static, str) else list(static)
+    for name in names:
         _validate.choice("static", name, grid)
+        if names.count(name) > 1:
+            raise ValueError(f"static must not repeat a name, got {names}; drop the repeats")
         grid[name] = grid[name]._replace(traced=None)
     return grid
 
@@ -127,18 +130,33 @@ def _axis(name: str, values: Any, cell_ids: str) -> Axis:
 
 def checked_labels(name: str, values: Any) -> list[Any]:
     """Return labels as Python values of one kind: all numbers, all strings or all booleans."""
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of values, got {values!r}; pass a list")
-    labels: list[Any] = [v.item() if getattr(v, "ndim", None) == 0 else v for v in values]
+    # NumPy's scalars have a method for iteration, which fails.
+    single = isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0
+    if single or not isinstance(values, Iterable):
+        got = f"got {_validate.show(values)}; pass a list"
+        raise TypeError(f"{name} must be a sequence of values, {got}")
+    labels: list[Any] = list(map(_plain_label, values))
     kinds = {"number" if type(v) in (int, float) else type(v).__name__ for v in labels}
     if len(kinds) > 1 or not kinds <= {"number", "str", "bool"}:
         rule = f"be all numbers, all strings or all booleans, got {sorted(kinds)}"
         remedy = "pass names, and look up in the function what they stand for"
         raise TypeError(f"{name} must {rule}; {remedy}")
+    for v in labels if kinds == {"str"} else ():
+        # NumPy drops NUL at the end of a text, and files are written in UTF-8.
+        if "\0" in v or any("\ud800" <= letter <= "\udfff" for letter in v):
+            rule = f"{name} must be texts without NUL that can be written in UTF-8"
+            raise ValueError(f"{rule}, got {v!r}; rename it")
     for v in labels if kinds == {"number"} else ():
         if not (math.isfinite(v) if isinstance(v, float) else abs(v) < 2**63):
             raise ValueError(f"{name} must be finite and fit 64 bits, got {v}; drop that value")
     return [float(v) for v in labels] if float in map(type, labels) else labels
+
+
+def _plain_label(value: Any) -> Any:
+    """Return a number of NumPy or JAX as one of Python."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    single = kind in "biufcSU" and kind and value.ndim == 0
+    return value.item() if single and value is not np.ma.masked else value
 
 
 def sizes(grid: Grid) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Where a store is: a folder of this machine, or anything else that Zarr can write to."""
 
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jaxgrad import _validate
 
 METADATA = "zarr.json"
 
@@ -32,7 +35,8 @@ def locate(argument: str, value: Any) -> Location:
         return Location(str(value), folder, value)
     if isinstance(value, bytes) or not isinstance(value, (str, os.PathLike)):
         remedy = "pass a str, a pathlib.Path or a store of Zarr"
-        raise TypeError(f"{argument} must be a path or a URL, got {value!r}; {remedy}")
+        got = f"got {_validate.show(value)}; {remedy}"
+        raise TypeError(f"{argument} must be a path or a URL, {got}")
     text = os.fspath(value)
     if isinstance(text, bytes) or not text or "\0" in text:
         rule = "must be a path of one or more characters without NUL"
@@ -40,12 +44,22 @@ def locate(argument: str, value: Any) -> Location:
     if text.startswith("file:"):
         text = urllib.request.url2pathname(urllib.parse.urlsplit(text).path)
     if "://" in text:
+        # A scheme of one letter would be a drive of Windows.
+        if text.endswith("://") or text.index("://") < 2:
+            rule = f"{argument} must be a URL with a place, got {text!r}"
+            raise ValueError(f"{rule}; pass for example 's3://bucket/sweep.zarr'")
         return Location(text, None, _remote(argument, text))
     try:
         folder = Path(text).expanduser()
     except RuntimeError:
         remedy = "write the path of the folder in full"
         raise ValueError(f"{argument} must be in a known home, got {text!r}; {remedy}") from None
+    try:
+        folder.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            got = f"got {_validate.show(text)}; pass a shorter one"
+            raise ValueError(f"{argument} must be a path of allowed length, {got}") from None
     return Location(str(folder), folder, LocalStore(folder))
 
 
@@ -85,6 +99,18 @@ def exists(location: Location, key: str = METADATA) -> bool:
     if location.folder is None:
         return _wait(location.zarr_store.exists(key))
     return os.path.lexists(location.folder if key == METADATA else location.folder / key)
+
+
+def names(location: Location, folder: str) -> list[str]:
+    """Return the names of the files in a folder of a store, none if they cannot be listed."""
+    if location.folder is not None:
+        path = location.folder / folder
+        return os.listdir(path) if path.is_dir() else []
+
+    async def collect() -> list[str]:
+        return [name async for name in location.zarr_store.list_dir(folder)]
+
+    return _wait(collect()) if location.zarr_store.supports_listing else []
 
 
 def remove(location: Location, key: str) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxgrad.sweeps import _location, _store
+from jaxgrad.sweeps import _location, _store, _versions
 from jaxgrad.sweeps._store import DIGESTS, MARKER, DamagedStoreError, Store
+from jaxgrad.sweeps._versions import CHUNK_VERSIONS
 
 # Zarr holds kilobytes for every chunk that it reads at a time.
 _READ_TOGETHER = 4096
@@ -47,16 +48,35 @@ def read_block(store: Store, name: str, number: int) -> np.ndarray:
     marked = _read(store, MARKER, block, number)
     if name == MARKER:
         return marked
+    if name == CHUNK_VERSIONS:
+        versions = _versions_of(store, number, _digests(store, number)) if marked.any() else {}
+        text = ", ".join(f"{package} {version}" for package, version in versions.items())
+        return np.where(marked, np.array(text, object), "")
     if not marked.any():
         array = store.arrays[name]
         return np.full(marked.shape + array.shape[marked.ndim :], _store.fill_value(array.dtype))
     values = _read(store, name, block, number)
     if store.binding is not None:
-        digests = _read(store, DIGESTS, store.chunks.position(number), number)
+        digests = _digests(store, number)
         digest = digests[list(store.identity["variables"]).index(name)].tobytes()
         if not marked.all() or digest != _store.digest(store, name, block, values):
             raise _store.damaged_chunk(store, name, number, "values are not those of the sweep")
+        if _store.has_records(store):
+            _versions_of(store, number, digests)
     return values
+
+
+def _digests(store: Store, number: int) -> np.ndarray:
+    return _read(store, DIGESTS, store.chunks.position(number), number)
+
+
+def _versions_of(store: Store, number: int, digests: np.ndarray) -> dict[str, str]:
+    """Return the versions that computed a block; raise if their record is damaged."""
+    parts = (store.location, store.identity, store.binding or b"", store.chunks.block(number))
+    versions = _versions.of_record(*parts, digests[-1].tobytes())
+    if versions is None:
+        raise _store.damaged_chunk(store, DIGESTS, number, "its record of versions is damaged")
+    return versions
 
 
 def read_selection(store: Store, name: str, key: tuple[Any, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxgrad import _validate
 from jaxgrad.sweeps import (
     _forecast,
     _grid,
@@ -81,6 +82,7 @@ def run(
         again. Otherwise they raise an error when they are read.
       other_versions: Whether to resume a store that other versions of JAX, NumPy or this package
         have begun. Its values may then differ by rounding, or in their draws, from chunk to chunk.
+        The table has a variable `chunk-versions`, which says which cells come from which.
       chunk_cells: Largest number of cells that are stored together, by default a sixteenth of the
         grid; fewer if they would take more than 64 MiB. A resumed store keeps its chunks.
       memory_limit: Bytes of a program on each device. Larger chunks are computed in batches.
@@ -119,6 +121,7 @@ def run(
     """
     _table.import_xarray()
     calls = _checked_calls(progress=progress, on_forecast=on_forecast)
+    _check_flags(repair=repair, other_versions=other_versions)
     location = None if store is None else _location.locate("store", store)
     _check_client(client, store, devices)
     arguments = {
@@ -180,8 +183,14 @@ def _checked_calls(**calls: Any) -> dict[str, Callable[..., Any]]:
     """Return functions that are called during a sweep, by name, without None."""
     for name, call in calls.items():
         if call is not None and not callable(call):
-            raise TypeError(f"{name} must be callable, got {call!r}; pass a function")
+            got = f"got {_validate.show(call)}; pass a function"
+            raise TypeError(f"{name} must be callable, {got}")
     return {name: call or (lambda *values: None) for name, call in calls.items()}
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, flag in flags.items():
+        _validate.flag(name, flag)
 
 
 def _check_client(client: Any, store: Any, devices: Any) -> None:
@@ -195,9 +204,8 @@ def _check_client(client: Any, store: Any, devices: Any) -> None:
         raise ImportError(f"client needs dask.distributed; {remedy}") from error
     if not isinstance(client, distributed.Client) or client.asynchronous:
         remedy = "pass distributed.Client(address)"
-        raise TypeError(
-            f"client must be a synchronous dask.distributed.Client, got {client!r}; {remedy}"
-        )
+        rule = "client must be a synchronous dask.distributed.Client"
+        raise TypeError(f"{rule}, got {_validate.show(client)}; {remedy}")
     if store is None:
         raise ValueError("store must be a path or a URL if there is a client, got None; pass one")
     if devices is not None:

@@ -2,7 +2,8 @@
 
 Beside each variable, the boolean array `computed` marks the computed cells, and `chunk-digests`
 holds a digest of every chunk. A digest is that of the values, bound to the sweep, the name of the
-variable and the cells, so that a chunk that is missing, old or in the place of another differs.
+variable and the cells, so that a chunk that is missing, old or in the place of another differs. A
+record of the versions that computed the chunk follows the digests of its variables.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgrad.sweeps import _identity, _location
+from jaxgrad.sweeps import _identity, _location, _versions
 from jaxgrad.sweeps._grid import Block, Chunks, block_shape
 from jaxgrad.sweeps._location import METADATA, Location
 
@@ -111,7 +112,7 @@ def _new_files(identity, attributes, chunks: Chunks) -> dict[str, bytes]:
         )
     options: Any = {"dimension_names": axes, "fill_value": False, **codecs}
     group.create_array(MARKER, shape=chunks.shape, dtype=bool, chunks=chunks.chunk, **options)
-    inner = (len(variables), _DIGEST_BYTES)
+    inner = (len(variables) + 1, _DIGEST_BYTES)
     group.create_array(
         DIGESTS,
         shape=chunks.counts + inner,
@@ -119,13 +120,14 @@ def _new_files(identity, attributes, chunks: Chunks) -> dict[str, bytes]:
         chunks=(1,) * len(axes) + inner,
         fill_value=0,
         dimension_names=(*(f"chunk-{name}" for name in axes), "variable", "byte"),
-        attributes={"variables": list(variables)},
+        attributes={"variables": [*variables, _versions.CHUNK_VERSIONS]},
         **codecs,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(group.store)
-    return _sealed({name: buffer.to_bytes() for name, buffer in files.items()})
+    key, versions = _versions.file(identity["versions"])
+    return _sealed({name: buffer.to_bytes() for name, buffer in files.items()} | {key: versions})
 
 
 def _sealed(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -211,7 +213,7 @@ def _verified_attributes(argument: str, location: Location) -> tuple[dict[str, s
         for key, expected in json.loads(attributes.pop(_LABELS, "{}")).items():
             data = _location.read(location, key)
             if data is not None and hashlib.sha256(data).hexdigest() != expected:
-                raise damaged(location, key, "labels differ from those in zarr.json")
+                raise damaged(location, key, "it is not the one that zarr.json names")
     for name in names:
         _check_codecs(location, name, consolidated.get(name, {}))
     return attributes, names
@@ -263,6 +265,12 @@ def digest(store: Store, name: str, block: Block, values: np.ndarray) -> bytes:
     return whole.digest()[:_DIGEST_BYTES]
 
 
+def has_records(store: Store) -> bool:
+    """Return whether a store says which versions computed a chunk; the first ones do not."""
+    count = len(store.identity["variables"])
+    return store.binding is not None and store.arrays[DIGESTS].shape[-2] > count
+
+
 def write_block(store: Store, number: int, results: Mapping[str, np.ndarray]) -> None:
     """Write the results of a block, arrays `[cells, ...]`, then mark it as computed."""
     block = store.chunks.block(number)
@@ -270,6 +278,9 @@ def write_block(store: Store, number: int, results: Mapping[str, np.ndarray]) ->
     shaped = {name: v.reshape(shape + v.shape[1:]) for name, v in results.items()}
     if store.binding is not None:
         digests = [digest(store, n, block, shaped[n]) for n in store.identity["variables"]]
+        if has_records(store):
+            parts = (store.location, store.identity, store.binding, block)
+            digests.append(_versions.record(*parts))
         shaped[DIGESTS] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)
     keys = [chunk_key(store, name, number) for name in shaped]
     folders = _location.new_folders(store.location, keys)

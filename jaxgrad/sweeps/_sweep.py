@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -51,10 +52,11 @@ def prepare(
 ) -> Sweep:
     """Check the arguments of `run` and evaluate `function` abstractly; nothing is compiled."""
     _check_types(function, key, args)
+    _validate.flag("vectorized", vectorized)
     grid = _grid.make_grid(axes, static, _grid.CELL_IDS)
     variables = _validate.mapping("variables", variables)
-    units = _validate.mapping("units", units or {})
-    coords = _validate.mapping("coords", coords or {})
+    units = _validate.mapping("units", {} if units is None else units)
+    coords = _validate.mapping("coords", {} if coords is None else coords)
     labels = {n: _grid.checked_labels(f"coords[{n!r}]", values) for n, values in coords.items()}
     _check_names(grid, variables, labels, units)
     config, devices = _checked_config(config), _checked_devices(devices)
@@ -64,7 +66,7 @@ def prepare(
     memory_limit = _validate.integer("memory_limit", memory_limit, 1)
 
     mesh = Mesh(np.array(devices), ("cells",))
-    shared = jax.device_put((key, tuple(args)), NamedSharding(mesh, P()))
+    shared = _placed(key, args, mesh)
     cell = functools.partial(_evaluate_cell, function, tuple(grid), tuple(variables))
     outputs = _output_shapes(cell, grid, variables, labels, shared)
     cell_bytes = sum(math.prod(out.shape) * out.dtype.itemsize for out in outputs.values())
@@ -85,10 +87,22 @@ def resume(sweep: Sweep, store: Store, static: Any, other_versions: bool) -> Swe
     return sweep._replace(compiler=sweep.compiler._replace(grid=grid))
 
 
+def _placed(key: Any, args: Any, mesh: Mesh) -> Any:
+    """Return key and arguments on all devices."""
+    try:
+        return jax.device_put((key, tuple(args)), NamedSharding(mesh, P()))
+    except (TypeError, ValueError, OverflowError) as error:
+        got = f"got {_validate.show(args)} ({_validate.show(str(error))})"
+        raise TypeError(
+            f"args must be pytrees of arrays, {got}; pass NumPy or JAX arrays"
+        ) from None
+
+
 def _checked_devices(devices: Any) -> Sequence[Any]:
     devices = jax.local_devices() if devices is None else devices
     if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
-        raise TypeError(f"devices must be JAX devices, got {devices!r}; see jax.local_devices()")
+        got = f"got {_validate.show(devices)}; see jax.local_devices()"
+        raise TypeError(f"devices must be JAX devices, {got}")
     _validate.distinct("devices", devices)
     if foreign := [d for d in devices if d.process_index != jax.process_index()]:
         remedy = "pass jax.local_devices(), and one store to all processes"
@@ -98,41 +112,63 @@ def _checked_devices(devices: Any) -> Sequence[Any]:
 
 def _check_types(function, key, args) -> None:
     if not callable(function):
-        raise TypeError(f"function must be callable, got {function!r}; pass a function")
+        got = f"got {_validate.show(function)}; pass a function"
+        raise TypeError(f"function must be callable, {got}")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(value,)")
+    _validate.tree("args", args, empty=True)
+    _check_signature(function, args)
     # Old keys do not say which implementation they belong to.
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed or key.shape != ():
-        raise TypeError(f"key must be one typed key, got {key!r}; pass jax.random.key(0)")
+        got = f"got {_validate.show(key)}; pass jax.random.key(0)"
+        raise TypeError(f"key must be one typed key, {got}")
+    for name, value in {"key": key, "args": args}.items():
+        _validate.known(name, value, "sweeps.run")
     # The draws of some other implementations depend on the batch that a key is in.
     if (impl := str(jax.random.key_impl(key))) != "threefry2x32":
         remedy = "pass jax.random.key(0, impl='threefry2x32')"
         raise ValueError(f"key must be of implementation threefry2x32, got {impl}; {remedy}")
 
 
+def _check_signature(function, args) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # of some functions that are written in C, Python knows none
+    try:
+        signature.bind(None, None, *args)
+    except TypeError as error:
+        rule = f"function must take a key, a point and the {len(args)} values of args"
+        got = f"got one of {signature} ({error}); change its arguments, or args"
+        raise TypeError(f"{rule}, {got}") from None
+
+
 def _check_names(grid, variables, coords, units) -> None:
-    if not grid or not variables:
-        raise ValueError("axes and variables must not be empty; pass one or more of each")
+    for name, value in {"axes": grid, "variables": variables}.items():
+        if not value:
+            raise ValueError(f"{name} must not be empty, got {{}}; pass one or more")
     for name, variable in variables.items():
         valid = isinstance(variable, Variable) and isinstance(variable.dims, tuple)
         if not valid or not all(isinstance(v, str) for v in (*variable.dims, *variable[1:])):
             rule = f"variables[{name!r}] must be a Variable of a tuple of names and two strings"
             remedy = "write for example Variable(('layer',), '1', 'norm')"
-            raise TypeError(f"{rule}, got {variable!r}; {remedy}")
+            raise TypeError(f"{rule}, got {_validate.show(variable)}; {remedy}")
     inner = {dim: None for variable in variables.values() for dim in variable.dims}
     names = [*grid, *variables, *inner, MARKER]
     for name in names:
         if not name.isidentifier():
-            raise ValueError(f"names must be Python identifiers, got {name!r}; rename it")
+            rule = "names in axes and variables must be Python identifiers"
+            raise ValueError(f"{rule}, got {name!r}; rename it")
         # All of them become names in one dataset.
         if names.count(name) > 1:
             rule = f"axes, variables, dims and {MARKER!r} must not share a name"
             raise ValueError(f"{rule}, got {name!r}; rename one of them")
     for name in coords:
         _validate.choice("coords", name, inner)
-    for name in units:
+    for name, unit in units.items():
         _validate.choice("units", name, {**grid, **coords})
+        _validate.text(f"units[{name!r}]", unit)
 
 
 def _checked_config(config: Any) -> dict[str, Any]:
@@ -141,10 +177,17 @@ def _checked_config(config: Any) -> dict[str, Any]:
     config = _validate.mapping("config", {} if config is None else config)
     # Through JSON and back, so that tuples compare equal to the lists that a store returns.
     try:
-        return json.loads(json.dumps(config, allow_nan=False))
+        return json.loads(json.dumps(config, allow_nan=False), object_pairs_hook=_distinct)
     except (TypeError, ValueError) as error:
-        got = f"got {config!r} ({error}); pass text or finite numbers"
+        got = f"got {_validate.show(config)} ({error}); pass text or finite numbers"
         raise type(error)(f"config must hold JSON values, {got}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs as a dictionary; JSON writes the names 1 and "1" alike."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("two names are written alike")
+    return dict(pairs)
 
 
 def _evaluate_cell(function, names, outputs, static, shared, ids, traced):
@@ -155,8 +198,12 @@ def _evaluate_cell(function, names, outputs, static, shared, ids, traced):
     arrays = isinstance(out, Mapping) and all(isinstance(v, _ARRAYS) for v in out.values())
     if not arrays or set(out) != set(outputs):
         rule = f"return a dict of arrays, exactly {', '.join(outputs)} as in variables"
-        raise TypeError(f"function must {rule}; got {out!r}")
-    return {name: jnp.asarray(out[name]) for name in outputs}
+        raise TypeError(f"function must {rule}; got {_validate.show(out)}")
+    try:
+        return {name: jnp.asarray(out[name]) for name in outputs}
+    except (TypeError, ValueError, OverflowError):
+        got = f"got {_validate.show(out)}; convert them, for example to float32"
+        raise TypeError(f"function must return arrays of dtypes of JAX, {got}") from None
 
 
 def _output_shapes(cell, grid, variables, coords, shared) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgrad.sweeps import _location, _reading, _store
+from jaxgrad.sweeps import _location, _reading, _store, _versions
 from jaxgrad.sweeps._store import MARKER, Store
+from jaxgrad.sweeps._versions import CHUNK_VERSIONS
 
 if TYPE_CHECKING:
     import xarray
@@ -36,7 +37,8 @@ def open_store(path: "str | os.PathLike[str] | Any") -> "xarray.Dataset":
     Stores of version 0.1 have no digests of their values.
 
     The dataset has an additional variable `computed` over the axes. Where it is false the other
-    variables are NaN, or 0 if they are not floating point.
+    variables are NaN, or 0 if they are not floating point. If several versions of the packages have
+    computed it, `chunk-versions` names those of each cell.
 
     Args:
       path: Path, URL or Zarr store, as the `store` of `run`.
@@ -53,7 +55,13 @@ def open_store(path: "str | os.PathLike[str] | Any") -> "xarray.Dataset":
 
 def lazy_table(store: Store) -> "xarray.Dataset":
     """Return the results in a store, which are read and verified when they are used."""
-    arrays = {name: _lazy(store, name) for name in (*store.identity["variables"], MARKER)}
+    names = [*store.identity["variables"], MARKER]
+    if _store.has_records(store) and _versions.are_several(store.location):
+        # No array of Zarr has them; only the shape and the type of this one are used.
+        empty = np.broadcast_to(np.array("", object), store.chunks.shape)
+        store = store._replace(arrays=store.arrays | {CHUNK_VERSIONS: empty})
+        names.append(CHUNK_VERSIONS)
+    arrays = {name: _lazy(store, name) for name in names}
     return table(store.identity, store.attributes, arrays)
 
 
@@ -88,6 +96,8 @@ def table(identity: dict[str, Any], attributes: dict[str, str], arrays: Any) -> 
         results[name] = ((*axes, *variable["dims"]), arrays[name], attrs)
     # Of a table in memory it is dropped when all is computed.
     results[MARKER] = (axes, arrays[MARKER])
+    if CHUNK_VERSIONS in arrays:
+        results[CHUNK_VERSIONS] = (axes, arrays[CHUNK_VERSIONS])
     return xr.Dataset(results, columns, attributes)
 
 

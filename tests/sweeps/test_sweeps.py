@@ -515,7 +515,7 @@ BAD = {
     "legacy key": ({"key": np.zeros(2, np.uint32)}, TypeError, r"typed key.*jax.random.key\(0\)"),
     "no key": ({"key": 0}, TypeError, "key must be one typed key, got 0"),
     "axes": ({"axes": [1, 2]}, TypeError, r"axes must map names to values, got \[1, 2\]"),
-    "no axes": ({"axes": {}}, ValueError, "axes and variables must not be empty"),
+    "no axes": ({"axes": {}}, ValueError, "axes must not be empty, got {}"),
     "empty axis": ({"axes": {"x": []}}, ValueError, r"axes\['x'\] must not be empty"),
     "repeat": ({"axes": {"x": [1, 2, 1]}}, ValueError, r"axes\['x'\] must not repeat.*\[1, 2, 1\]"),
     "nan": ({"axes": {"x": [1, np.nan]}}, ValueError, r"axes\['x'\] must be finite.*got nan"),
