@@ -190,12 +190,30 @@ def _layers():
         | {"state": [3.0, "x", NOTHING, {"a": 1.0}, np.ones(3)]},
         names={"x": "params"},
     )
+    variances = ("query_variance", "key_variance", "value_variance", "output_variance")
+    mask = [3, "a", {}, [], X, np.ones((2, 3), bool), np.ones(2, bool), np.eye(2), NOTHING, abs]
+    mask += [np.zeros((2, 2), bool), np.ones((2, 2), int), True, np.ones((0, 0), bool)]
+    attending = {name: number(0.0) for name in variances} | {"logit_scale": number()}
+    attending |= {"causal": FLAG, "mask": mask, "bias": FLAG, "heads": integer()}
+    yield Case(
+        layers.attention,
+        {"heads": 2},
+        attending
+        | {"scale": CHOICE, "b_variance": number(0.0), "head_features": integer(none=True)}
+        | {"kernel_init": FUNCTION},
+    )
     yield Case(
         layers.batch_norm,
         {},
         {"epsilon": number(0.0), "spatial": integer(0), "momentum": number(0.0)},
     )
     yield Case(layers.beyond_window, {"log_size": jnp.zeros(())}, {"log_size": ANYTHING})
+    summing = {"skip": number(0.0, True, none=True), "trained": FLAG, "per_feature": [*FLAG, True]}
+    yield Case(
+        layers.block,
+        {"branch": layers.dense(3), "norm": layers.layer_norm()},
+        {"branch": LAYER, "norm": LAYER, "placement": CHOICE, "scale": number()} | summing,
+    )
     yield Case(
         layers.check_fit,
         {"layer": network, "params": params, "state": None, "x": jnp.asarray(X)},
@@ -248,9 +266,25 @@ def _layers():
     yield Case(
         layers.residual,
         {"branch": layers.dense(3)},
-        {"branch": LAYER, "scale": number()},
+        {"branch": LAYER, "scale": number()} | summing,
     )
+    yield Case(
+        layers.residual_scale,
+        {"name": "1/L", "branches": 4},
+        {"name": CHOICE, "branches": integer(), "layers": integer(2)},
+    )
+    yield Case(layers.rms_norm, {}, {"epsilon": number(0.0)})
     yield Case(layers.sequential, {}, {"*": [(bad,) for bad in LAYER]}, names={"*": "layers"})
+    yield Case(
+        layers.transformer,
+        {"depth": 2, "features": 4, "heads": 2},
+        attending
+        | {"depth": integer(), "features": integer(), "hidden": integer(none=True)}
+        | {"placement": CHOICE, "norm": [bad for bad in LAYER if bad is not None]}
+        | {"activation": ACTIVATION, "scale": number(), "attention_scale": CHOICE}
+        | {"hidden_variance": number(0.0), "last_variance": number(0.0)},
+        names={"attention_scale": "scale"},
+    )
 
 
 def _propagation():

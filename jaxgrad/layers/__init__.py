@@ -48,9 +48,14 @@ shapes and moments do not fit each other. A layer of your own is a class with th
 """
 
 from jaxgrad.layers._activation import Elementwise, activation, beyond_window
+from jaxgrad.layers._attention import Attention, attention
+
+# Layers of layers.
 from jaxgrad.layers._composite import repeat, residual, sequential
 from jaxgrad.layers._convolution import convolution
 from jaxgrad.layers._dropout import drop_units, dropout
+
+# The protocol, and the two functions that draw and apply any layer.
 from jaxgrad.layers._layer import (
     Layer,
     Params,
@@ -63,18 +68,23 @@ from jaxgrad.layers._layer import (
     layer,
     static,
 )
+
+# Signals whose size is carried as a logarithm, with which propagation measures.
 from jaxgrad.layers._log_space import Copy, Derivative, Scaled, Stack, Units
 from jaxgrad.layers._mlp import Mlp, mlp
-from jaxgrad.layers._normalization import batch_norm, layer_norm
+from jaxgrad.layers._normalization import batch_norm, layer_norm, rms_norm
+from jaxgrad.layers._transformer import ResidualScale, block, residual_scale, transformer
 from jaxgrad.layers._weights import dense
 
 __all__ = [
+    "Attention",
     "Copy",
     "Derivative",
     "Elementwise",
     "Layer",
     "Mlp",
     "Params",
+    "ResidualScale",
     "Scaled",
     "Shape",
     "Stack",
@@ -82,8 +92,10 @@ __all__ = [
     "Units",
     "activation",
     "apply",
+    "attention",
     "batch_norm",
     "beyond_window",
+    "block",
     "check_fit",
     "check_is_layer",
     "convolution",
@@ -96,6 +108,9 @@ __all__ = [
     "mlp",
     "repeat",
     "residual",
+    "residual_scale",
+    "rms_norm",
     "sequential",
     "static",
+    "transformer",
 ]

@@ -81,10 +81,13 @@ def sequential(*layers: Layer) -> Sequential:
 
 @layer
 class Residual(Layer):
-    """`h + scale * branch(h)`; see `residual`."""
+    """`skip * h + scale * branch(h)`; see `residual`."""
 
     branch: Any
     scale: Any
+    skip: Any = None
+    trained: bool = static(default=False)
+    per_feature: bool = static(default=False)
 
     homogeneous = property(lambda self: self.branch.homogeneous)
     mixes = property(lambda self: self.branch.mixes)
@@ -96,28 +99,47 @@ class Residual(Layer):
                 f"branch must keep the shape {tuple(shape)} of what it is added to, got "
                 f"{tuple(after)}; end it with a layer of {shape[-1]} units"
             )
-        return params, shape
+        if not self.trained:
+            return params, shape
+        scale = jnp.broadcast_to(self.scale, shape[-1:] if self.per_feature else ())
+        return {"branch": params, "scale": jnp.asarray(scale, dtype)}, shape
 
     def init_state(self, params):
-        return self.branch.init_state(params)
+        return self.branch.init_state(self._parts(params)[0])
 
     def apply(self, params, state, h, *, key=None):
+        params, scale = self._parts(params)
         added, state = self.branch.apply(params, state, h, key=key)
         # A scale of float32 must not widen a signal of half precision.
-        return h + (self.scale * added).astype(h.dtype), state
+        added = (_broadcast(scale, added) * added).astype(h.dtype)
+        return (h if self.skip is None else (self.skip * h).astype(h.dtype)) + added, state
 
     def linearize(self, params, h, *, key=None):
+        params, scale = self._parts(params)
         added, derivative = self.branch.linearize(params, h, key=key)
 
+        def scaled(a):
+            return a._replace(value=_broadcast(scale, a.value) * a.value)
+
+        def skipped(a):
+            return a if self.skip is None else a._replace(value=self.skip * a.value)
+
+        def total(a, b):
+            # A branch of scale zero must not set the scale of the sum.
+            return add(skipped(a), b, jnp.any(scale != 0).astype(b.value.dtype))
+
         def push(tangent):
-            return add(tangent, derivative.push(tangent), self.scale)
+            return total(tangent, scaled(derivative.push(tangent)))
 
         def pull(cotangent):
-            scaled = cotangent._replace(value=self.scale * cotangent.value)
-            gradient, log_square = derivative.pull(scaled)
-            return add(cotangent, gradient), log_square
+            gradient, log_square = derivative.pull(scaled(cotangent))
+            return total(cotangent, gradient), log_square
 
-        return add(h, added, self.scale), Derivative(push, pull, derivative.units)
+        return total(h, scaled(added)), Derivative(push, pull, derivative.units)
+
+    def _parts(self, params):
+        """Return the parameters of the branch and its scale."""
+        return (params["branch"], params["scale"]) if self.trained else (params, self.scale)
 
     @in_float64
     def predict(self, moments):
@@ -129,38 +151,55 @@ class Residual(Layer):
                 "of what it is added to, got one without; put a dense layer into it"
             )
         scale = jnp.asarray(self.scale, float)
-        # E (h + s b)^2 = E h^2 + s^2 E b^2 + 2 s E h E b, with h and b independent.
+        skip = jnp.asarray(1.0 if self.skip is None else self.skip, float)
+        # E (a h + s b)^2 = a^2 E h^2 + s^2 E b^2 + 2 a s E h E b, with h and b independent.
         log_q = weighted_log_sum_exp(
-            (1.0, scale**2, 2 * scale * moments.mean * added.mean),
+            (skip**2, scale**2, 2 * skip * scale * moments.mean * added.mean),
             (moments.log_q, added.log_q, (moments.log_q + added.log_q) / 2),
         )
         # Means and gaps are relative to the size of their part, and become so to that of the sum.
         share, added_share = (jnp.minimum(m.log_q - log_q, LARGE) for m in (moments, added))
         gap = None
         if moments.gap is not None and added.gap is not None:
-            gap = moments.gap * jnp.exp(share) + scale**2 * added.gap * jnp.exp(added_share)
+            gap = skip**2 * moments.gap * jnp.exp(share)
+            gap = gap + scale**2 * added.gap * jnp.exp(added_share)
+        mean = skip * moments.mean * jnp.exp(share / 2)
         return dataclasses.replace(
             moments,
             log_q=log_q,
             log_gradient=weighted_log_sum_exp(
-                (1.0, scale**2), (moments.log_gradient, added.log_gradient)
+                (skip**2, scale**2), (moments.log_gradient, added.log_gradient)
             ),
-            mean=moments.mean * jnp.exp(share / 2) + scale * added.mean * jnp.exp(added_share / 2),
+            mean=mean + scale * added.mean * jnp.exp(added_share / 2),
             gap=gap,
             # `fresh` stays that of the input, which reaches the output without weights.
             gaussian=moments.gaussian and added.gaussian,
         )
 
 
-def residual(branch: Layer, scale: Any = 1.0) -> Residual:
-    """Make a layer `h + scale * branch(h)`, with the parameters of the branch.
+def residual(
+    branch: Layer,
+    scale: Any = 1.0,
+    *,
+    skip: Any = None,
+    trained: bool = False,
+    per_feature: bool = False,
+) -> Residual:
+    """Make a layer `skip * h + scale * branch(h)`.
+
+    Its parameters are those of the branch or, if the scale is trained,
+    `{"branch": parameters, "scale": [] or [features]}`. A prediction is that at the first scale.
 
     Args:
       branch: a layer that keeps the shape of its input and, to be predicted, has weights.
       scale: one number, may be traced.
+      skip: weight of the input, above 0, may be traced; `None` for 1.
+      trained: whether the scale is a parameter. One that starts at 0 is SkipInit.
+      per_feature: whether each feature has a trained scale of its own.
 
-    Source: He, Zhang, Ren, Sun (2016), eq. 1; the prediction as in Yang, Schoenholz (2017), by the
-    independence of the branch's weights.
+    Source: He, Zhang, Ren, Sun (2016), eq. 1; De, Smith (2020) for a trained scale, Touvron et al.
+    (2021) for one per feature; the prediction as in Yang, Schoenholz (2017), by the independence of
+    the branch's weights.
 
     >>> from jaxgrad.layers import dense
     >>> from jaxgrad.theory import Moments
@@ -170,7 +209,19 @@ def residual(branch: Layer, scale: Any = 1.0) -> Residual:
     """
     check_is_layer("branch", branch)
     _validate.scalar("scale", scale)
-    return Residual(branch, number(scale))
+    if skip is not None:
+        _validate.scalar("skip", skip, minimum=0.0, above=True)
+    _validate.flag("trained", trained)
+    _validate.flag("per_feature", per_feature)
+    if per_feature and not trained:
+        raise ValueError("per_feature is for trained scales, got trained=False; pass trained=True")
+    skip = None if skip is None else number(skip)
+    return Residual(branch, number(scale), skip, bool(trained), bool(per_feature))
+
+
+def _broadcast(scale, like):
+    """Give one number, or one for each feature, the shape of an array."""
+    return jnp.broadcast_to(scale, like.shape) if jnp.ndim(scale) else scale
 
 
 @layer

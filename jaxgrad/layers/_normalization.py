@@ -131,6 +131,43 @@ def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
 
 
 @layer
+class RmsNorm(Normalization):
+    """Division by the root mean square over the last axis; see `rms_norm`."""
+
+    def draw(self, shape, *, key, dtype):
+        return {"scale": jnp.ones(shape[-1:], dtype)}, shape
+
+    def apply(self, params, state, h, *, key=None):
+        square = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
+        h = normalize(h, Statistics(jnp.zeros_like(square), square), self.epsilon)
+        return h * jnp.broadcast_to(params["scale"], h.shape), state
+
+    @in_float64
+    def predict(self, moments):
+        # What is divided by is the same for all units, so that mean and gap stay.
+        return dataclasses.replace(self._divide(moments, moments.log_q), mean=moments.mean)
+
+
+def rms_norm(epsilon: Any = 0.0) -> RmsNorm:
+    """Make a layer that divides by the root mean square over the last axis.
+
+    Its parameters are `{"scale": [features]}`, at first ones.
+
+    Args:
+      epsilon: added to the mean square, at least 0, may be traced. With 0 zeros stay zeros.
+
+    Source: Zhang, Sennrich (2019), eq. 4; the prediction by the law of large numbers.
+
+    >>> from jaxgrad import layers
+    >>> h, _ = layers.apply(rms_norm(), {"scale": jnp.ones(2)}, None, jnp.asarray([[1.0, 7.0]]))
+    >>> [round(float(a), 4) for a in h[0]]
+    [0.2, 1.4]
+    """
+    _validate.scalar("epsilon", epsilon, minimum=0.0)
+    return RmsNorm(number(epsilon))
+
+
+@layer
 class BatchNorm(Normalization):
     """Normalization over the batch; see `batch_norm`."""
 

@@ -25,6 +25,9 @@ CASES = {
     "layer norm": (layers.layer_norm(0.3), (6,)),
     "layer norm of images": (layers.layer_norm(0.3), (3, 4)),
     "layer norm without epsilon": (layers.layer_norm(), (6,)),
+    "rms norm": (layers.rms_norm(0.3), (3, 4)),
+    "attention": (layers.attention(2, query_variance=2.0), (3, 4)),
+    "attention with biases": (layers.attention(2, bias=True, b_variance=0.5), (3, 4)),
     "batch norm": (layers.batch_norm(0.3), (6,)),
     "batch norm of images": (layers.batch_norm(0.3, spatial=1), (3, 4)),
     "dropout": (layers.dropout(0.4), (6,)),
@@ -36,6 +39,11 @@ CASES = {
         ),
         (6,),
     ),
+    "trained scales": (
+        layers.residual(layers.dense(6, **WEIGHTS), -0.7, skip=1.3, trained=True, per_feature=True),
+        (6,),
+    ),
+    "scale zero": (layers.residual(layers.dense(6), 0.0, trained=True), (6,)),
     "mixed": (
         layers.sequential(
             layers.activation("selu"),
@@ -97,6 +105,7 @@ EXTREMES = {
     "tanh": (layers.activation("tanh"), (6,)),
     "softplus": (layers.activation("softplus"), (6,)),
     "layer norm": (layers.layer_norm(), (6,)),
+    "rms norm": (layers.rms_norm(), (6,)),
     "batch norm": (layers.batch_norm(), (6,)),
     "residual": (layers.residual(layers.dense(6, **WEIGHTS)), (6,)),
 }

@@ -59,6 +59,30 @@ def test_layer_norm_equals_flax_and_keeps_no_state(key, batches):
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_rms_norm_equals_flax(key, batches):
+    params, state = layers.init(layers.rms_norm(0.3), (6,), key=key)
+    assert state == ()
+    params = {"scale": params["scale"] * jnp.arange(1.0, 7.0)}
+    x, weights = batches[0].reshape(8, 4, 6), batches[1].reshape(8, 4, 6)
+
+    def differentiated(function):
+        return jax.value_and_grad(lambda *a: jnp.sum(function(*a) * weights), (0, 1))(params, x)
+
+    result = differentiated(lambda p, x: layers.apply(layers.rms_norm(0.3), p, None, x)[0])
+    reference: Any = flax.linen.RMSNorm(epsilon=0.3)
+    expected = differentiated(lambda p, x: reference.apply({"params": p}, x))
+    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prediction_of_rms_norm_in_closed_form():
+    """It divides squares by `q + epsilon`, and keeps the mean and the gap."""
+    start = Moments(np.log(3.0), np.log(2.0), 0.4, 0.3, gaussian=True)
+    result = layers.rms_norm(0.5).predict(start)
+    np.testing.assert_allclose(np.exp(result.log_q), 3 / 3.5, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(result.log_gradient), 2 / 3.5, rtol=1e-12)
+    assert (result.mean, result.gap, result.gaussian) == (0.4, 0.3, True)
+
+
 def test_in_use_an_example_does_not_depend_on_the_others(key, batches):
     layer = layers.sequential(layers.dense(5), layers.batch_norm(1e-5), layers.dropout(0.5))
     params, state = layers.init(layer, (6,), key=key)
@@ -131,7 +155,9 @@ def test_norms_over_positions_equal_those_of_flax(key):
 
 
 @pytest.mark.parametrize(
-    "layer", [layers.layer_norm(), layers.batch_norm()], ids=["layer", "batch"]
+    "layer",
+    [layers.layer_norm(), layers.batch_norm(), layers.rms_norm()],
+    ids=["layer", "batch", "rms"],
 )
 def test_constants_become_zero(key, layer):
     params, _ = layers.init(layer, (4,), key=key)
@@ -139,7 +165,8 @@ def test_constants_become_zero(key, layer):
     def total(x):
         return layers.apply(layer, params, None, x)[0].sum()
 
-    value, slope = jax.value_and_grad(total)(jnp.ones((3, 4)))
+    constant = jnp.zeros if layer == layers.rms_norm() else jnp.ones
+    value, slope = jax.value_and_grad(total)(constant((3, 4)))
     assert value == 0
     assert np.all(np.isfinite(slope))
 
@@ -147,6 +174,8 @@ def test_constants_become_zero(key, layer):
 def test_errors(key):
     with pytest.raises(ValueError, match="epsilon must be at least 0"):
         layers.layer_norm(-1.0)
+    with pytest.raises(ValueError, match="epsilon must be at least 0"):
+        layers.rms_norm(-1.0)
     with pytest.raises(ValueError, match="epsilon must be at least 0"):
         layers.batch_norm(-1.0)
     with pytest.raises(ValueError, match="momentum must be at least 0"):
