@@ -32,6 +32,8 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        # Commands of experiments, which are processes of their own, have a cache of theirs.
+        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("experiments"))
 
 
 def pytest_collection_finish():

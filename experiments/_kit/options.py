@@ -9,6 +9,7 @@ import itertools
 import math
 import operator
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -189,6 +190,19 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
+def use_compile_cache() -> None:
+    """Let JAX store compiled programs, which the next start of a command then reads.
+
+    A folder that the environment names by `JAX_COMPILATION_CACHE_DIR` is used as it is.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    # Programs are made for the processor of this machine, and several may share a home.
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(caches / "jaxgrad" / platform.node()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 def command(
     options_type: type[OptionsType], run: Callable[[OptionsType], None], *, resumable: bool = False
 ) -> None:
@@ -213,6 +227,7 @@ def command(
     try:
         with interruption(f"interrupted; {stored if resumable else lost}"):
             check(options)
+            use_compile_cache()
             run(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("JAXGRAD_TRACEBACK"):
