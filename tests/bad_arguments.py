@@ -239,6 +239,14 @@ def _layers():
     )
     yield Case(layers.dropout, {"rate": 0.5}, {"rate": [*number(0.0), 1.0]})
     yield Case(
+        layers.embedding,
+        {"vocabulary": 5, "features": 3},
+        {"vocabulary": integer(), "features": integer(), "variance": number(0.0)},
+    )
+    gate = _weights() | {"activation": ACTIVATION, "gate_variance": number(0.0)}
+    del gate["parameterization"]
+    yield Case(layers.gated, {"features": 3}, gate)
+    yield Case(
         layers.init,
         {"layer": network, "shape": (3,), "key": KEY},
         {"layer": LAYER, "shape": SHAPE, "key": key(), "dtype": DTYPE},
@@ -258,6 +266,7 @@ def _layers():
         | {"depth": integer(), "activation": ACTIVATION, "out_features": integer(none=True)}
         | {"bias_init": FUNCTION},
     )
+    yield Case(layers.positions, {}, {"kind": CHOICE, "variance": number(0.0)})
     yield Case(
         layers.repeat,
         {"block": layers.dense(3), "depth": 2},
@@ -281,7 +290,7 @@ def _layers():
         attending
         | {"depth": integer(), "features": integer(), "hidden": integer(none=True)}
         | {"placement": CHOICE, "norm": [bad for bad in LAYER if bad is not None]}
-        | {"activation": ACTIVATION, "scale": number(), "attention_scale": CHOICE}
+        | {"activation": ACTIVATION, "scale": number(), "attention_scale": CHOICE, "gate": FLAG}
         | {"hidden_variance": number(0.0), "last_variance": number(0.0)},
         names={"attention_scale": "scale"},
     )

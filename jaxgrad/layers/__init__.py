@@ -54,6 +54,8 @@ from jaxgrad.layers._attention import Attention, attention
 from jaxgrad.layers._composite import repeat, residual, sequential
 from jaxgrad.layers._convolution import convolution
 from jaxgrad.layers._dropout import drop_units, dropout
+from jaxgrad.layers._embedding import embedding, positions
+from jaxgrad.layers._gated import gated
 
 # The protocol, and the two functions that draw and apply any layer.
 from jaxgrad.layers._layer import (
@@ -102,10 +104,13 @@ __all__ = [
     "dense",
     "drop_units",
     "dropout",
+    "embedding",
+    "gated",
     "init",
     "layer",
     "layer_norm",
     "mlp",
+    "positions",
     "repeat",
     "residual",
     "residual_scale",

@@ -23,6 +23,7 @@ class Sequential(Layer):
 
     homogeneous = property(lambda self: all(part.homogeneous for part in self.layers))
     mixes = property(lambda self: any(part.mixes for part in self.layers))
+    vocabulary = property(lambda self: self.layers[0].vocabulary if self.layers else None)
 
     def draw(self, shape, *, key, dtype):
         drawn = []

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from jaxgrad import _validate
 from jaxgrad.layers import _log_space
@@ -61,6 +61,9 @@ class Layer:
 
     mixes: Any = False
     """Whether an output depends on other examples of the batch, as in batch norm."""
+
+    vocabulary: Any = None
+    """Number of ids that inputs may have, as of an embedding; `None` for floating-point inputs."""
 
     def draw(self, shape: Shape, *, key: PRNGKeyArray, dtype: Any) -> tuple[Params, Shape]:
         """Draw the parameters for inputs of a shape, without the batch; return the outputs' too."""
@@ -128,7 +131,7 @@ def apply(
     layer: Layer,
     params: Params,
     state: State,
-    x: Float[ArrayLike, "batch *shape"],
+    x: Num[ArrayLike, "batch *shape"],
     *,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, "batch *out"], State]:
@@ -140,7 +143,7 @@ def apply(
       layer, params: any layer, and its parameters from `init`.
       state: `None` for the layer as it is drawn: nothing is carried, and batch norm takes the
         statistics of the batch. Otherwise from `init` or an earlier call.
-      x: inputs, floating point, finite.
+      x: inputs, floating point, finite; ids of integer type if the first layer is an embedding.
       key: PRNG key of dropout and randomized activations; `None` switches both off. With a state,
         a key means training: batch norm takes the statistics of the batch and updates the running
         ones. No key means use: batch norm takes the running statistics.
@@ -155,7 +158,7 @@ def apply(
     _check_fields(layer)
     _validate.tree("params", params, empty=True)
     _validate.tree("state", state, empty=True)
-    x = _validate.floating("x", x, 2, "[batch, *shape]", more=True)
+    x = _check_inputs(layer, x)
     if key is not None:
         _validate.key("key", key)
     return _apply(layer, params, state, x, key)
@@ -192,6 +195,25 @@ def check_fit(layer: Layer, params: Params, state: State, x: Array) -> None:
                 f"{actual}; take {name} from jaxgrad.layers.init(layer, {shape}, ...), or pass x "
                 "of the shape that was given there"
             )
+
+
+def _check_inputs(layer, x):
+    if layer.vocabulary is None:
+        return _validate.floating("x", x, 2, "[batch, *shape]", more=True)
+    x = _validate.real("x", x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(
+            f"x must be ids of integer type for an embedding, got {x.dtype}; pass the ids, or take "
+            "the embedding out of the network"
+        )
+    if not x.size or x.ndim < 2:
+        raise ValueError(f"x must have shape [batch, *shape] and ids, got {x.shape}; reshape it")
+    if not _validate.is_traced(x) and not 0 <= np.min(x) <= np.max(x) < layer.vocabulary:
+        raise ValueError(
+            f"x must hold ids from 0 to {layer.vocabulary - 1}, got {np.min(x)} to {np.max(x)}; "
+            "give the embedding a larger vocabulary"
+        )
+    return x
 
 
 def _shapes(tree):

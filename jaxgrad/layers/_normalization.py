@@ -42,7 +42,7 @@ def normalize(
     """
     centred = h - jnp.broadcast_to(statistics.mean, h.shape)
     variance = statistics.variance + epsilon
-    varies = variance > 0
+    varies = variance != 0  # true of NaN, which must not become 0
     # Masked before the root too: the branch that is not taken still has a derivative.
     inverse = jax.lax.rsqrt(jnp.where(varies, variance, 1.0)).astype(h.dtype)
     inverse, varies = (jnp.broadcast_to(part, h.shape) for part in (inverse, varies))

@@ -8,6 +8,7 @@ from jaxgrad.activations import Activation
 from jaxgrad.layers._activation import activation as activation_layer
 from jaxgrad.layers._attention import AttentionScale, attention
 from jaxgrad.layers._composite import Repeat, repeat, residual, sequential
+from jaxgrad.layers._gated import gated
 from jaxgrad.layers._layer import Layer, check_is_layer
 from jaxgrad.layers._normalization import layer_norm
 from jaxgrad.layers._weights import dense
@@ -140,6 +141,7 @@ def transformer(
     norm: Layer | None = None,
     hidden: int | None = None,
     activation: str | Activation | Callable[..., Any] = "gelu",
+    gate: bool = False,
     scale: Any = 1.0,
     query_variance: Any = 1.0,
     key_variance: Any = 1.0,
@@ -166,6 +168,7 @@ def transformer(
       placement, norm: as of `block`; a norm of `None` is `layer_norm(1e-6)`.
       hidden: units of the feed-forward network; `None` for `4 * features`.
       activation: of these units, see `jaxgrad.activations.get`.
+      gate: whether they are `gated` units, whose two kernels both have `hidden_variance`.
       scale: of each of the `2 * depth` residual branches: a number, may be traced, or a
         `ResidualScale` of `residual_scale`.
       query_variance, key_variance, value_variance, output_variance, logit_scale: as of `attention`.
@@ -212,15 +215,19 @@ def transformer(
     )
     # Four times as wide, as in the original.
     hidden = 4 * features if hidden is None else _validate.integer("hidden", hidden, 1)
-    feed_forward = sequential(
-        dense(hidden, w_variance=hidden_variance, bias=bias),
-        activation_layer(activation),
-        dense(features, w_variance=last_variance, bias=bias),
-    )
+    units = _units(hidden, activation, gate, {"w_variance": hidden_variance, "bias": bias})
+    feed_forward = sequential(*units, dense(features, w_variance=last_variance, bias=bias))
     norm = layer_norm(1e-6) if norm is None else norm
     options = {"scale": scale.scale, "skip": scale.skip, "trained": scale.trained}
     blocks = (block(branch, norm, placement, **options) for branch in (mixing, feed_forward))
     return repeat(sequential(*blocks), depth)
+
+
+def _units(hidden, activation, gate, options):
+    _validate.flag("gate", gate)
+    if gate:
+        return (gated(hidden, activation, gate_variance=options["w_variance"], **options),)
+    return dense(hidden, **options), activation_layer(activation)
 
 
 def _check_heads(heads, features):

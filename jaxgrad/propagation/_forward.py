@@ -71,6 +71,11 @@ def check_arguments(layer: Any, params: Any, x: Any, *, key: Any, saturation: An
     """Return the inputs as an array, or raise if an argument of a measurement is wrong."""
     check_is_layer("layer", layer)
     _validate.tree("params", params, empty=True)
+    if layer.vocabulary is not None:
+        raise ValueError(
+            "layer must have floating-point inputs, whose changes are followed, got one that "
+            "begins with an embedding; pass the layers after it, and as x its vectors"
+        )
     x = _validate.floating("x", x, 2, "[batch, *shape]", more=True)
     _validate.key("key", key)
     _validate.scalar("saturation", saturation, minimum=0.0)

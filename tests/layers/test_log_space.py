@@ -26,6 +26,8 @@ CASES = {
     "layer norm of images": (layers.layer_norm(0.3), (3, 4)),
     "layer norm without epsilon": (layers.layer_norm(), (6,)),
     "rms norm": (layers.rms_norm(0.3), (3, 4)),
+    "gated": (layers.gated(5, "silu", **WEIGHTS), (3, 6)),
+    "positions": (layers.positions(), (3, 4)),
     "attention": (layers.attention(2, query_variance=2.0), (3, 4)),
     "attention with biases": (layers.attention(2, bias=True, b_variance=0.5), (3, 4)),
     "batch norm": (layers.batch_norm(0.3), (6,)),

@@ -171,6 +171,14 @@ def test_constants_become_zero(key, layer):
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.parametrize("norm", [layers.layer_norm, layers.batch_norm, layers.rms_norm])
+def test_what_is_not_a_number_stays_so(key, norm):
+    params, _ = layers.init(norm(1e-6), (4,), key=key)
+    x = jax.random.normal(key, (3, 4)).at[1, 2].set(jnp.nan)
+    out = jax.jit(lambda x: layers.apply(norm(1e-6), params, None, x)[0])(x)
+    assert np.isnan(out[1, 2])
+
+
 def test_errors(key):
     with pytest.raises(ValueError, match="epsilon must be at least 0"):
         layers.layer_norm(-1.0)

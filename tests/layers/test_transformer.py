@@ -179,6 +179,16 @@ def test_depth_64_is_measured_without_overflow(key, placement, logit_scale):
     assert not network.homogeneous
 
 
+def test_gated_units_take_the_place_of_an_activation(key):
+    network = layers.transformer(2, 4, 2, gate=True, activation="silu", hidden=6, bias=True)
+    params, _ = layers.init(network, (3, 4), key=key)
+    feed_forward = params[1][1]
+    assert feed_forward[0]["value"]["kernel"].shape == (2, 4, 6)
+    assert feed_forward[1]["kernel"].shape == (2, 6, 4)
+    expected = layers.gated(6, "silu", bias=True)
+    assert network.block.layers[1].branch.layers[1].layers[0] == expected
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"heads must divide the 6 features, got 4"):
         layers.transformer(1, 6, 4)
