@@ -11,15 +11,19 @@ two examples. Sources: Poole et al. (2016), Schoenholz et al. (2017), Roberts, Y
 """
 
 from jaxgrad.theory import finite_width, spectra
+from jaxgrad.theory._attention import attend
+from jaxgrad.theory._cotangents import Cotangent, pull_back
 from jaxgrad.theory._critical import Critical, critical, critical_line
 from jaxgrad.theory._fixed_points import FixedPoints, Stability, fixed_points
 from jaxgrad.theory._limits import Correlation, Limit, correlation, limit
 from jaxgrad.theory._maps import c_map, chi_par, chi_perp, q_map, second_moment, slope_moment
-from jaxgrad.theory._moments import Moments, activate, moments_of
+from jaxgrad.theory._moments import Moments, Tokens, activate, moments_of
 from jaxgrad.theory._shaping import UnitScales, shaped, tailored_relu, unit_scales
+from jaxgrad.theory._softmax import SoftmaxMoments, softmax_moments
 
 __all__ = ["Correlation", "Critical", "FixedPoints", "Limit", "Moments", "Stability", "UnitScales"]
 __all__ += ["c_map", "chi_par", "chi_perp", "q_map", "second_moment", "slope_moment"]
 __all__ += ["correlation", "critical", "critical_line", "fixed_points", "limit"]
 __all__ += ["shaped", "tailored_relu", "unit_scales"]
+__all__ += ["Cotangent", "pull_back", "SoftmaxMoments", "Tokens", "attend", "softmax_moments"]
 __all__ += ["activate", "finite_width", "moments_of", "spectra"]

@@ -6,6 +6,7 @@ change. A change carried forward grows like a gradient carried back, since both 
 of the same Jacobian, per output.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,25 @@ _AROUND = tuple(sign * step for sign in (-1, 1) for step in (1.0, 2.0, 4.0, 6.0,
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Tokens:
+    """How alike the tokens of an example are, all pairs of them; arrays have shape `[...]`.
+
+    Attributes:
+      count: number of tokens, at least 2.
+      gap: `1 - c`, where `c` is the mean product of two tokens divided by `q`.
+      change_gap: the same of the change, whose tokens are at first independent.
+      width: number of features of a token, for the corrections of attention at finite width; `None`
+        for infinitely many.
+    """
+
+    count: int = field(metadata={"static": True})
+    gap: Any
+    change_gap: Any = 1.0
+    width: int | None = field(default=None, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Moments:
     """Moments of a signal and of a small change of it; every array has shape `[...]`.
 
@@ -41,6 +61,8 @@ class Moments:
         weights. The average of an activation is known only then.
       fresh: whether there was a layer of weights since the start. Only then is a residual branch
         independent of the signal that it is added to.
+      tokens: how alike the tokens of an example are. The other moments are then means over tokens;
+        `None` where there are none, or where the moments are those of every position.
     """
 
     log_q: Any
@@ -49,6 +71,7 @@ class Moments:
     gap: Any = None
     gaussian: bool = field(default=False, metadata={"static": True})
     fresh: bool = field(default=False, metadata={"static": True})
+    tokens: Tokens | None = None
 
 
 class Statistics(NamedTuple):
@@ -101,19 +124,57 @@ def activate(moments: Moments, activation: Activation) -> Moments:
     averages = statistics(activation, moments.log_q)
     gap = None if moments.gap is None else pair(activation, moments.log_q, moments.gap)[0]
     log_gradient = moments.log_gradient + averages.log_slope
-    return Moments(averages.log_square, log_gradient, averages.mean, gap, fresh=moments.fresh)
+    tokens = moments.tokens
+    if tokens is not None:
+        token_gap, slopes = pair(activation, moments.log_q, tokens.gap)
+        # The covariance of the change is multiplied by E phi'(u) phi'(v), its variance by E phi'^2.
+        share = slopes * jnp.exp(-averages.log_slope)
+        change_gap = (1 - share) + share * tokens.change_gap
+        tokens = dataclasses.replace(tokens, gap=token_gap, change_gap=change_gap)
+    mean, fresh = averages.mean, moments.fresh
+    return Moments(averages.log_square, log_gradient, mean, gap, fresh=fresh, tokens=tokens)
 
 
-def moments_of(x: Any, *, gap: bool = False) -> Moments:
+def moments_of(x: Any, *, gap: bool = False, tokens: bool = False) -> Moments:
     """Measure the moments of finite inputs `[batch, *spatial, features]`, averaged over the batch.
 
-    The result has shape `spatial`. A gap is averaged over all pairs of at least two examples.
+    Args:
+      x: the inputs.
+      gap: whether to average the gap of two examples over all pairs of at least two.
+      tokens: whether the one spatial axis is one of tokens, to be averaged over.
+
+    Returns:
+      `Moments` of shape `spatial`, or `[]` with tokens.
     """
     x = _validate.floating("x", x, 2, "[batch, *spatial, features]", more=True)
     _validate.flag("gap", gap)
+    _validate.flag("tokens", tokens)
     if gap and len(x) < 2:
         raise ValueError("x must have at least 2 examples for a gap, got 1; pass more")
-    return _moments_of(x, gap)
+    if not tokens:
+        return _moments_of(x, gap)
+    if x.ndim != 3 or x.shape[1] < 2:
+        raise ValueError(
+            f"x must be [batch, tokens, features] with at least 2 tokens, got shape {x.shape}; "
+            "pass tokens=False for the moments of every position"
+        )
+    return _moments_of_tokens(x, gap)
+
+
+@in_float64
+def _moments_of_tokens(x, gap):
+    # A token as an example: the gap of two tokens is that of the pairs of one example.
+    each = jax.vmap(lambda example: _moments_of(example, True))(x)
+    weights = jnp.exp(each.log_q)
+    q = jnp.mean(weights)
+    count, width = x.shape[1:]
+    tokens = Tokens(count, jnp.mean(weights * each.gap) / q, jnp.ones(()), width)
+    mean = jnp.mean(each.mean * jnp.sqrt(weights)) / jnp.sqrt(q)
+    between = None
+    if gap:
+        places = _moments_of(x, True)
+        between = jnp.mean(jnp.exp(places.log_q) * places.gap) / q
+    return Moments(jnp.log(q), jnp.zeros(()), mean, between, tokens=tokens)
 
 
 @in_float64
