@@ -10,17 +10,15 @@ Source of the published percentiles: Kedia et al. (2024), "Transformers get stab
 signal propagation theory for language models", arXiv:2403.09635, table of errors.
 """
 
-import argparse
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from jaxgrad import layers, theory
+from jaxgrad import theory
 from jaxgrad.theory import Moments, Tokens
 
 PERCENTILES = (50, 90, 99)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxgrad import _validate
+from jaxgrad import _validate, theory
+from jaxgrad._numerics import in_float64
 from jaxgrad.layers._layer import Layer, layer, number, static
 from jaxgrad.layers._log_space import Scaled, linearize
 from jaxgrad.layers._weights import Dense, weights
@@ -102,6 +103,32 @@ class Attention(Layer):
         logits = query @ jnp.swapaxes(keys, -1, -2).astype(query.dtype)
         mixed = softmax(logits, self.allowed(h.shape[1])).astype(values.dtype) @ values
         return project("output", jnp.moveaxis(mixed, 1, 2).reshape(*h.shape[:2], -1))
+
+    @in_float64
+    def predict(self, moments):
+        if self.mask is not None:
+            raise NotImplementedError("attention with a mask has no prediction; use causal=True")
+        width = None if moments.tokens is None else moments.tokens.width
+        head_features = self.head_features if width is None else self.features_of_head(width)
+        gain = jnp.square(jnp.asarray(self.logit_scale, float))
+        if self.scale == "1/d":
+            if head_features is None:
+                raise ValueError(
+                    "moments must have tokens of a known width for a scale of 1/d, got None; pass "
+                    "Tokens(..., width=features), or head_features to attention"
+                )
+            gain = gain / head_features
+        return theory.attend(
+            moments,
+            query_variance=self.query_variance,
+            key_variance=self.key_variance,
+            value_variance=self.value_variance,
+            output_variance=self.output_variance,
+            b_variance=self.b_variance,
+            logit_gain=gain,
+            head_features=head_features,
+            causal=self.causal,
+        )
 
     def features_of_head(self, features: int) -> int:
         """Return the number of features of one head."""

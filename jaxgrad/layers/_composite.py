@@ -13,6 +13,7 @@ from jaxgrad._numerics import in_float64, weighted_log_sum_exp
 from jaxgrad.layers._layer import Layer, check_is_layer, fold_key, layer, number, static
 from jaxgrad.layers._log_space import IDENTITY, Copy, Derivative, Stack, add, compose
 from jaxgrad.layers._weights import LARGE
+from jaxgrad.theory import Tokens
 
 
 @layer
@@ -164,17 +165,29 @@ class Residual(Layer):
         if moments.gap is not None and added.gap is not None:
             gap = skip**2 * moments.gap * jnp.exp(share)
             gap = gap + scale**2 * added.gap * jnp.exp(added_share)
+        logs = moments.log_gradient, added.log_gradient
+        log_gradient = weighted_log_sum_exp((skip**2, scale**2), logs)
+        tokens = moments.tokens
+        if tokens is not None and added.tokens is not None:
+            changes = (jnp.minimum(log - log_gradient, LARGE) for log in logs)
+            token_gap, change_gap = (
+                skip**2 * jnp.exp(log) * gap + scale**2 * jnp.exp(added_log) * added_gap
+                for (log, added_log), gap, added_gap in (
+                    ((share, added_share), tokens.gap, added.tokens.gap),
+                    (tuple(changes), tokens.change_gap, added.tokens.change_gap),
+                )
+            )
+            tokens = Tokens(tokens.count, token_gap, change_gap, tokens.width)
         mean = skip * moments.mean * jnp.exp(share / 2)
         return dataclasses.replace(
             moments,
             log_q=log_q,
-            log_gradient=weighted_log_sum_exp(
-                (skip**2, scale**2), (moments.log_gradient, added.log_gradient)
-            ),
+            log_gradient=log_gradient,
             mean=mean + scale * added.mean * jnp.exp(added_share / 2),
             gap=gap,
             # `fresh` stays that of the input, which reaches the output without weights.
             gaussian=moments.gaussian and added.gaussian,
+            tokens=tokens,
         )
 
 

@@ -50,6 +50,11 @@ class Convolution(Weights):
     @in_float64
     def predict(self, moments):
         rank = len(self.kernel_size)
+        if moments.tokens is not None:
+            raise ValueError(
+                "moments must have no tokens for a convolution, which is predicted position by "
+                "position; take them from moments_of(x)"
+            )
         shape = np.broadcast_shapes(*(np.shape(leaf) for leaf in jax.tree.leaves(moments)))
         # Without spatial axes the moments are those of every position.
         if len(shape) < rank:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
 from jaxgrad.layers._layer import Layer, layer, number
+from jaxgrad.theory import Tokens
 
 
 def drop_units(
@@ -53,6 +54,10 @@ class Dropout(Layer):
     def predict(self, moments):
         # E (mask / keep)^2 = 1 / keep, and the masks of two examples are independent.
         keep = 1 - jnp.asarray(self.rate, float)
+        tokens = moments.tokens
+        if tokens is not None:
+            gaps = ((1 - keep) + keep * gap for gap in (tokens.gap, tokens.change_gap))
+            tokens = Tokens(tokens.count, *gaps, tokens.width)
         return dataclasses.replace(
             moments,
             log_q=moments.log_q - jnp.log(keep),
@@ -60,6 +65,7 @@ class Dropout(Layer):
             mean=moments.mean * jnp.sqrt(keep),
             gap=None if moments.gap is None else (1 - keep) + keep * moments.gap,
             gaussian=False,
+            tokens=tokens,
         )
 
 

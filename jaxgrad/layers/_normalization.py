@@ -112,7 +112,11 @@ class LayerNorm(Normalization):
         varies = 1 - jnp.square(moments.mean)
         log_q = moments.log_q + jnp.log(varies)
         gap = None if moments.gap is None else moments.gap / varies
-        return self._divide(dataclasses.replace(moments, log_q=log_q, gap=gap), log_q)
+        tokens = moments.tokens
+        if tokens is not None:
+            tokens = dataclasses.replace(tokens, gap=tokens.gap / varies, normalized=True)
+        centred = dataclasses.replace(moments, log_q=log_q, gap=gap, tokens=tokens)
+        return self._divide(centred, log_q)
 
 
 def layer_norm(epsilon: Any = 0.0) -> LayerNorm:
@@ -145,7 +149,11 @@ class RmsNorm(Normalization):
     @in_float64
     def predict(self, moments):
         # What is divided by is the same for all units, so that mean and gap stay.
-        return dataclasses.replace(self._divide(moments, moments.log_q), mean=moments.mean)
+        tokens = moments.tokens
+        if tokens is not None:
+            tokens = dataclasses.replace(tokens, normalized=True)
+        divided = self._divide(moments, moments.log_q)
+        return dataclasses.replace(divided, mean=moments.mean, tokens=tokens)
 
 
 def rms_norm(epsilon: Any = 0.0) -> RmsNorm:
@@ -199,6 +207,11 @@ class BatchNorm(Normalization):
 
     @in_float64
     def predict(self, moments):
+        if moments.tokens is not None:
+            raise ValueError(
+                "moments must have no tokens for batch norm, which is predicted position by "
+                "position; take them from moments_of(x, gap=True)"
+            )
         if moments.gap is None:
             raise ValueError(
                 "moments must have a gap for batch norm, which divides by how much examples "

@@ -12,6 +12,7 @@ from jaxgrad import _validate, initializers
 from jaxgrad._numerics import in_float64, rescale, weighted_log_sum_exp
 from jaxgrad.layers._layer import Layer, layer, number, static
 from jaxgrad.layers._log_space import Scaled, add, linearize
+from jaxgrad.theory import Tokens
 
 Parameterization = Literal["standard", "ntk"]
 
@@ -97,6 +98,11 @@ class Weights(Layer):
         if gap is not None:
             # q' gap' = w q gap: biases are the same for all examples.
             gap = gap * w * jnp.exp(jnp.minimum(moments.log_q - log_q, LARGE))
+        tokens = moments.tokens
+        if tokens is not None:
+            token_gap = tokens.gap * w * jnp.exp(jnp.minimum(moments.log_q - log_q, LARGE))
+            width = None if tokens.width is None else self.features
+            tokens = Tokens(tokens.count, token_gap, tokens.change_gap, width)
         return dataclasses.replace(
             moments,
             log_q=log_q,
@@ -105,6 +111,7 @@ class Weights(Layer):
             gap=gap,
             gaussian=True,
             fresh=True,
+            tokens=tokens,
         )
 
     @property

@@ -25,5 +25,5 @@ __all__ = ["Correlation", "Critical", "FixedPoints", "Limit", "Moments", "Stabil
 __all__ += ["c_map", "chi_par", "chi_perp", "q_map", "second_moment", "slope_moment"]
 __all__ += ["correlation", "critical", "critical_line", "fixed_points", "limit"]
 __all__ += ["shaped", "tailored_relu", "unit_scales"]
-__all__ += ["Cotangent", "pull_back", "SoftmaxMoments", "Tokens", "attend", "softmax_moments"]
+__all__ += ["Cotangent", "SoftmaxMoments", "Tokens", "attend", "pull_back", "softmax_moments"]
 __all__ += ["activate", "finite_width", "moments_of", "spectra"]

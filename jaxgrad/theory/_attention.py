@@ -9,9 +9,9 @@ see `softmax_moments`, the values have
     variance           w_v q (rho + (1 - rho) E sum p^2),
     between two tokens w_v q (rho + (1 - rho) E sum p p').
 
-A cotangent reaches the input by the values, the queries and the keys. A query collects
-`S W_v g`, where `S` is the covariance of the tokens under the weights `p`; a key that of the values,
-too. With `F = E tr K^2` and `G = E tr K K'` for `K = diag(p) - p p^T`, and relative to `w_v w_o`:
+A cotangent `g` reaches the input by the values, the queries and the keys. A query collects
+`S W_v g`, where `S` is the covariance of the tokens under the weights `p`, and a key its share of
+it. With `F = E tr K^2` and `G = E tr K K'` for `K = diag(p) - p p^T`, and relative to `w_v w_o`:
 
     variance of the gradient, of a cotangent of variance 1 and correlation r between tokens:
         values   E sum p^2 + (T - 1) r E sum p p'
@@ -34,7 +34,7 @@ import numpy as np
 
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
-from jaxgrad.theory._moments import Moments
+from jaxgrad.theory._moments import Moments, Tokens
 from jaxgrad.theory._softmax import LARGEST_VARIANCE, softmax_moments
 
 _LENGTHS = 3  # Points of the distribution of the length of a query.
@@ -108,7 +108,7 @@ def attend(
     # The share of the queries by which an input reaches them; biases do not depend on it.
     share = jnp.where(query > 0, query_variance * q / jnp.where(query > 0, query, 1.0), 0.0)
     correlation = 1 - share * tokens.gap
-    rows = _rows(moments, variance, correlation, share, head_features, causal)
+    rows = _rows(tokens, variance, correlation, share, head_features, causal)
     # q' = w_o (w_v q (rho + gap E sum p^2) + b) + b, and between tokens the same with p p'.
     shift = (output_variance + 1.0) * b
     gain = output_variance * value_variance
@@ -120,7 +120,7 @@ def attend(
         log_q=jnp.log(after),
         log_gradient=moments.log_gradient + jnp.log(gain) + log_change,
         mean=jnp.zeros_like(after),
-        tokens=dataclasses.replace(tokens, gap=between / after, change_gap=change_gap),
+        tokens=Tokens(size, between / after, change_gap, tokens.width),
         gaussian=True,
         fresh=True,
     )
@@ -141,34 +141,40 @@ def _check(moments):
     return moments.tokens
 
 
-def _rows(moments, variance, correlation, share, head_features, causal):
+def _rows(tokens, variance, correlation, share, head_features, causal):
     """Average over the length of a query and the angle of two, and combine the averages."""
-    tokens, epsilon = moments.tokens, 0.0
-    lengths, angles = ((1.0, 1.0),), (0.0,)
+    epsilon, lengths, weights, angles = 0.0, np.ones(1), np.ones(1), np.zeros(1)
     if tokens.width is not None and head_features is not None:
         epsilon = 1 / tokens.width
         # Relative variances of the squared length of W_k W_q^T x: of each product and of x itself,
-        # which is fixed by a norm.
-        inverse = 1 / head_features + (2 if moments.gaussian else 1) * epsilon
-        lengths, angles = _gamma_points(1 / inverse, _LENGTHS), (-(inverse**0.5), inverse**0.5)
-    parts = []
-    for length, weight in lengths:
-        for angle in angles:
-            c = jnp.clip(correlation + angle * jnp.sqrt(1 - correlation**2), -1.0, 1.0)
-            v = jnp.minimum(variance * length, LARGEST_VARIANCE)
-            p = softmax_moments(v, tokens.count, correlation=c, causal=causal)
-            part = _combine(p, variance, v, c, share, tokens, epsilon)
-            parts.append(jax.tree.map(lambda a, w=weight / len(angles): w * a, part))
-    rows = jax.tree.map(lambda *a: sum(a), *parts)
-    return jax.tree.map(lambda a: jnp.where(variance <= LARGEST_VARIANCE, a, jnp.nan), rows)
+        # which a norm makes equal.
+        inverse = 1 / head_features + (1 if tokens.normalized else 2) * epsilon
+        lengths, weights = _gamma_points(1 / inverse, _LENGTHS)
+        angles = np.array([-1.0, 1.0]) * inverse**0.5
+    # Two more axes: points of the length, and of the angle.
+    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in (variance, correlation, share)))
+    grid = (*shape, len(lengths), len(angles))
+    mean_v, c, share, gap = (
+        jnp.broadcast_to(jnp.asarray(a)[..., None, None], grid)
+        for a in (variance, correlation, share, jnp.broadcast_to(tokens.gap, shape))
+    )
+    c = jnp.clip(c + jnp.broadcast_to(angles, grid) * jnp.sqrt(1 - c * c), -1.0, 1.0)
+    v = jnp.minimum(mean_v * jnp.broadcast_to(lengths[:, None], grid), LARGEST_VARIANCE)
+    p = softmax_moments(v, tokens.count, correlation=c, causal=causal)
+    rows = _combine(p, mean_v * share * gap, v, c, tokens.count, epsilon)
+    weights = np.broadcast_to(weights[:, None], grid) / len(angles)
+    predicted = variance <= LARGEST_VARIANCE
+    return jax.tree.map(
+        lambda a: jnp.where(predicted, jnp.sum(weights * a, axis=(-2, -1)), jnp.nan), rows
+    )
 
 
-def _combine(p, mean_v, v, c, share, tokens, epsilon):
-    """Return `Rows` from averages over the weights of logits of variance `v`, `mean_v` on average.
+def _combine(p, query_v, v, c, count, epsilon):
+    """Return `Rows` from averages over the weights of logits of variance `v`.
 
-    `epsilon` is `1 / d`.
+    `query_v` is the mean of `v (1 - rho)`, of what queries have from the input; `epsilon = 1 / d`.
     """
-    others, most = tokens.count - 1, 1 - epsilon
+    others, most = count - 1, 1 - epsilon
     f = p.square - 2 * p.cube + p.squared_square
     g = p.overlap - 2 * p.square_overlap + p.squared_overlap
     # tr S^2 of tokens with d - 1 directions of their own and one along the query.
@@ -179,7 +185,7 @@ def _combine(p, mean_v, v, c, share, tokens, epsilon):
     tilt = 2 * epsilon * v * (p.square - 4 * p.cube + 3 * p.squared_square)
     tilt_pair = 2 * epsilon * v * c * p.overlap * (1 - p.square)
     keys, keys_pair = v * (most * f + epsilon * p.spread), v * c * g
-    queries, queries_pair = (mean_v * share * tokens.gap * a for a in (spread, spread_pair))
+    queries, queries_pair = query_v * spread, query_v * spread_pair
     return Rows(
         value=most * p.square + epsilon * p.squared_mean,
         value_overlap=p.overlap + epsilon * v * c * (1 - p.square),
@@ -224,4 +230,4 @@ def _gamma_points(count, number):
     off = np.sqrt(k[1:] * (k[1:] + count / 2 - 1))
     matrix = np.diag(2 * k + count / 2) + np.diag(off, 1) + np.diag(off, -1)
     points, vectors = np.linalg.eigh(matrix)
-    return tuple(zip(points / (count / 2), vectors[0] ** 2, strict=True))
+    return points / (count / 2), vectors[0] ** 2

@@ -6,7 +6,6 @@ change. A change carried forward grows like a gradient carried back, since both 
 of the same Jacobian, per output.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,12 +39,14 @@ class Tokens:
       change_gap: the same of the change, whose tokens are at first independent.
       width: number of features of a token, for the corrections of attention at finite width; `None`
         for infinitely many.
+      normalized: whether all tokens have the same length, as they have after a norm.
     """
 
     count: int = field(metadata={"static": True})
     gap: Any
     change_gap: Any = 1.0
     width: int | None = field(default=None, metadata={"static": True})
+    normalized: bool = field(default=False, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +131,7 @@ def activate(moments: Moments, activation: Activation) -> Moments:
         # The covariance of the change is multiplied by E phi'(u) phi'(v), its variance by E phi'^2.
         share = slopes * jnp.exp(-averages.log_slope)
         change_gap = (1 - share) + share * tokens.change_gap
-        tokens = dataclasses.replace(tokens, gap=token_gap, change_gap=change_gap)
+        tokens = Tokens(tokens.count, token_gap, change_gap, tokens.width)
     mean, fresh = averages.mean, moments.fresh
     return Moments(averages.log_square, log_gradient, mean, gap, fresh=fresh, tokens=tokens)
 

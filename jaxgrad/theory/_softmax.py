@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import _validate
-from jaxgrad._numerics import FloatArray, in_float64
+from jaxgrad._numerics import in_float64
 from jaxgrad.theory._moments import map_elements
 
 # Points in log t and in z, and Hermite polynomials. The step in log t stays below 1, where the sum

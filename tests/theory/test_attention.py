@@ -1,6 +1,7 @@
 """Moments after attention: closed forms, and simulations of whole layers."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def test_rank_collapses_cubically_without_skips():
         moments = theory.attend(moments)
         gaps.append(float(moments.tokens.gap))
     # gap' = v (1 - c) gap (1 - 1 / T) / T with v = q^2 gap and 1 - c = gap.
-    for before, after in zip(gaps, gaps[1:], strict=False):
+    for before, after in itertools.pairwise(gaps):
         np.testing.assert_allclose(after, before**3 * (1 - 1 / 8) / 8, rtol=0.05)
 
 
