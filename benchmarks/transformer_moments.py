@@ -150,6 +150,7 @@ def attention(case: Case, draws: int, key: Any) -> Result:
     options = {"logit_gain": weights**2, "head_features": case.width}
     options["value_variance"] = case.value_variance
     after = theory.attend(moments, **options)
+    assert after.tokens is not None
     forward = np.exp(after.log_q) * np.array([1, 1 - after.tokens.gap])
     cotangent = theory.Cotangent(gap=1 - case.cotangent_correlation)
     attend = functools.partial(theory.attend, **options)

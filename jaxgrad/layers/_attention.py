@@ -110,6 +110,7 @@ class Attention(Layer):
             raise NotImplementedError("attention with a mask has no prediction; use causal=True")
         width = None if moments.tokens is None else moments.tokens.width
         head_features = self.head_features if width is None else self.features_of_head(width)
+        # The product of a query and a key has d_head terms: with 1 / sqrt(d) their number cancels.
         gain = jnp.square(jnp.asarray(self.logit_scale, float))
         if self.scale == "1/d":
             if head_features is None:

@@ -50,6 +50,7 @@ class Convolution(Weights):
     @in_float64
     def predict(self, moments):
         rank = len(self.kernel_size)
+        # Means over tokens do not say what is in a window.
         if moments.tokens is not None:
             raise ValueError(
                 "moments must have no tokens for a convolution, which is predicted position by "

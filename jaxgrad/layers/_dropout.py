@@ -56,8 +56,9 @@ class Dropout(Layer):
         keep = 1 - jnp.asarray(self.rate, float)
         tokens = moments.tokens
         if tokens is not None:
-            gaps = ((1 - keep) + keep * gap for gap in (tokens.gap, tokens.change_gap))
-            tokens = Tokens(tokens.count, *gaps, tokens.width)
+            # Tokens draw masks of their own, too.
+            gap, change_gap = ((1 - keep) + keep * a for a in (tokens.gap, tokens.change_gap))
+            tokens = Tokens(tokens.count, gap, change_gap, tokens.width)
         return dataclasses.replace(
             moments,
             log_q=moments.log_q - jnp.log(keep),

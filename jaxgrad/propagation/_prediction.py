@@ -21,6 +21,7 @@ def predict(
     inputs: Moments | Float[Array | np.ndarray, "batch *shape"],
     *,
     pairs: bool = False,
+    tokens: bool = False,
 ) -> Propagation:
     """Predict what a signal and a gradient do in a network of infinite width.
 
@@ -32,6 +33,8 @@ def predict(
         whose moments are taken, see `jaxgrad.theory.moments_of`.
       pairs: whether to follow the gap of two examples, too. It is always followed if `inputs` are
         moments that have one, and costs more than all the rest.
+      tokens: whether the one spatial axis of an array is one of tokens, which attention needs. Then
+        the moments are means over tokens, and their correlation is followed.
 
     Returns:
       `Propagation` with fields `[depth, ...]`. Called with numbers, it holds NumPy arrays of
@@ -44,12 +47,13 @@ def predict(
     """
     check_is_layer("layer", layer)
     _validate.flag("pairs", pairs)
+    _validate.flag("tokens", tokens)
     if isinstance(inputs, Moments):
         _validate.tree("inputs", inputs)
     else:
         axes = "[batch, *spatial, features]"
         inputs = _validate.floating("inputs", inputs, 2, axes, more=True)
-        inputs = theory.moments_of(inputs, gap=pairs)
+        inputs = theory.moments_of(inputs, gap=pairs, tokens=tokens)
     if pairs and inputs.gap is None:
         raise ValueError(
             "inputs must have a gap to follow pairs, got None; pass for example gap=1.0, examples "

@@ -206,11 +206,11 @@ def _push(rows, size, change_gap):
     """
     same, pair = rows.same, rows.same_correlated
     # Variance minus covariance, for r = 0 and the slope in r: (T (A) - X) / (T - 1).
-    apart, apart_pair = (
+    relative, relative_pair = (
         (size * a - x) / (size - 1) for a, x in ((same, rows.total), (pair, rows.total_correlated))
     )
-    deviation = ((size - 1) * apart - apart_pair) / size
-    deviation_of_mean = (apart + apart_pair) / size
+    deviation = ((size - 1) * relative - relative_pair) / size
+    deviation_of_mean = (relative + relative_pair) / size
     mean_of_deviation = ((size - 1) * rows.total - rows.total_correlated) / size
     mean = (rows.total + rows.total_correlated) / size
     # Of a change of mean square 1: 1 - r, and 1 + (T - 1) r.

@@ -48,16 +48,17 @@ def pull_back(
     """
     _validate.function("predict", predict)
     _validate.instance("moments", moments, Moments, "moments_of")
-    if moments.tokens is None:
+    tokens = moments.tokens
+    if tokens is None:
         raise ValueError("moments must have tokens, got None; see jaxgrad.theory.Tokens")
     cotangent = Cotangent() if cotangent is None else cotangent
     _validate.instance("cotangent", cotangent, Cotangent, "Cotangent")
-    size = moments.tokens.count
+    size = tokens.count
     gap = jnp.asarray(cotangent.gap, float)
 
     def push(change_gap):
-        tokens = dataclasses.replace(moments.tokens, change_gap=jnp.asarray(change_gap, float))
-        start = dataclasses.replace(moments, log_gradient=jnp.zeros(()), tokens=tokens)
+        changed = dataclasses.replace(tokens, change_gap=jnp.asarray(change_gap, float))
+        start = dataclasses.replace(moments, log_gradient=jnp.zeros(()), tokens=changed)
         after = predict(start)
         if after.tokens is None:
             raise ValueError("predict must return moments with tokens, got None; keep those it got")

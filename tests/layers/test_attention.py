@@ -188,7 +188,7 @@ def test_signals_beyond_the_range_of_floats(key, log_scale, biases):
 
 
 def test_errors(key):
-    with pytest.raises(NotImplementedError, match="Attention must define predict"):
+    with pytest.raises(ValueError, match="moments must have tokens for attention"):
         layers.attention(2).predict(Moments(0.0))
     with pytest.raises(ValueError, match=r"heads must divide the 5 features .*got 2; pass head_f"):
         layers.init(layers.attention(2), (3, 5), key=key)
