@@ -452,7 +452,29 @@ def _theory():
         {"moments": theory.Moments(0.0, gaussian=True), "activation": activations.get("tanh")},
         {"moments": [None, 3, "a", X, {}, NOTHING], "activation": ACTIVATION},
     )
-    yield Case(theory.moments_of, {"x": X}, {"x": array(np.ones(3)), "gap": FLAG})
+    yield Case(theory.moments_of, {"x": X}, {"x": array(np.ones(3)), "gap": FLAG, "tokens": FLAG})
+    yield Case(
+        theory.softmax_moments,
+        {"variance": 1.0, "tokens": 4},
+        {"variance": number(0.0, high=100.0, several=True), "tokens": number(2.0, several=True)}
+        | {"correlation": number(-1.0, high=1.0, several=True), "causal": FLAG},
+    )
+    wrong = [None, 3, "a", X, {}, NOTHING]
+    tokens = theory.Moments(0.0, tokens=theory.Tokens(4, 1.0))
+    variance = number(0.0, several=True)
+    names = ("query_variance", "key_variance", "value_variance", "output_variance", "b_variance")
+    yield Case(
+        theory.attend,
+        {"moments": tokens},
+        {"moments": [*wrong, theory.Moments(0.0)], "logit_gain": variance, "causal": FLAG}
+        | dict.fromkeys(names, variance)
+        | {"head_features": integer(none=True)},
+    )
+    yield Case(
+        theory.pull_back,
+        {"predict": theory.attend, "moments": tokens},
+        {"predict": FUNCTION, "moments": wrong, "cotangent": [3, "a", X, {}, NOTHING]},
+    )
     spectra, finite_width = theory.spectra, theory.finite_width
     yield Case(
         spectra.lyapunov_exponents,

@@ -13,7 +13,7 @@ from jaxgrad.layers._composite import Sequential
 from jaxgrad.layers._layer import Layer, fold_key, layer, number
 from jaxgrad.layers._log_space import Derivative, Scaled, add
 from jaxgrad.layers._weights import Dense, weights
-from jaxgrad.theory import Moments
+from jaxgrad.theory import Moments, Tokens
 
 
 @layer
@@ -56,17 +56,28 @@ class Gated(Layer):
         # The two maps are independent, and a product with a centred one is centred.
         gap = None
         if value.gap is not None and gate.gap is not None:
-            gap = value.gap + gate.gap - value.gap * gate.gap
+            gap = _joint(value.gap, gate.gap)
+        # The gradients by the two factors have independent kernels, so that squares add up.
+        by_value = value.log_gradient + gate.log_q
+        by_gate = value.log_q + gate.log_gradient
+        log_gradient = weighted_log_sum_exp((1.0, 1.0), (by_value, by_gate))
+        tokens = value.tokens
+        if tokens is not None:
+            # A change of one factor, times the other factor.
+            parts = (
+                (by_value, tokens.change_gap, gate.tokens.gap),
+                (by_gate, gate.tokens.change_gap, tokens.gap),
+            )
+            change_gap = sum(jnp.exp(log - log_gradient) * _joint(*gaps) for log, *gaps in parts)
+            token_gap = _joint(tokens.gap, gate.tokens.gap)
+            tokens = Tokens(tokens.count, token_gap, change_gap, tokens.width)
         return Moments(
             log_q=value.log_q + gate.log_q,
-            # The gradients by the two factors have independent kernels, so that squares add up.
-            log_gradient=weighted_log_sum_exp(
-                (1.0, 1.0),
-                (value.log_gradient + gate.log_q, value.log_q + gate.log_gradient),
-            ),
+            log_gradient=log_gradient,
             mean=jnp.zeros_like(value.log_q),
             gap=gap,
             fresh=True,
+            tokens=tokens,
         )
 
 
@@ -105,6 +116,11 @@ def gated(
     fields = weights(features, w_variance, b_variance, bias, kernel_init, "standard")
     gate = Dense(**(fields | {"w_variance": number(gate_variance)}))
     return Gated(Dense(**fields), Sequential((gate, Elementwise(activations.get(activation)))))
+
+
+def _joint(gap, other):
+    """Return the gap of products of independent factors, whose correlations multiply."""
+    return gap + other - gap * other
 
 
 def _product(a: Scaled, b: Scaled) -> Scaled:

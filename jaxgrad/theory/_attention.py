@@ -99,6 +99,15 @@ def attend(
     (0.125, 0.0)
     """
     tokens = _check(moments)
+    variances = (query_variance, key_variance, value_variance, output_variance)
+    names = ("query_variance", "key_variance", "value_variance", "output_variance")
+    for name, value in zip(names, variances, strict=True):
+        _validate.numbers(name, value, minimum=0.0)
+    _validate.numbers("b_variance", b_variance, minimum=0.0)
+    _validate.numbers("logit_gain", logit_gain, minimum=0.0)
+    if head_features is not None:
+        head_features = _validate.integer("head_features", head_features, 1)
+    _validate.flag("causal", causal)
     size, rho = tokens.count, 1 - jnp.asarray(tokens.gap, float)
     q = jnp.exp(jnp.asarray(moments.log_q, float))
     b = jnp.asarray(b_variance, float)
@@ -138,6 +147,8 @@ def _check(moments):
             "moments must have no gap of examples for attention, which is predicted for one "
             "example; pass gap=None, or pairs=False"
         )
+    _validate.instance("moments.tokens", moments.tokens, Tokens, "Tokens")
+    _validate.integer("moments.tokens.count", moments.tokens.count, 2)
     return moments.tokens
 
 
