@@ -173,7 +173,7 @@ def _layer_slope(network: Callable[[Layer, float], float], target: float) -> flo
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _equations(phi: Activation, points, curved: bool):
     """Evaluate `_equations_of_point` at points `[points, 2]`, log input scales and shifts."""
-    return jax.vmap(lambda point: _equations_of_point(phi, *point, curved))(points)
+    return jax.vmap(lambda point: _equations_of_point(phi, point[0], point[1], curved))(points)
 
 
 def _equations_of_point(phi: Activation, log_scale, shift, curved: bool):
