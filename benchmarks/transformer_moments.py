@@ -10,15 +10,17 @@ Source of the published percentiles: Kedia et al. (2024), "Transformers get stab
 signal propagation theory for language models", arXiv:2403.09635, table of errors.
 """
 
+import argparse
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from jaxgrad import theory
+from jaxgrad import activations, layers, theory
 from jaxgrad.theory import Moments, Tokens
 
 PERCENTILES = (50, 90, 99)
@@ -158,3 +160,131 @@ def attention(case: Case, draws: int, key: Any) -> Result:
     backward = np.exp(gradient.log_square) * np.array([1, 1 - gradient.gap])
     scale = np.array([case.q, case.q, 1, 1]) * case.value_variance
     return Result(np.concatenate([forward, backward]), mean * scale, error * scale)
+
+
+def softmax(rng: np.random.Generator, draws: int, key: Any) -> Result:
+    """Predict and measure a softmax of correlated logits, of one row."""
+    tokens, correlation = int(rng.choice([8, 64, 256])), float(rng.uniform(0, 0.9))
+    variance = float(np.exp(rng.uniform(np.log(0.05), np.log(12))))
+
+    def row(key):
+        # What logits have in common has no effect.
+        z = jax.random.normal(key, (tokens,))
+        p = jax.nn.softmax(jnp.sqrt(variance * (1 - correlation)) * z)
+        # Over independent cotangents of variance 1: the squared norm of diag(p) - p p^T.
+        square, cube = jnp.sum(p**2), jnp.sum(p**3)
+        measured = square / tokens - tokens**-2, (square - 2 * cube + square**2) / tokens
+        return jnp.stack(measured), jnp.stack([jnp.mean(z * z), jnp.mean(z) ** 2 * tokens])
+
+    rows = jax.lax.map(row, jax.random.split(key, 512 * draws), batch_size=1024)
+    measured, error = controlled_mean(rows[0], rows[1], (1.0, 1.0))
+    averages = theory.softmax_moments(variance * (1 - correlation), tokens)
+    change = averages.square - 2 * averages.cube + averages.squared_square
+    predicted = np.array([averages.square / tokens - tokens**-2, change / tokens])
+    return Result(predicted, measured, error)
+
+
+def elementwise(name: str, rng: np.random.Generator, draws: int, key: Any) -> Result:
+    """Predict and measure an activation of Gaussian inputs, of any mean square."""
+    q = float(np.exp(rng.uniform(-2, 2)))
+    phi = activations.get(name)
+
+    def squares(key):
+        z = jnp.sqrt(q) * jax.random.normal(key, (2048,))
+        value, slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))
+        return jnp.stack([jnp.mean(value**2), jnp.mean(slope**2)]), jnp.mean(z * z)[None]
+
+    samples = jax.lax.map(squares, jax.random.split(key, 16 * draws), batch_size=64)
+    measured, error = controlled_mean(samples[0], samples[1], (q,))
+    predicted = np.array([theory.second_moment(name, q), theory.slope_moment(name, q)])
+    return Result(predicted, measured, error)
+
+
+def drawn_layer(layer: Any, moments: Moments, width: int, draws: int, key: Any) -> Result:
+    """Predict and measure mean squares of outputs and gradients of a layer, token by token."""
+
+    @jax.jit
+    def one(key):
+        keys = jax.random.split(key, 3)
+        x = jnp.exp(moments.log_q / 2) * jax.random.normal(keys[0], (1, 64, width))
+        params, _ = layers.init(layer, (64, width), key=keys[1])
+        outputs, pull = jax.vjp(lambda x: layers.apply(layer, params, None, x)[0], x)
+        gradient = pull(jax.random.normal(keys[2], outputs.shape))[0]
+        return jnp.stack([jnp.mean(outputs**2), jnp.mean(gradient**2)]), jnp.mean(x * x)[None]
+
+    samples, squares = jax.lax.map(one, jax.random.split(key, draws))
+    mean, error = controlled_mean(samples, squares, (float(np.exp(moments.log_q)),))
+    after = layer.predict(moments)
+    predicted = np.exp(np.array([after.log_q, after.log_gradient]))
+    return Result(predicted, mean, error)
+
+
+def normalized(rng: np.random.Generator, draws: int, key: Any) -> Result:
+    """Predict and measure layer norm."""
+    moments = Moments(float(rng.uniform(-2, 2)), gaussian=True)
+    return drawn_layer(layers.layer_norm(), moments, int(rng.choice([256, 512, 1024])), draws, key)
+
+
+def feed_forward(rng: np.random.Generator, draws: int, key: Any) -> Result:
+    """Predict and measure a feed-forward block whose hidden layer is four times as wide."""
+    width = int(rng.choice([128, 256]))
+    layer = layers.sequential(
+        layers.dense(4 * width, w_variance=float(np.exp(rng.uniform(-1, 1)))),
+        layers.activation(str(rng.choice(["relu", "gelu"]))),
+        layers.dense(width, w_variance=float(np.exp(rng.uniform(-1, 1)))),
+    )
+    moments = Moments(float(rng.uniform(-1, 1)), gaussian=True)
+    return drawn_layer(layer, moments, width, 2 * draws, key)
+
+
+COMPONENTS: dict[str, Callable[..., Result]] = {
+    "softmax": softmax,
+    "relu": functools.partial(elementwise, "relu"),
+    "gelu": functools.partial(elementwise, "gelu"),
+    "layer norm": normalized,
+    "feed-forward": feed_forward,
+}
+
+
+def table(component: str, names: Sequence[str], results: Sequence[Result]) -> Iterator[str]:
+    """Return lines with percentiles of the errors of a component, in percent."""
+    for i, name in enumerate(names):
+        # A covariance may be zero.
+        scale = np.array([r.measured[i - i % 2 if len(names) == 4 else i] for r in results])
+        errors, noise = (
+            100 * np.percentile(np.abs(np.array(a)) / scale, PERCENTILES)
+            for a in (
+                [r.predicted[i] - r.measured[i] for r in results],
+                [r.error[i] for r in results],
+            )
+        )
+        published = PUBLISHED.get((component, name))
+        columns = [errors, noise, *([published] if published else [])]
+        texts = ["/".join(f"{value:.2f}" for value in column) for column in columns]
+        yield f"{component:<14}{name:<22}" + "".join(f"{text:>20}" for text in texts)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=500, help="attention layers")
+    parser.add_argument("--draws", type=int, default=1600, help="draws of the weights of each")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, key = np.random.default_rng(options.seed), jax.random.key(options.seed)
+    keys = jax.random.split(key, options.layers + 1)
+    print("percentiles 50/90/99 of |error| in %: of the theory, of the simulation, published")
+    drawn = tqdm(list(cases(rng, options.layers)), desc="attention", disable=None)
+    results = [attention(case, options.draws, keys[i]) for i, case in enumerate(drawn)]
+    for line in table("attention", MOMENTS, results):
+        print(line)
+    number = max(options.layers // 10, 2)
+    for name, measure in COMPONENTS.items():
+        keys = jax.random.split(jax.random.fold_in(key, 1), number)
+        results = [measure(rng, options.draws, key) for key in tqdm(keys, name, disable=None)]
+        for line in table(name, ("variance", "gradient variance"), results):
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
