@@ -481,7 +481,16 @@ def _theory():
         {"width": 3},
         {"width": integer(), "w_variance": number(0.0, True)},
     )
-    yield Case(spectra.largest_eigenvalue, {"depth": 3}, {"depth": number(1.0, several=True)})
+    yield Case(
+        spectra.largest_eigenvalue,
+        {"depth": 3},
+        {"depth": number(1.0, several=True), "activation": ACTIVATION, "q": q, "weights": CHOICE},
+    )
+    yield Case(
+        spectra.singular_value_spectrum,
+        {"activation": "relu", "q": 1.0, "depth": 3},
+        {"activation": ACTIVATION, "q": number(0.0, True), "depth": integer(), "weights": CHOICE},
+    )
     yield Case(
         spectra.spectrum_variance,
         {"activation": "tanh", "q": 1.0, "depth": 3},

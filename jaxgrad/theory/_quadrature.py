@@ -92,7 +92,7 @@ def _check_elementwise(name: str, function: Callable) -> None:
         )
 
 
-def _evaluator(function: Callable[[Any], jax.Array]) -> Callable[[np.ndarray], list[np.ndarray]]:
+def evaluator(function: Callable[[Any], jax.Array]) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function that returns values and slopes at an array of points, compiled only once."""
 
     @jax.jit
@@ -119,7 +119,7 @@ class _Search:
 
     @classmethod
     def of(cls, name: str, function: Callable, kinks: set[float]) -> "_Search":
-        evaluate = _evaluator(function)
+        evaluate = evaluator(function)
         sizes = [np.abs(part).max() for part in evaluate(np.linspace(-1.0, 1.0, 9))]
         if min(sizes) == 0:
             sizes = [np.abs(part).max() for part in evaluate(np.linspace(-32.0, 32.0, 999))]
@@ -207,7 +207,7 @@ _vandermonde = np.polynomial.legendre.legvander
 _TO_SERIES = _vandermonde(NODES, 15) * WEIGHTS[:, None] * (2 * np.arange(16) + 1) / 2
 
 
-def _standard_nodes(edges: Any, scale: Any, reach: float = REACH) -> tuple[Any, Any]:
+def standard_nodes(edges: Any, scale: Any, reach: float = REACH) -> tuple[Any, Any]:
     """Nodes `z` and weights for a standard normal up to `reach`, `[..., nodes]`.
 
     No panel contains one of the `edges` in terms of `x = scale z`, where `scale` is a NumPy array
@@ -233,7 +233,7 @@ def nodes(edges: ArrayLike, log_q: ArrayLike, reach: float = REACH) -> tuple[Arr
     """
     scale = jnp.exp(0.5 * jnp.asarray(log_q))
     fixed = jax.lax.stop_gradient(scale)
-    z, weights = _standard_nodes(edges, fixed, reach)
+    z, weights = standard_nodes(edges, fixed, reach)
     x = fixed * z
     # The factor is 1, but its derivative is that of the density: N(x; 0, scale) / N(x; 0, fixed).
     return x, weights * (fixed / scale * jnp.exp((z * z - (x / scale) ** 2) / 2))
@@ -278,7 +278,7 @@ def table(activation: Activation) -> Table:
     """
     panels = mesh(activation)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        parts = [(share, _evaluator(function)) for share, function in versions(activation)]
+        parts = [(share, evaluator(function)) for share, function in versions(activation)]
         batches = [_rows(panels, parts, batch) for batch in np.array_split(_GRID, 64)]
     rows = np.concatenate(batches, axis=-1)
     finite = np.asarray(np.isfinite(rows).all(axis=(0, 1)))
@@ -294,7 +294,7 @@ def table(activation: Activation) -> Table:
 
 def _rows(panels, parts, log_q):
     scale = np.exp(0.5 * log_q)[:, None]
-    z, weights = _standard_nodes(np.asarray(panels.edges), scale)
+    z, weights = standard_nodes(np.asarray(panels.edges), scale)
     square = slope = 0.0
     # With N the density of N(0, q), dN/dlog q = a N, where a = (z^2 - 1) / 2, and
     # d^2N/dlog q^2 = (a^2 - z^2 / 2) N. So derivatives of averages are averages, too.
