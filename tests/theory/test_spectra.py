@@ -149,10 +149,14 @@ def measured_logs(name, w_variance, b_variance, q, weights, depth, width, seed):
     return np.log(np.sort(np.linalg.svd(jacobian, compute_uv=False)) + 1e-12)
 
 
-@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
 @pytest.mark.parametrize(
-    ("name", "w_variance", "b_variance", "q"),
-    [("tanh", 1.760955, 0.05, 0.570048), ("relu", 2.0, 0.0, 1.0)],
+    ("name", "w_variance", "b_variance", "q", "weights"),
+    [
+        ("relu", 2.0, 0.0, 1.0, "gaussian"),
+        ("relu", 2.0, 0.0, 1.0, "orthogonal"),
+        ("tanh", 1.760955, 0.05, 0.570048, "gaussian"),
+        pytest.param(*("tanh", 1.760955, 0.05, 0.570048, "orthogonal"), marks=pytest.mark.slow),
+    ],
 )
 def test_density_of_drawn_networks(name, w_variance, b_variance, q, weights):
     depth, width, seeds = 6, 200, 5
