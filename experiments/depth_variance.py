@@ -1,14 +1,26 @@
 """At which depths and weight variances do gradients vanish, explode or survive?
 
-Run `python -m experiments.depth_variance`, or `--help` for its options.
+Run `python -m experiments.depth_variance`, or `--help` for its options. `--network` takes another
+architecture, and `measure_model` any model, of whatever library, to be drawn in the same way:
+
+    def init(key, depth, w_variance):
+        kernels = jax.random.normal(key, (depth, 32, 32))
+        return kernels * jnp.sqrt(w_variance / 32)
+
+    def loss(params, batch):
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), batch, params)
+        return jnp.mean(h**2)
+
+    values = np.geomspace(0.5, 8, 11)
+    table = depth_variance.measure_model(init, loss, batch, depths=(2, 4, 8, 16), values=values)
+    plotting.depth_map(table, block="block").savefig("map.png")
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +28,8 @@ import numpy as np
 import xarray
 
 from experiments import _kit as kit
-from experiments._kit import Estimate, option, typical
+from experiments._kit import Estimate, networks, option, typical
+from experiments._kit.model_map import measure_model as measure_model
 from jaxgrad import (
     activations,
     initializers,
@@ -28,7 +41,23 @@ from jaxgrad import (
     theory,
 )
 
+# An option that is `None` has the default of the architecture, once the options are made.
+if TYPE_CHECKING:
+    Names: TypeAlias = tuple[str, ...]
+    Whole: TypeAlias = int
+    Real: TypeAlias = float
+else:
+    Names, Whole, Real = tuple[str, ...] | None, int | None, float | None
 SIZES = {regimes.Storage.UNDERFLOW: "small", regimes.Storage.OVERFLOW: "large"}
+RESIDUAL = {"w_variance_min": 1 / 16, "w_variance_max": 4.0, "w_variances": 21}
+PLAIN = {"activations": ("tanh", "relu"), "w_variance_min": 0.5, "w_variance_max": 8.0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "mlp": PLAIN | {"width": 128, "w_variances": 41, "examples": 64},
+    "conv": PLAIN | {"width": 32, "w_variances": 21, "examples": 4},
+    "resnet": RESIDUAL | {"activations": ("relu",), "width": 32, "examples": 4},
+    "transformer": RESIDUAL | {"activations": ("gelu",), "width": 64, "examples": 8},
+}
+"""Defaults of each architecture."""
 COMPARED = 7
 """Number of weight variances that are compared with theory in numbers."""
 
@@ -37,19 +66,39 @@ COMPARED = 7
 class Options(typical.Options, kit.ClusterOptions):
     """Options of the map of depth against weight variance."""
 
-    activations: tuple[str, ...] = option(
-        ("tanh", "relu"), "Names of activations.", choices=tuple(activations.TABLE)
+    network: Literal["mlp", "conv", "resnet", "transformer"] = option(
+        "mlp", "Architecture: fully connected, convolutional, or with residual blocks."
+    )
+    placements: tuple[Literal["pre", "post", "sandwich", "none"], ...] = option(
+        ("pre", "post"), "Where residual blocks have their norms, one row of maps for each."
+    )
+    activations: Names = option(
+        None,
+        "Names of activations; relu for resnet, gelu for transformer, else tanh and relu.",
+        choices=tuple(activations.TABLE),
     )
     depth: int = option(64, "Largest depth; all depths are measured in one pass.", minimum=1)
-    width: int = option(128, "Units of every layer.", minimum=1)
-    w_variance_min: float = option(0.5, "Smallest weight variance, times fan-in.", above=0)
-    w_variance_max: float = option(8.0, "Largest weight variance, times fan-in.", above=0)
-    w_variances: int = option(41, "Number of variances, evenly spaced in the log.", minimum=2)
+    width: Whole = option(
+        None, "Units of every layer; 128 for mlp, 32 channels, 64 features of a token.", minimum=1
+    )
+    w_variance_min: Real = option(
+        None, "Smallest weight variance, times fan-in; 0.5, or 1/16 with residual blocks.", above=0
+    )
+    w_variance_max: Real = option(
+        None, "Largest weight variance, times fan-in; 8, or 4 with residual blocks.", above=0
+    )
+    w_variances: Whole = option(
+        None, "Number of variances, evenly spaced in the log; 41 for mlp, else 21.", minimum=2
+    )
     b_variance: float = option(0.0, "Variance of the biases.", minimum=0)
     initializer: Literal["normal", "uniform", "truncated", "orthogonal"] = option(
         "normal", "Distribution of the weights."
     )
-    examples: int = option(64, "Number of examples, drawn at random and standardized.", minimum=1)
+    examples: Whole = option(
+        None,
+        "Number of standardized examples; 64 for mlp, 8 for transformer, 4 otherwise.",
+        minimum=1,
+    )
     gradient: Literal["probe", "exact"] = option(
         "probe", "probe: random tangents carried forward. exact: reverse mode, slower."
     )
@@ -61,9 +110,18 @@ class Options(typical.Options, kit.ClusterOptions):
     overwrite: bool = option(False, "Measure again; otherwise OUTPUT.zarr is resumed.")
     memory: int = option(1024, "Bound on the memory of one chunk, in MiB.", minimum=1)
 
+    def __post_init__(self) -> None:
+        for name, value in PRESETS[self.network].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
     def check(self) -> None:
-        """Raise ValueError if the range is empty or the data cannot be used."""
+        """Raise ValueError if options do not fit together or the data cannot be used."""
         kit.check_range(self, "w_variance")
+        defaults = type(self)(network=self.network)
+        for name in () if self.network == "mlp" else ("gradient", "b_variance", "initializer"):
+            if getattr(self, name) != getattr(defaults, name):
+                raise ValueError(f"{name} is for mlp, got network={self.network}; leave it out")
         super().check()
 
     @property
@@ -78,12 +136,14 @@ class Options(typical.Options, kit.ClusterOptions):
 
     def identity(self) -> dict[str, Any]:
         """The options on which the measurements depend."""
-        # Thresholds judge a measurement and do not change it.
+        # Thresholds judge a measurement and do not change it. Stores of mlps were made before there
+        # were other networks.
         others = {"output", "overwrite", "memory", "ratio", "z"} | kit.CLUSTER_FIELDS
+        others |= {"network", "placements"} if self.network == "mlp" else set()
         return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
 
-MAP, PROFILE, TYPICAL = ("w_variance", "depth"), ("w_variance", "layer"), ("compared", "depth")
+MAP, PROFILE, TYPICAL = networks.MAP, networks.PROFILE, ("compared", "depth")
 VARIABLES = {
     "log_ratio": "natural log of the squared gradient at the first layer over the last",
     "log_gradient": "natural log of the mean squared gradient of the first layer's pre-activations",
@@ -102,10 +162,7 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
     A cell is one activation and one seed. It draws one network of the greatest depth; every
     variance scales the same draws, so that neighbouring cells differ by the variance alone.
     """
-    if options.overwrite and options.store.exists():
-        # Raises if the folder is something else, which must not be lost.
-        sweeps.open_store(options.store).close()
-        shutil.rmtree(options.store)
+    networks.remove_store(options)
     kernel_init = initializers.orthogonal()
     if options.initializer != "orthogonal":
         kernel_init = initializers.lecun(options.initializer)
@@ -294,8 +351,41 @@ def comparison(
     return section, [kit.Claim(text, difference, "equal", tolerance=0.02, form="+.4f")]
 
 
+def run_networks(options: Options) -> None:
+    """Map the gradients of other networks than mlps."""
+    dataset = networks.measure_map(options, kit.progress("networks")).load()
+    predicted, names = networks.predict_map(options), list(map(str, dataset["activation"].values))
+    sections, claims = [map_table(dataset, name, options) for name in names], []
+    logs = {
+        name: dataset["log_ratio"].sel(activation=name).transpose("seed", ...).values[..., -1]
+        for name in names
+    }
+    for name in names if predicted is not None else ():
+        assert predicted is not None
+        expected = predicted["log_ratio"].sel(activation=name).values[..., -1]
+        # The mean over all variances of the growth of the log per block.
+        difference = Estimate.of(np.mean(logs[name] - expected, axis=1) / options.depth)
+        text = f"{name}: growth per block is that of theory at infinite width"
+        claims.append(kit.Claim(text, difference, "equal", tolerance=0.1, form="+.4f"))
+    if {"pre-norm", "post-norm"} <= set(names):
+        change = Estimate.paired(*(logs[name].mean(axis=1) for name in ("post-norm", "pre-norm")))
+        text = "with norms after the sum, less of the gradient reaches the first block"
+        claims.append(kit.Claim(text, change, "less", form="+.2f"))
+    count = options.seeds * options.w_variances * options.depth * len(names)
+    sections.append(f"{count} networks, on {options.data}. Measurements: {options.store}")
+    words = {"block": "block"}
+    if options.network == "transformer":
+        words["quantity"] = "gradient of token differences"
+    thresholds = regimes.Thresholds(options.ratio, options.z)
+    figure = plotting.depth_map(dataset, thresholds, predicted, **words)
+    kit.publish(kit.Report(sections, claims), options, figure)
+
+
 def run(options: Options) -> None:
     """Map where, in depth and weight variance, gradients vanish, explode or survive."""
+    if options.network != "mlp":
+        run_networks(options)
+        return
     dataset = measure(options, kit.progress("networks"))
     sections, claims = [map_table(dataset, name, options) for name in options.activations], []
     predicted = predict(options)

@@ -953,6 +953,12 @@ def _inspection():
     )
     traces = [None, 3, "a", {}, X, NOTHING, [], jaxgrad]
     yield Case(
+        inspection.measure_blocks,
+        {"loss": positive, "blocks": 2},
+        {"loss": [None, *FUNCTION], "blocks": integer(2), "has_aux": FLAG}
+        | {"argnums": ["0", None, -1, 0.5, NAN, (), {}, NOTHING, True]},
+    )
+    yield Case(
         inspection.prescribe,
         {"trace": trace()},
         {"trace": traces, "total": number(0.0, True, none=True)},
@@ -1072,7 +1078,9 @@ def _others():
         plotting.depth_map,
         {"dataset": depths},
         {"dataset": [None, *datasets], "theory": datasets}
-        | {"thresholds": [3, "a", {}, (2.0, 1.0), NOTHING]},
+        | {"thresholds": [3, "a", {}, (2.0, 1.0), NOTHING]}
+        | {"axis": [*TEXT, "a"], "label": TEXT, "quantity": TEXT, "block": TEXT},
+        names={"axis": "dataset"},
     )
     growth = xr.DataArray(ones[0], [*grid, ("b_variance", [0.0, 1.0])])
     growth, limits = xr.Dataset({"growth": growth}), growth.isel(seed=0, drop=True)

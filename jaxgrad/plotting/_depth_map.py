@@ -18,6 +18,8 @@ BORDERS = (
     (regimes.Regime.VANISHING, -0.5, "solid", "measured: vanishes below"),
     (regimes.Regime.EXPLODING, 0.5, "dashed", "measured: explodes above"),
 )
+FEW = 8
+"""So many depths have a tick each."""
 SCALES = 6
 """Networks are trainable up to about this many depth scales, Schoenholz et al. (2017)."""
 
@@ -26,6 +28,11 @@ def depth_map(
     dataset: xarray.Dataset,
     thresholds: regimes.Thresholds | None = None,
     theory: xarray.Dataset | None = None,
+    *,
+    axis: str = "w_variance",
+    label: str = "weight variance × fan-in",
+    quantity: str = "gradient",
+    block: str = "layer",
 ) -> Figure:
     """Draw the gradient over (depth, weight variance), one row for each activation.
 
@@ -38,15 +45,25 @@ def depth_map(
         (activation, seed, w_variance, layer), natural logs of squared norms.
       thresholds: what counts as stable, see `jaxgrad.regimes`; `None` for the defaults.
       theory: to be drawn over the measurement: `log_ratio` and `log_profile` as in `dataset` but
-        without seeds, and `xi`, the depth scale in layers, over (activation, fine_w_variance).
-        `None` for the measurement alone.
+        without seeds, and optionally `xi`, the depth scale in layers, over (activation,
+        fine_w_variance). `None` for the measurement alone.
+      axis: the axis in the place of `w_variance`, of positive numbers such as learning rates.
+      label: of that axis.
+      quantity: words for what is measured.
+      block: word for what the depth counts.
     """
     from matplotlib.figure import Figure
 
-    axes = ("activation", "w_variance", "depth", "seed")
+    words = {"axis": axis, "label": label, "quantity": quantity, "block": block}
+    for name, value in words.items():
+        _validate.text(name, value)
+    axes = ("activation", axis, "depth", "seed")
     check_dataset("dataset", dataset, ("log_ratio", "log_profile", *axes))
     if theory is not None:
-        check_dataset("theory", theory, ("log_ratio", "log_profile", "xi"))
+        check_dataset("theory", theory, ("log_ratio", "log_profile", axis))
+    if axis != "w_variance":
+        dataset = dataset.rename({axis: "w_variance"})
+        theory = None if theory is None else theory.rename({axis: "w_variance"})
     thresholds = regimes.Thresholds() if thresholds is None else thresholds
     _validate.instance("thresholds", thresholds, regimes.Thresholds, "jaxgrad.regimes.Thresholds()")
     names = [str(name) for name in dataset["activation"].values]
@@ -59,26 +76,27 @@ def depth_map(
         # The variance of a level gradient, and the regime of every cell.
         level = regimes.level(log_ratio, measured["w_variance"].values)
         classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
-        _map(figure, left, measured, classes, level, name)
+        _map(figure, left, measured, classes, level, (name, words))
         if predicted is not None:
             _predictions(left, predicted)
-        _profile(right, measured, predicted, float(np.asarray(level.variance)[-1]), name)
+        level_variance = float(np.asarray(level.variance)[-1])
+        _profile(right, measured, predicted, level_variance, (name, words))
     look = {"loc": "outside lower center", "ncols": 3, "frameon": False}
-    figure.legend(
-        handles=_handles(theory is not None), title="lines of the maps on the left", **look
-    )
+    figure.legend(handles=_handles(theory), title="lines of the maps on the left", **look)
     figure.suptitle("Where gradients vanish, survive or explode before training", fontsize=15)
     return figure
 
 
 def _map(
-    figure: Any, ax: Any, measured: Any, classes: Any, level: regimes.Level, name: str
+    figure: Any, ax: Any, measured: Any, classes: Any, level: regimes.Level, title: Any
 ) -> None:
+    name, words = title
+    block, quantity = words["block"], words["quantity"]
     depth, variance = measured["depth"].values, measured["w_variance"].values
     # Half, since the logs are of squared norms.
     decades = np.asarray(classes.log_ratio) / (2 * np.log(10))
     bar = {
-        "label": "gradient at the first layer / at the last layer",
+        "label": f"{quantity}\nat the first {block} / at the last {block}",
         "ticks": range(-4, 5),
         "format": lambda value, _: "unchanged" if value == 0 else f"$10^{{{value:g}}}$",
     }
@@ -89,9 +107,9 @@ def _map(
         if (regime == value).any() and (regime != value).any():
             border = ax.contour(depth, variance, regime, [edge], colors="black", linestyles=style)
             border.set_path_effects(halo(4))
-    words = ("vanishes", "survives", "explodes")
+    regions = ("vanishes", "survives", "explodes")
     order = (regimes.Regime.VANISHING, regimes.Regime.STABLE, regimes.Regime.EXPLODING)
-    for value, word in zip(order, words, strict=True):
+    for value, word in zip(order, regions, strict=True):
         name_region(ax, depth, variance, regime == value, word, 13)
     ax.plot(depth[1:], np.asarray(level.variance)[1:], color="black", linestyle="dotted", zorder=5)
     ax.set_yscale("log")
@@ -100,10 +118,11 @@ def _map(
     marks = 2.0 ** np.arange(low, high + 1)
     ax.set_yticks(marks, [f"{mark:g}" for mark in marks])
     ax.set_yticks([], minor=True)
-    ax.set_xticks([int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])])
+    ticks = [int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])]
+    ax.set_xticks(ticks if len(depth) > FEW else depth)
     ax.set_xlim(depth[0] - 0.5, depth[-1] + 0.5)
-    ax.set(xlabel="depth (number of layers)", ylabel="weight variance × fan-in")
-    ax.set_title(f"{name}: gradient change through the network")
+    ax.set(xlabel=f"depth (number of {block}s)", ylabel=words["label"])
+    ax.set_title(f"{name}: change of the {quantity}")
 
 
 def _predictions(ax: Any, predicted: Any) -> None:
@@ -112,30 +131,32 @@ def _predictions(ax: Any, predicted: Any) -> None:
     log_ratio = predicted["log_ratio"].transpose("w_variance", "depth").values
     # `level` takes seeds, and a prediction has none: two equal ones stand for them.
     level = regimes.level(np.stack([log_ratio] * 2), predicted["w_variance"].values)
-    for x, y, style, width in (
-        (predicted["depth"].values[1:], np.asarray(level.variance)[1:], "solid", 2.5),
-        (SCALES * predicted["xi"].values, predicted["fine_w_variance"].values, "dashdot", 1.8),
-    ):
+    lines = [(predicted["depth"].values[1:], np.asarray(level.variance)[1:], "solid", 2.5)]
+    if "xi" in predicted:
+        scale = SCALES * predicted["xi"].values
+        lines.append((scale, predicted["fine_w_variance"].values, "dashdot", 1.8))
+    for x, y, style, width in lines:
         effects = halo(width + 2)
         ax.plot(x, y, c=THEORY, ls=style, lw=width, path_effects=effects, zorder=3)
     ax.set_ylim(limits)
 
 
-def _handles(theory: bool) -> list[Any]:
+def _handles(theory: Any) -> list[Any]:
     from matplotlib.lines import Line2D
 
     lines: list[Any] = [("black", style, words) for _, _, style, words in BORDERS]
     lines += [("black", "dotted", "measured: gradient level")]
-    if theory:
-        lines += [
-            (THEORY, "solid", "theory, infinite width: gradient level"),
-            (THEORY, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"),
-        ]
+    if theory is not None:
+        lines.append((THEORY, "solid", "theory, infinite width: gradient level"))
+    if theory is not None and "xi" in theory:
+        lines.append((THEORY, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"))
     return [Line2D([], [], c=c, lw=2, ls=style, label=words) for c, style, words in lines]
 
 
-def _profile(ax: Any, measured: Any, predicted: Any, level: float, name: str) -> None:
+def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -> None:
     """Draw the gradient at each layer of the deepest network, around the level variance."""
+    name, words = title
+    block = words["block"]
     variance, layer = measured["w_variance"].values, measured["layer"].values
     # The level variance and two on each side, an eighth of the range apart.
     centre = np.abs(np.log(variance / level)).argmin() if np.isfinite(level) else len(variance) // 2
@@ -148,7 +169,8 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, name: str) ->
             continue
         low, high = (10 ** (mean[index] + sign * error[index]) for sign in (-1, 1))
         ax.fill_between(layer, low, high, color=colour, alpha=0.25, linewidth=0)
-        label = f"{variance[index]:.2f}" + (" (level)" if index == centre else "")
+        is_level = index == centre and np.isfinite(level)
+        label = f"{variance[index]:.2f}" + (" (level)" if is_level else "")
         every = max(len(layer) // 8, 1)
         ax.plot(layer, 10 ** mean[index], c=colour, marker=marker, markevery=every, label=label)
         if predicted is not None:
@@ -160,10 +182,11 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, name: str) ->
     ax.set_yscale("log")
     # Outside of the panel, where it covers no line.
     place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    ax.legend(title="weight variance\n× fan-in", frameon=False, **place)
-    heading = f"{name}: gradient in the {len(layer)}-layer network"
+    ax.legend(title=words["label"].replace(" × ", "\n× "), frameon=False, **place)
+    heading = f"{name}: gradient in the {len(layer)}-{block} network"
     ax.set_title(f"{heading}\n(mean over seeds ± standard error)")
-    ax.set(xlabel="layer (1 is next to the input)", ylabel="gradient norm / that of the last layer")
+    ax.set_xlabel(f"{block} (1 is next to the input)")
+    ax.set_ylabel(f"gradient norm / that of the last {block}")
 
 
 def _decades(profile: np.ndarray) -> np.ndarray:
