@@ -475,6 +475,11 @@ def _theory():
         {"predict": theory.attend, "moments": tokens},
         {"predict": FUNCTION, "moments": wrong, "cotangent": [3, "a", X, {}, NOTHING]},
     )
+    yield Case(
+        theory.rank_collapse,
+        {"predict": theory.attend, "moments": tokens},
+        {"predict": FUNCTION, "moments": wrong, "depth": integer()},
+    )
     spectra, finite_width = theory.spectra, theory.finite_width
     yield Case(
         spectra.lyapunov_exponents,

@@ -82,7 +82,12 @@ def _predict(layer, moments):
         log_gradient=log_gradient,
         log_last_gradient=jnp.zeros_like(log_gradient),
     )
-    return result if moments.gap is None else result._replace(gap=joined("gap"))
+    if moments.gap is not None:
+        result = result._replace(gap=joined("gap"))
+    if moments.tokens is None:
+        return result
+    gaps = [jnp.broadcast_to(part.tokens.gap, part.log_q.shape) for part in each]
+    return result._replace(token_gap=jnp.concatenate(gaps))
 
 
 def _predict_mlp(layer, moments):

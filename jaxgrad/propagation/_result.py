@@ -46,6 +46,8 @@ class Propagation(NamedTuple):
         pre-activations of each layer or, for other layers than an `mlp`, the input of each entry,
         `[D, depth]`; NaN for entries beyond the depth of the loss. From `exact` only, else `None`.
       log_layer_weight_gradient: the same with respect to the kernels of each entry.
+      token_gap: `1 - c`, where `c` is the correlation of two tokens of an example, of the outputs.
+        Predicted only, where tokens are followed, else `None`.
     """
 
     log_preactivation: Any
@@ -60,6 +62,7 @@ class Propagation(NamedTuple):
     depths: Any = None
     log_layer_gradient: Any = None
     log_layer_weight_gradient: Any = None
+    token_gap: Any = None
 
     @property
     def log_ratio(self) -> Any:

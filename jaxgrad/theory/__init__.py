@@ -12,6 +12,7 @@ two examples. Sources: Poole et al. (2016), Schoenholz et al. (2017), Roberts, Y
 
 from jaxgrad.theory import finite_width, spectra
 from jaxgrad.theory._attention import attend
+from jaxgrad.theory._collapse import rank_collapse
 from jaxgrad.theory._cotangents import Cotangent, pull_back
 from jaxgrad.theory._critical import Critical, critical, critical_line
 from jaxgrad.theory._fixed_points import FixedPoints, Stability, fixed_points
@@ -26,4 +27,4 @@ __all__ += ["c_map", "chi_par", "chi_perp", "q_map", "second_moment", "slope_mom
 __all__ += ["correlation", "critical", "critical_line", "fixed_points", "limit"]
 __all__ += ["shaped", "tailored_relu", "unit_scales"]
 __all__ += ["Cotangent", "SoftmaxMoments", "Tokens", "attend", "pull_back", "softmax_moments"]
-__all__ += ["activate", "finite_width", "moments_of", "spectra"]
+__all__ += ["activate", "finite_width", "moments_of", "rank_collapse", "spectra"]

@@ -47,6 +47,7 @@ LAYERS = {
     "residual": layers.residual(BRANCH, 0.7, skip=1.5),
     "gated": layers.sequential(layers.gated(512, "silu"), layers.dense(64)),
     "attention": layers.attention(4, query_variance=2.0, bias=True, b_variance=0.2),
+    "causal attention": layers.attention(4, key_variance=3.0, causal=True),
     "attention with a scale of 1/d": layers.attention(2, scale="1/d", logit_scale=8.0),
 }
 
