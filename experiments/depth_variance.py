@@ -58,6 +58,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "transformer": RESIDUAL | {"activations": ("gelu",), "width": 64, "examples": 8},
 }
 """Defaults of each architecture."""
+DECADES = 4
+"""Colours of the map reach so far, in powers of ten of a norm."""
 COMPARED = 7
 """Number of weight variances that are compared with theory in numbers."""
 
@@ -360,11 +362,14 @@ def run_networks(options: Options) -> None:
         name: dataset["log_ratio"].sel(activation=name).transpose("seed", ...).values[..., -1]
         for name in names
     }
-    for name in names if predicted is not None else ():
-        assert predicted is not None
+    for name in names:
         expected = predicted["log_ratio"].sel(activation=name).values[..., -1]
-        # The mean over all variances of the growth of the log per block.
-        difference = Estimate.of(np.mean(logs[name] - expected, axis=1) / options.depth)
+        # Beyond the colours of the map a small difference of tokens is lost in rounding.
+        inside = np.abs(expected) < 2 * DECADES * np.log(10)
+        if not inside.any():
+            continue
+        # The mean over variances of the growth of the log per block.
+        difference = Estimate.of(np.mean((logs[name] - expected)[:, inside], 1) / options.depth)
         text = f"{name}: growth per block is that of theory at infinite width"
         claims.append(kit.Claim(text, difference, "equal", tolerance=0.1, form="+.4f"))
     if {"pre-norm", "post-norm"} <= set(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -179,21 +180,34 @@ def carry_forward(
     return stack.scan(step, (layers.Scaled(h, zeros), layers.Scaled(tangent, zeros)))[1]
 
 
-def predict(network: Network, variances: np.ndarray) -> np.ndarray | None:
-    """Predict `log_ratio`, `[w_variance, depth]`, at infinite width.
+PREDICTED_VARIANCES = 9
+"""Theory over tokens takes seconds a variance; between these, its logs are interpolated."""
 
-    The result is `None` for a transformer, where the differences of tokens are not predicted.
-    """
-    if network.tokens:
-        return None
+
+def predict(network: Network, variances: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Predict `log_ratio`, `[w_variance, depth]`, at infinite width, for examples as of `tiled`."""
 
     def one(w_variance):
-        return propagation.predict(network.body(w_variance), start).log_gradient
+        (each,) = network.body(w_variance).predict_each(start)
+        if each.tokens is None:
+            return each.log_gradient
+        # The share of a change that is in the differences of tokens.
+        return each.log_gradient + jnp.log(each.tokens.change_gap)
 
     # All positions are alike, and the first layer's outputs are Gaussian.
     start = theory.Moments(log_q=0.0, gaussian=True, fresh=True)
+    points = np.asarray(variances, float)
+    if network.tokens:
+        # Random first weights keep how alike tokens are, on average.
+        tokens = theory.moments_of(x, tokens=True).tokens
+        assert tokens is not None
+        start = dataclasses.replace(start, tokens=theory.Tokens(tokens.count, tokens.gap))
+        count = min(len(points), PREDICTED_VARIANCES)
+        points = np.geomspace(points[0], points[-1], count)
     with jax.enable_x64(True):
-        return jax.device_get(jax.lax.map(one, jnp.asarray(variances, float)))
+        logs = jax.device_get(jax.lax.map(one, jnp.asarray(points)))
+    at = np.log(np.asarray(variances, float))
+    return np.stack([np.interp(at, np.log(points), column) for column in logs.T], axis=1)
 
 
 def measure_map(options: Any, progress: Any = None) -> xarray.Dataset:
@@ -239,20 +253,21 @@ def remove_store(options: Any) -> None:
         shutil.rmtree(options.store)
 
 
-def predict_map(options: Any) -> xarray.Dataset | None:
-    """Predict the map at infinite width; `None` if theory does not know the architecture."""
-    rows = _rows(options)
-    logs = [predict(network, options.grid) for network in rows.values()]
-    if any(part is None for part in logs):
-        return None
-    log_ratio = np.stack([part for part in logs if part is not None])
+def predict_map(options: Any) -> xarray.Dataset:
+    """Predict the map at infinite width; the profile only where tokens are not followed."""
+    rows, x = _rows(options), tiled(options.inputs(), options.network)
+    x = np.asarray(x, np.float32)
+    log_ratio = np.stack([predict(network, options.grid, x) for network in rows.values()])
     # A network without its first k blocks has the gradient of the whole over that of the k.
     before = np.pad(log_ratio, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    profile = log_ratio[..., -1:] - before
+    # How alike the tokens of a change are depends on where it starts.
+    profile = np.where([[[network.tokens]] for network in rows.values()], np.nan, profile)
     numbers = np.arange(1, options.depth + 1)
     coords = {"activation": list(rows), "w_variance": options.grid}
     variables = {
         "log_ratio": (("activation", *MAP), log_ratio),
-        "log_profile": (("activation", *PROFILE), log_ratio[..., -1:] - before),
+        "log_profile": (("activation", *PROFILE), profile),
     }
     return xarray.Dataset(variables, coords | {"depth": numbers, "layer": numbers})
 

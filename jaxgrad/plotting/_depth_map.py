@@ -45,8 +45,8 @@ def depth_map(
         (activation, seed, w_variance, layer), natural logs of squared norms.
       thresholds: what counts as stable, see `jaxgrad.regimes`; `None` for the defaults.
       theory: to be drawn over the measurement: `log_ratio` and `log_profile` as in `dataset` but
-        without seeds, and optionally `xi`, the depth scale in layers, over (activation,
-        fine_w_variance). `None` for the measurement alone.
+        without seeds, the profile NaN where it is not known, and optionally `xi`, the depth scale
+        in layers, over (activation, fine_w_variance). `None` for the measurement alone.
       axis: the axis in the place of `w_variance`, of positive numbers such as learning rates.
       label: of that axis.
       quantity: words for what is measured.
@@ -78,7 +78,7 @@ def depth_map(
         classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
         _map(figure, left, measured, classes, level, (name, words))
         if predicted is not None:
-            _predictions(left, predicted)
+            _predictions(left, predicted, thresholds)
         level_variance = float(np.asarray(level.variance)[-1])
         _profile(right, measured, predicted, level_variance, (name, words))
     look = {"loc": "outside lower center", "ncols": 3, "frameon": False}
@@ -125,16 +125,26 @@ def _map(
     ax.set_title(f"{name}: change of the {quantity}")
 
 
-def _predictions(ax: Any, predicted: Any) -> None:
-    """Draw where theory predicts level gradients, and to which depth trainable networks."""
+def _predictions(ax: Any, predicted: Any, thresholds: regimes.Thresholds) -> None:
+    """Draw where theory predicts level gradients, and to which depth trainable networks.
+
+    Without a depth scale the borders are those of the measurement.
+    """
     limits = ax.get_ylim()
     log_ratio = predicted["log_ratio"].transpose("w_variance", "depth").values
     # `level` takes seeds, and a prediction has none: two equal ones stand for them.
     level = regimes.level(np.stack([log_ratio] * 2), predicted["w_variance"].values)
-    lines = [(predicted["depth"].values[1:], np.asarray(level.variance)[1:], "solid", 2.5)]
+    style = "solid" if "xi" in predicted else "dotted"
+    lines = [(predicted["depth"].values[1:], np.asarray(level.variance)[1:], style, 2.5)]
     if "xi" in predicted:
         scale = SCALES * predicted["xi"].values
         lines.append((scale, predicted["fine_w_variance"].values, "dashdot", 1.8))
+    else:
+        edge = 2 * np.log(thresholds.ratio)
+        depths, variances = predicted["depth"].values, predicted["w_variance"].values
+        for value, style in ((-edge, "solid"), (edge, "dashed")):
+            if log_ratio.min() < value < log_ratio.max():
+                ax.contour(depths, variances, log_ratio, [value], colors=THEORY, linestyles=style)
     for x, y, style, width in lines:
         effects = halo(width + 2)
         ax.plot(x, y, c=THEORY, ls=style, lw=width, path_effects=effects, zorder=3)
@@ -146,9 +156,10 @@ def _handles(theory: Any) -> list[Any]:
 
     lines: list[Any] = [("black", style, words) for _, _, style, words in BORDERS]
     lines += [("black", "dotted", "measured: gradient level")]
-    if theory is not None:
-        lines.append((THEORY, "solid", "theory, infinite width: gradient level"))
+    if theory is not None and "xi" not in theory:
+        lines.append((THEORY, "solid", "theory, infinite width: the same lines"))
     if theory is not None and "xi" in theory:
+        lines.append((THEORY, "solid", "theory, infinite width: gradient level"))
         lines.append((THEORY, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"))
     return [Line2D([], [], c=c, lw=2, ls=style, label=words) for c, style, words in lines]
 
@@ -163,6 +174,10 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -
     step = max(len(variance) // 8, 1)
     indices = [centre + step * offset for offset in (2, 1, 0, -1, -2)]
     profile = measured["log_profile"].transpose("seed", "w_variance", "layer").values
+    theory = None
+    # A prediction may be of the map alone.
+    if predicted is not None and np.isfinite(predicted["log_profile"].values).any():
+        theory = predicted["log_profile"].transpose("w_variance", "layer").values
     mean, error = (np.asarray(part) for part in regimes.mean_and_error(_decades(profile)))
     for (colour, marker), index in zip(LINES, indices, strict=True):
         if not 0 <= index < len(variance):
@@ -173,11 +188,11 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -
         label = f"{variance[index]:.2f}" + (" (level)" if is_level else "")
         every = max(len(layer) // 8, 1)
         ax.plot(layer, 10 ** mean[index], c=colour, marker=marker, markevery=every, label=label)
-        if predicted is not None:
-            values = predicted["log_profile"].transpose("w_variance", "layer").values[index]
-            ax.plot(layer, 10 ** _decades(values), color=THEORY, linestyle="dashed", linewidth=1)
+        if theory is not None:
+            values = 10 ** _decades(theory[index])
+            ax.plot(layer, values, color=THEORY, linestyle="dashed", linewidth=1)
     ax.axhline(1.0, color="0.6", linewidth=0.8)
-    if predicted is not None:
+    if theory is not None:
         ax.plot([], [], color=THEORY, linestyle="dashed", linewidth=1, label="theory,\nall of them")
     ax.set_yscale("log")
     # Outside of the panel, where it covers no line.

@@ -56,7 +56,14 @@ def name_region(ax: Any, x: Any, y: Any, region: np.ndarray, words: str, size: f
     room = np.asarray(distance_transform_cdt(np.pad(region, 1), "taxicab"))[1:-1, 1:-1]
     best = np.argwhere(room == room.max())
     row, column = best[np.abs(best - best.mean(axis=0)).sum(axis=1).argmin()]
-    look = {"ha": "center", "va": "center", "fontweight": "bold", "path_effects": halo(4)}
+    # Near an edge the words stay within the panel.
+    place = np.searchsorted([0.15, 0.85], column / max(len(x) - 1, 1))
+    look = {
+        "ha": ("left", "center", "right")[place],
+        "va": "center",
+        "fontweight": "bold",
+        "path_effects": halo(4),
+    }
     ax.text(x[column], y[row], words, fontsize=size, zorder=6, **look)
 
 
