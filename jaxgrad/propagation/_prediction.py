@@ -84,6 +84,7 @@ def _predict(layer, moments):
     )
     if moments.gap is not None:
         result = result._replace(gap=joined("gap"))
+    # Only moments with tokens say how alike they become.
     if moments.tokens is None:
         return result
     gaps = [jnp.broadcast_to(part.tokens.gap, part.log_q.shape) for part in each]
