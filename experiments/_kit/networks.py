@@ -206,8 +206,8 @@ def predict(network: Network, variances: np.ndarray, x: np.ndarray) -> np.ndarra
         points = np.geomspace(points[0], points[-1], count)
     with jax.enable_x64(True):
         logs = jax.device_get(jax.lax.map(one, jnp.asarray(points)))
-    at = np.log(np.asarray(variances, float))
-    return np.stack([np.interp(at, np.log(points), column) for column in logs.T], axis=1)
+    target, known = np.log(np.asarray(variances, float)), np.log(points)
+    return np.stack([np.interp(target, known, column) for column in logs.T], axis=1)
 
 
 def measure_map(options: Any, progress: Any = None) -> xarray.Dataset:
