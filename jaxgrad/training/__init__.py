@@ -1,6 +1,7 @@
 """Training: a whole run as one function, data sets, regularization, monitoring and diagnosis.
 
 - `fit`: a training run as a pure function that returns a `Fit`; a monitor gets each `Step`.
+- `largest_curvature`: the largest eigenvalue of the Hessian, which limits the learning rate.
 - `normalization`: standardize inputs with the statistics of the training set.
 - `splits`: stratified train, dev and test sets; tests whether two sets have one distribution.
 - `augmentation`: random changes of images.
@@ -25,15 +26,18 @@ from jaxgrad.training import (
     search,
     splits,
 )
+from jaxgrad.training._curvature import Curvature, largest_curvature
 from jaxgrad.training._fit import Fit, Step, fit
 
 __all__ = [
+    "Curvature",
     "Fit",
     "Step",
     "augmentation",
     "bias_variance",
     "diagnosis",
     "fit",
+    "largest_curvature",
     "monitoring",
     "normalization",
     "regularization",
