@@ -579,6 +579,12 @@ def _training():
         return jnp.mean((batch["x"] @ params - batch["y"]) ** 2), state
 
     yield Case(
+        training.largest_curvature,
+        {"loss": lambda params: jnp.sum(params**2), "params": params, "key": KEY},
+        {"loss": [None, *FUNCTION, lambda params: params], "params": [*TREE, np.ones(3, int)]}
+        | {"key": key(), "steps": integer()},
+    )
+    yield Case(
         training.fit,
         {"loss": loss, "params": params, "optimizer": optax.sgd(0.1), "data": data, "key": KEY}
         | {"steps": 2, "batch_size": 4},
