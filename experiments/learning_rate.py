@@ -58,10 +58,10 @@ class Options(kit.SeededOptions):
 class Rates(NamedTuple):
     """Natural logs of rates, `[depths, widths, w_variances, seeds]`."""
 
-    predicted: np.ndarray  # log of 2 / curvature
-    stable: np.ndarray  # the largest at which no step raises the loss
-    saved: np.ndarray  # the largest at which the loss ends below its start
-    residual: np.ndarray  # of the curvature, relative, not a log
+    predicted: Any  # log of 2 / curvature
+    stable: Any  # the largest at which no step raises the loss
+    saved: Any  # the largest at which the loss ends below its start
+    residual: Any  # of the curvature, relative, not a log
 
 
 def examples(options: Options) -> tuple[jax.Array, jax.Array]:
@@ -96,15 +96,17 @@ def measure_one(options: Options, depth: int, width: int, w_variance: Any, seed:
         return jnp.all(values[1:] <= values[:-1] + ROUNDING * values[0])
 
     def ends_below(values):
+        # The curvature falls while the loss is high, until the rate is stable (Lewkowycz et al., 2020).
         return values[-1] <= values[0] * (1 + ROUNDING)
 
     def largest(accept):
+        # One traced rate at a time, so that all networks of a program are halved together.
         def halve(_, bounds):
             middle = (bounds[0] + bounds[1]) / 2
             passes = accept(losses(middle))
             return jnp.where(passes, middle, bounds[0]), jnp.where(passes, bounds[1], middle)
 
-        return sum(jax.lax.fori_loop(0, HALVINGS, halve, LOG_RATES)) / 2
+        return jnp.mean(jnp.stack(jax.lax.fori_loop(0, HALVINGS, halve, LOG_RATES)))
 
     curvature = training.largest_curvature(loss, params, key=key_lanczos, steps=LANCZOS)
     residual = curvature.residual / curvature.value
