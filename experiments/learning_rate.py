@@ -96,7 +96,7 @@ def measure_one(options: Options, depth: int, width: int, w_variance: Any, seed:
         return jnp.all(values[1:] <= values[:-1] + ROUNDING * values[0])
 
     def ends_below(values):
-        # The curvature falls while the loss is high, until the rate is stable (Lewkowycz et al., 2020).
+        # A high loss lowers the curvature, until the rate is stable (Lewkowycz et al., 2020).
         return values[-1] <= values[0] * (1 + ROUNDING)
 
     def largest(accept):
