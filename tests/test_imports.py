@@ -1,6 +1,7 @@
 """Importing is pure, packages import only those below them, and what is public is listed."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -101,46 +102,56 @@ def test_import_changes_no_setting_and_starts_no_backend():
     subprocess.run([sys.executable, "-c", f"OPTIONAL = {OPTIONAL}{PURITY}"], check=True)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_packages_import_only_those_below(path):
-    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    tree = ast.parse(path.read_text())
-    for name in imports(tree):
-        assert not name.startswith("jax._src")
-        top, _, rest = name.partition(".")
-        if top == "jaxgrad" and package != "__init__":
-            assert rest.split(".")[0] in MAY_IMPORT[package] | {package}, name
+@functools.cache
+def parsed(path):
+    """The tree of a source file, which several tests walk."""
+    return ast.parse(path.read_text())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_optional_libraries_are_imported_where_they_are_used(path):
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            tops = {name.split(".")[0] for name in imports(node)}
-            assert not OPTIONAL & (tops - {"distributed"} if relative(path) == SUBCLASS else tops)
-            assert not any(name.endswith("._cluster") for name in imports(node))
+def test_packages_import_only_those_below():
+    for path in SOURCES:
+        package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for name in imports(parsed(path)):
+            assert not name.startswith("jax._src"), relative(path)
+            top, _, rest = name.partition(".")
+            if top == "jaxgrad" and package != "__init__":
+                allowed = MAY_IMPORT[package] | {package}
+                assert rest.split(".")[0] in allowed, (relative(path), name)
 
 
-@pytest.mark.parametrize("path", SOURCES + USERS, ids=relative)
-def test_private_names_stay_within_their_package(path):
+def test_optional_libraries_are_imported_where_they_are_used():
+    for path in SOURCES:
+        allowed = {"distributed"} if relative(path) == SUBCLASS else set()
+        for node in parsed(path).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = list(imports(node))
+                assert not OPTIONAL & ({name.split(".")[0] for name in names} - allowed), path
+                assert not any(name.endswith("._cluster") for name in names), path
+
+
+def test_private_names_stay_within_their_package():
+    for path in SOURCES + USERS:
+        assert not list(foreign_private_names(path)), relative(path)
+
+
+def foreign_private_names(path):
+    """Private names of other packages that a file uses."""
     parts = path.relative_to(REPOSITORY).parts
     package = f"{parts[0]}.{parts[1].removesuffix('.py')}"
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     names = [name for name in imports(tree) if name.split(".")[0] in ("jaxgrad", "experiments")]
     # The kit is private to the repository, which ships experiments and benchmarks together.
     shared = {"jaxgrad": [f"jaxgrad.{name}" for name in SHARED]}
     allowed = shared.get(parts[0], ["experiments._kit"])
     for name in names:
-        if not name.startswith((package, *allowed)):
-            assert "._" not in name, name
+        if not name.startswith((package, *allowed)) and "._" in name:
+            yield name
     modules = {name.split(".")[-1] for name in names if not name.startswith(package)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (
-                node.value.id not in modules
-                or not node.attr.startswith("_")
-                or (node.attr.startswith("__"))
-            ), ast.unparse(node)
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            if node.value.id in modules and private:
+                yield ast.unparse(node)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("__init__.py")), ids=relative)

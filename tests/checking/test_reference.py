@@ -129,7 +129,6 @@ def _is_differentiable(f, *args):
     return False
 
 
-DIFFERENTIABLE = [i for i, call in enumerate(CALLS) if _is_differentiable(*call)]
 # JAX's rules for these hold a constant, such as the logarithm of 2, as a number of float64.
 DIGITS = dict.fromkeys((jnp.exp2, jnp.cbrt, special.erf, special.erfc, special.erfinv), 15)
 DIGITS[odd_inverse_transform] = 15
@@ -137,11 +136,13 @@ DIGITS[odd_inverse_transform] = 15
 DIGITS[zeta] = 30
 
 
-@pytest.mark.parametrize("i", DIFFERENTIABLE)
+@pytest.mark.parametrize("i", range(len(CALLS)))
 @pytest.mark.slow
 def test_differences_equal_exact_autodiff_to_40_digits(i):
     # The rules of JAX, evaluated without rounding, are closed forms for all operations.
     f, *args = CALLS[i]
+    if not _is_differentiable(f, *args):
+        pytest.skip("JAX has no rule, or autodiff is meant to be wrong")
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         problem = prepare(f, tuple(map(jnp.asarray, args)), argnums=tuple(range(len(args))))
         exact = exact_function(problem, problem.moved, problem.fixed, wide=True)
