@@ -146,7 +146,13 @@ def test_a_transformer_equals_one_written_with_flax(key, placement):
 
 
 @pytest.mark.parametrize(
-    ("placement", "logit_scale"), [("pre", 1.0), ("post", 1.0), ("none", 1.0), ("none", 0.0)]
+    ("placement", "logit_scale"),
+    [
+        pytest.param("pre", 1.0, marks=pytest.mark.slow),
+        pytest.param("post", 1.0, marks=pytest.mark.slow),
+        ("none", 1.0),
+        pytest.param("none", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_depth_64_is_measured_without_overflow(key, placement, logit_scale):
     """Large weights, for which an unnormalized signal leaves the range of float32."""

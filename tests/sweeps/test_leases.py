@@ -78,6 +78,7 @@ def test_two_processes_compute_each_chunk_once(tmp_path):
     check_values(tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_of_jax_distributed_share_a_store(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

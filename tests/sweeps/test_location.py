@@ -195,7 +195,7 @@ sweeps.run(cell, {"x": range(4)}, {"y": sweeps.Variable(("k",))}, key=jax.random
 """
 
 
-@pytest.mark.parametrize("moment", ["creation", "chunk"])
+@pytest.mark.parametrize("moment", [pytest.param("creation", marks=pytest.mark.slow), "chunk"])
 def test_nothing_is_left_of_a_process_that_was_killed(expected, tmp_path, moment):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "sweep"), moment]
     assert subprocess.run(command).returncode == 9
@@ -248,10 +248,9 @@ print(peak() - before, time.perf_counter() - start)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("cells", "chunks"), [(10**6, 3), pytest.param(10**5, 10**5, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("cells", "chunks"), [(10**6, 3), (10**5, 10**5)])
 def test_memory_does_not_grow_with_the_sweep(tmp_path, cells, chunks):
     """A sweep of 100 GB, of which some chunks are computed; all of one of 10 GB."""
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path / "sweep")]

@@ -441,7 +441,8 @@ sweeps.run(cell, axes, variables, key=jax.random.key(1), store=sys.argv[1], chun
 """
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_survives_kills_at_random_moments(tmp_path, kills):
     store, log = tmp_path / "killed", tmp_path / "log"
     command = [sys.executable, "-W", "error", "-c", KILLED, str(store), str(log)]

@@ -93,6 +93,7 @@ def test_targets_of_any_depth_are_met():
     assert scales[1] / scales[2] == pytest.approx(np.sqrt(1000), rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_well_behaved():
     depth, width, seeds = 100, 200, 6
     phi = shaped("gelu", depth)

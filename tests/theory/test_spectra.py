@@ -188,7 +188,10 @@ def test_spectrum_variance_of_targets():
 
 @pytest.mark.parametrize(
     ("weights", "init"),
-    [("gaussian", initializers.lecun()), ("orthogonal", initializers.orthogonal())],
+    [
+        ("gaussian", initializers.lecun()),
+        pytest.param("orthogonal", initializers.orthogonal(), marks=pytest.mark.slow),
+    ],
 )
 def test_spectrum_variance_of_drawn_networks(key, weights, init):
     width, depth = 120, 3
