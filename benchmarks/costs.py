@@ -14,7 +14,8 @@ limit and its time, as the least of several runs, without the first one, which c
 - `training`: 100 steps of gradient descent on a network of depth 8, batch 128.
 
 The figure shows how many times the limit each of them takes. Where it is above two, `docs/costs.md`
-says why.
+says why. With `--processor-time` all times are those of the processor's cores together, limits
+included: other programs on the machine then change little.
 """
 
 from __future__ import annotations
@@ -77,18 +78,21 @@ class Row(NamedTuple):
         return self.measured / self.limit
 
 
-def seconds(call: Callable[[], Any], least: float = 0.3) -> float:
+Clock = Callable[[], float]
+
+
+def seconds(call: Callable[[], Any], clock: Clock, least: float = 0.3) -> float:
     """Return the least time of a call, after one that compiles."""
     jax.block_until_ready(call())
     times: list[float] = []
     while len(times) < 3 or (sum(times) < least and len(times) < 200):
-        start = time.perf_counter()
+        start = clock()
         jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 
-def limits() -> Limits:
+def limits(clock: Clock) -> Limits:
     """Measure a plain matrix product, a plain copy and a plain draw, each at its fastest size."""
     product = jax.jit(lambda a: jnp.dot(a, a, precision="highest"))
     copy = jax.jit(lambda v: v + 1)
@@ -97,12 +101,12 @@ def limits() -> Limits:
     def flops(dtype):
         with jax.enable_x64(dtype is np.float64):
             matrices = [jnp.ones((size, size), dtype) for size in (256, 512, 1024)]
-            return max(2 * len(m) ** 3 / seconds(lambda m=m: product(m)) for m in matrices)
+            return max(2 * len(m) ** 3 / seconds(lambda m=m: product(m), clock) for m in matrices)
 
     # In and out of a cache.
     vectors, key = [jnp.ones(2**power) for power in (14, 16, 18, 24)], jax.random.key(0)
-    copied = max(2 * FLOAT * v.size / seconds(lambda v=v: copy(v)) for v in vectors)
-    drawn = max(32 * v.size / seconds(lambda n=v.size: draw(key, n)) for v in vectors)
+    copied = max(2 * FLOAT * v.size / seconds(lambda v=v: copy(v), clock) for v in vectors)
+    drawn = max(32 * v.size / seconds(lambda n=v.size: draw(key, n), clock) for v in vectors)
     return Limits(flops(np.float32), flops(np.float64), copied, drawn)
 
 
@@ -235,10 +239,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore
     parser.add_argument("--output", type=Path, default=Path("results/costs.png"))
     parser.add_argument("--small", action="store_true", help="the smallest of each kind alone")
+    parser.add_argument("--processor-time", action="store_true", help="of all cores together")
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
     options.output.parent.mkdir(parents=True, exist_ok=True)
     device = jax.devices()[0].device_kind
-    machine = limits()
+    machine = limits(clock)
     print(
         f"{device}: {machine.flops / 1e9:.1f} GFLOP/s, {machine.wide_flops / 1e9:.1f} in float64,"
     )
@@ -247,7 +253,7 @@ def main() -> None:
     rows = []
     for kind, size, cost, call in computations(not options.small):
         limit = machine.seconds(cost, wide=kind == "difference")
-        rows.append(Row(kind, size, limit, seconds(call)))
+        rows.append(Row(kind, size, limit, seconds(call, clock)))
         times = f"{1e3 * limit:9.3f} ms {1e3 * rows[-1].measured:9.3f} ms"
         print(f"{kind:12} {size:26} {times} {rows[-1].ratio:7.1f}", flush=True)
     figures.save(draw(rows, device), options.output)
@@ -255,6 +261,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "jax": jax.__version__,
+        "clock": "processor" if options.processor_time else "wall",
         "limits": machine._asdict(),
         "computations": [row._asdict() | {"ratio": row.ratio} for row in rows],
     }
