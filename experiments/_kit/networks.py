@@ -16,6 +16,7 @@ import numpy as np
 import xarray
 
 from experiments._kit.cluster import cluster
+from experiments._kit.grid import in_threads
 from experiments._kit.report import sweep_progress
 from jaxgrad import layers, propagation, sweeps, theory
 
@@ -257,7 +258,8 @@ def predict_map(options: Any) -> xarray.Dataset:
     """Predict the map at infinite width; the profile only where tokens are not followed."""
     rows, x = _rows(options), tiled(options.inputs(), options.network)
     x = np.asarray(x, np.float32)
-    log_ratio = np.stack([predict(network, options.grid, x) for network in rows.values()])
+    jobs = {name: functools.partial(predict, row, options.grid, x) for name, row in rows.items()}
+    log_ratio = np.stack(list(in_threads(jobs).values()))
     # A network without its first k blocks has the gradient of the whole over that of the k.
     before = np.pad(log_ratio, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     profile = log_ratio[..., -1:] - before

@@ -89,6 +89,24 @@ def test_a_transformer_is_measured_by_its_token_differences():
     assert abs(values.mean() - expected) < 4 * error
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_token_differences_are_those_of_theory(placement):
+    """Over eight blocks, at a width whose effect on the growth is about 1 / width a block."""
+    size: dict[str, Any] = {"depth": 8, "width": 64, "activations": ("relu",)}
+    (network,) = networks.build("transformer", placements=(placement,), **size)
+    variances, x = np.array([0.3, 1.0]), jax.random.normal(jax.random.key(0), (4, 8, 8))
+
+    @jax.jit
+    def one(key):
+        return networks.measure(network, x, jnp.asarray(variances), key=key)["log_ratio"]
+
+    logs = np.array([one(key) for key in jax.random.split(jax.random.key(1), 12)])[..., -1] / 8
+    error = logs.std(axis=0, ddof=1) / np.sqrt(len(logs))
+    expected = networks.predict(network, variances, np.asarray(x))[:, -1] / 8
+    assert np.all(error < 0.05)
+    assert np.all(np.abs(logs.mean(axis=0) - expected) < 4 * error + 3 / 64), (logs, expected)
+
+
 def test_the_map_of_a_transformer_is_resumed_and_drawn(tmp_path):
     small = options("transformer", output=tmp_path / "map")
     table = networks.measure_map(small).load()
@@ -108,11 +126,13 @@ def test_the_map_of_a_transformer_is_resumed_and_drawn(tmp_path):
     )
     np.testing.assert_allclose(measured.mean("seed"), expected, atol=0.03)
     assert np.all(predicted["log_ratio"].isel(depth=-1, w_variance=-1).values[1] < -2)
-    words = {"block": "block", "quantity": "gradient of token differences"}
+    words: dict[str, Any] = {"block": "block", "quantity": "gradient of token differences"}
     figure = plotting.depth_map(table, theory=predicted, **words)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "theory, infinite width: the same lines" in texts
-    assert "theory" not in "".join(t.get_text() for t in figure.axes[1].get_legend().get_texts())
+    legend = figure.axes[1].get_legend()
+    assert legend is not None
+    assert "theory" not in "".join(t.get_text() for t in legend.get_texts())
     assert figure.axes[0].get_xlabel() == "depth (number of blocks)"
     assert "pre-norm: change of the gradient of token differences" in figure.axes[0].get_title()
 
