@@ -47,16 +47,16 @@ class Rows(NamedTuple):
       value, value_overlap: share of the variance of independent tokens that is left in one output,
         and in the product of two.
       same, same_correlated: `A0` and `A1` of the variance `A0 + r A1` of the gradient.
-      total, total_correlated: `X0` and `X1`, by which a cotangent of the mean token grows:
-        `X0 + r X1` is the variance of the gradient plus `T - 1` times its covariance.
+      mean, mean_correlated: `X0` and `X1` of the variance of the gradient plus `T - 1` times its
+        covariance, `1 + X0 + (T - 1) r (1 + X1)`.
     """
 
     value: Any
     value_overlap: Any
     same: Any
     same_correlated: Any
-    total: Any
-    total_correlated: Any
+    mean: Any
+    mean_correlated: Any
 
 
 @in_float64
@@ -203,8 +203,8 @@ def _combine(p, query_v, v, c, count, epsilon):
         same=p.square + queries + keys + tilt,
         same_correlated=others * (p.overlap + keys_pair + tilt_pair),
         # The derivatives by keys add up to 0 over tokens, and the weights of a row to 1.
-        total=1 + queries,
-        total_correlated=others * (1 + queries_pair),
+        mean=queries,
+        mean_correlated=queries_pair,
     )
 
 
@@ -215,15 +215,15 @@ def _push(rows, size, change_gap):
     takes the variances of a cotangent in them to those of the gradient. That of a change, carried
     forward, is its transpose, since both are of the squared norms of the same Jacobian.
     """
-    same, pair = rows.same, rows.same_correlated
-    # Variance minus covariance, for r = 0 and the slope in r: (T (A) - X) / (T - 1).
-    relative, relative_pair = (
-        (size * a - x) / (size - 1) for a, x in ((same, rows.total), (pair, rows.total_correlated))
-    )
-    deviation = ((size - 1) * relative - relative_pair) / size
+    same, pair, others = rows.same, rows.same_correlated, size - 1
+    # Variance minus covariance, for r = 0 and the slope in r, from the variance and its sum.
+    relative = (size * same - 1 - rows.mean) / others
+    relative_pair = size * pair / others - 1 - rows.mean_correlated
+    deviation = (others * relative - relative_pair) / size
     deviation_of_mean = (relative + relative_pair) / size
-    mean_of_deviation = ((size - 1) * rows.total - rows.total_correlated) / size
-    mean = (rows.total + rows.total_correlated) / size
+    # The ones cancel, which must not be left to rounding where tokens are almost equal.
+    mean_of_deviation = others * (rows.mean - rows.mean_correlated) / size
+    mean = 1 + (rows.mean + others * rows.mean_correlated) / size
     # Of a change of mean square 1: 1 - r, and 1 + (T - 1) r.
     before, before_mean = change_gap, size - (size - 1) * change_gap
     after = deviation * before + mean_of_deviation * before_mean / (size - 1)

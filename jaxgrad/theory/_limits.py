@@ -106,7 +106,7 @@ def correlation(
     share = square / (square + b_variance)
 
     def step(log_gap, log_q=log_q, share=share):
-        gap, slopes = _moments.pair(phi, log_q, jnp.exp(log_gap))
+        gap, slopes, _ = _moments.pair(phi, log_q, jnp.exp(log_gap))
         return gap * share, slopes * w_variance
 
     # Where chi_perp <= 1, examples become parallel: the gap is 0, and its map has slope chi_perp.

@@ -117,7 +117,7 @@ def c_map(
     square = w_variance * second_moment(activation, q)
     # Equal biases bring examples closer: of the next variance, only the share w M differs.
     share = square / (square + b_variance)
-    return pair(activations.get(activation), jnp.log(q), gap)[0] * share
+    return pair(activations.get(activation), jnp.log(q), gap).gap * share
 
 
 @prediction(_validate.numbers)

@@ -88,6 +88,20 @@ class Statistics(NamedTuple):
     slope_elasticity: Float[Array, "..."]
 
 
+class Pair(NamedTuple):
+    """Averages of an activation over two pre-activations `u` and `v`, of the shape of `log_q`.
+
+    Attributes:
+      gap: that of the activations.
+      slopes: `E phi'(u) phi'(v)`.
+      slope_gap: `1 - E phi'(u) phi'(v) / E phi'^2`, which keeps its digits where both are alike.
+    """
+
+    gap: Float[Array, "..."]
+    slopes: Float[Array, "..."]
+    slope_gap: Float[Array, "..."]
+
+
 def statistics(activation: Activation, log_q: ArrayLike) -> Statistics:
     """Average an activation over pre-activations of variance `exp(log_q)`, of any shape.
 
@@ -97,13 +111,11 @@ def statistics(activation: Activation, log_q: ArrayLike) -> Statistics:
     return map_elements(functools.partial(_statistics, activation), log_q)
 
 
-def pair(
-    activation: Activation, log_q: ArrayLike, gap: ArrayLike
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def pair(activation: Activation, log_q: ArrayLike, gap: ArrayLike) -> Pair:
     """Average an activation over two pre-activations `u`, `v` of correlation `1 - gap`.
 
-    Returns the gap of the activations, with a relative error of about `1e-16 / sqrt(gap)`, and
-    `E phi'(u) phi'(v)`. Both are NaN where the activation oscillates too often.
+    The gap has a relative error of about `1e-16 / sqrt(gap)`. All are NaN where the activation
+    oscillates too often.
     """
     return map_elements(functools.partial(_pair, activation), log_q, gap)
 
@@ -123,15 +135,14 @@ def activate(moments: Moments, activation: Activation) -> Moments:
         )
     # The derivative of the activation multiplies the change: its mean square is that of the slope.
     averages = statistics(activation, moments.log_q)
-    gap = None if moments.gap is None else pair(activation, moments.log_q, moments.gap)[0]
+    gap = None if moments.gap is None else pair(activation, moments.log_q, moments.gap).gap
     log_gradient = moments.log_gradient + averages.log_slope
     tokens = moments.tokens
     if tokens is not None:
-        token_gap, slopes = pair(activation, moments.log_q, tokens.gap)
+        two = pair(activation, moments.log_q, tokens.gap)
         # The covariance of the change is multiplied by E phi'(u) phi'(v), its variance by E phi'^2.
-        share = slopes * jnp.exp(-averages.log_slope)
-        change_gap = (1 - share) + share * tokens.change_gap
-        tokens = Tokens(tokens.count, token_gap, change_gap, tokens.width)
+        change_gap = two.slope_gap + (1 - two.slope_gap) * tokens.change_gap
+        tokens = Tokens(tokens.count, two.gap, change_gap, tokens.width)
     mean, fresh = averages.mean, moments.fresh
     return Moments(averages.log_square, log_gradient, mean, gap, fresh=fresh, tokens=tokens)
 
@@ -224,7 +235,7 @@ def _pair(activation, log_q, gap):
     """Average over `u = a + b` and `v = a - b`, where `a` and `b` are independent.
 
     Their variances are `q (1 - gap / 2)` and `q gap / 2`. Then the new gap is an average of
-    `(phi(u) - phi(v))^2 / 2`, which loses no digits if the gap is small.
+    `(phi(u) - phi(v))^2 / 2`, which loses no digits if the gap is small; that of slopes likewise.
     """
     near = jnp.clip(log_q, -FAR, FAR)
     safe = jnp.maximum(gap, _LINEAR)
@@ -246,15 +257,25 @@ def _pair(activation, log_q, gap):
         b, weights = nodes(jnp.concatenate([edges - a, a - edges]), log_b, reach=10.0)
         one = (jnp.ones_like(b),)
         (u, du), (v, dv) = (jax.jvp(mean_function, (x,), one) for x in (a + b, a - b))
-        return jnp.sum(weights * (u - v) ** 2) / 2, jnp.sum(weights * du * dv)
+        square, slope_square = (jnp.sum(weights * a * a) / 2 for a in (u - v, du - dv))
+        return square, jnp.sum(weights * du * dv), slope_square
 
     parts = jax.lax.map(inner, outer, batch_size=64)
-    square, slopes = (jnp.sum(outer_weights * part) for part in parts)
+    square, slopes, slope_square = (jnp.sum(outer_weights * part) for part in parts)
     x, weights = nodes(edges, near)
-    m = sum(share * jnp.sum(weights * function(x) ** 2) for share, function in functions)
+
+    def mean_squares(function):
+        value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
+        return jnp.stack([jnp.sum(weights * a * a) for a in (value, slope)])
+
+    m, d = moments = sum(share * mean_squares(function) for share, function in functions)
     # Two examples draw independently, so a random activation separates even equal ones.
-    drawn = (m - jnp.sum(weights * mean_function(x) ** 2)) / m if len(functions) > 1 else 0.0
+    several = len(functions) > 1
+    drawn = (moments - mean_squares(mean_function)) / moments if several else jnp.zeros(2)
     known = (near < 2 * np.log(_BOUND / REACH)) | (not many)
-    # Where the gap was raised to _LINEAR, the new gap is proportional to it.
-    gap = jnp.where(known, drawn + square / m * (gap / safe), jnp.nan)
-    return gap, jnp.where(known, slopes, jnp.nan)
+    # Where the gap was raised to _LINEAR, the new gaps are proportional to it, and that of slopes
+    # with a jump to its root: u and v lie on both sides of a kink that often.
+    ratio = gap / safe
+    slope_ratio = jnp.sqrt(ratio) if activation.kinks else ratio
+    pair = Pair(drawn[0] + square / m * ratio, slopes, drawn[1] + slope_square / d * slope_ratio)
+    return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), pair)

@@ -43,6 +43,18 @@ def test_a_map_that_moves_tokens_apart_has_a_negative_scale():
     np.testing.assert_allclose(x, -1 / np.log(2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_changes_become_equal_at_a_steady_rate(activation):
+    options = {f"{name}_variance": 2.0 for name in ("value", "output", "hidden", "last")}
+    network = layers.transformer(60, 64, 4, placement="post", activation=activation, **options)
+    (each,) = network.predict_each(Moments(0.0, tokens=Tokens(8, 0.8)))
+    log_gap = np.log(each.tokens.change_gap)
+    # Far below the rounding of 1 - c, which is at e^-36.
+    assert log_gap[-1] < -25
+    # Both gaps of a smooth activation fall at one rate, which leaves a factor of order the depth.
+    np.testing.assert_allclose(log_gap[59] - log_gap[49], log_gap[49] - log_gap[39], rtol=3e-3)
+
+
 def test_moments_without_tokens_are_refused():
     with pytest.raises(ValueError, match="moments must have tokens"):
         theory.rank_collapse(lambda moments: moments, Moments(0.0))
