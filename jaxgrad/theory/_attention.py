@@ -216,7 +216,6 @@ def _push(rows, size, change_gap):
     forward, is its transpose, since both are of the squared norms of the same Jacobian.
     """
     same, pair, others = rows.same, rows.same_correlated, size - 1
-    # Variance minus covariance, for r = 0 and the slope in r, from the variance and its sum.
     relative = (size * same - 1 - rows.mean) / others
     relative_pair = size * pair / others - 1 - rows.mean_correlated
     deviation = (others * relative - relative_pair) / size

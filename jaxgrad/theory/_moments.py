@@ -268,7 +268,8 @@ def _pair(activation, log_q, gap):
         value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
         return jnp.stack([jnp.sum(weights * a * a) for a in (value, slope)])
 
-    m, d = moments = sum(share * mean_squares(function) for share, function in functions)
+    moments = sum((share * mean_squares(f) for share, f in functions), start=jnp.zeros(2))
+    m, d = moments[0], moments[1]
     # Two examples draw independently, so a random activation separates even equal ones.
     several = len(functions) > 1
     drawn = (moments - mean_squares(mean_function)) / moments if several else jnp.zeros(2)

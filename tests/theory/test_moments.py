@@ -153,7 +153,8 @@ def test_moments_of_one_example_have_no_gap():
 @pytest.mark.parametrize("gap", [1.0, 1e-3, 1e-12, 1e-22])
 def test_gap_of_slopes_of_relu(gap):
     # E phi'(u) phi'(v) = (pi - arccos c) / (2 pi), and half of that angle is arcsin sqrt(gap / 2).
-    pair = _moments.pair(activations.get("relu"), 0.3, gap)
+    with jax.enable_x64(True):
+        pair = _moments.pair(activations.get("relu"), 0.3, gap)
     np.testing.assert_allclose(pair.slope_gap, 2 * np.arcsin(np.sqrt(gap / 2)) / np.pi, rtol=1e-7)
 
 
@@ -162,5 +163,6 @@ def test_gap_of_slopes_of_a_smooth_activation():
     z, weights = np.polynomial.hermite_e.hermegauss(120)
     t = np.tanh(0.5 * z)
     square, slope = (np.sum(weights * a**2) for a in (2 * t * (1 - t * t), 1 - t * t))
-    pair = _moments.pair(activations.get("tanh"), np.log(0.25), 1e-20)
+    with jax.enable_x64(True):
+        pair = _moments.pair(activations.get("tanh"), np.log(0.25), 1e-20)
     np.testing.assert_allclose(pair.slope_gap, 1e-20 * 0.25 * square / slope, rtol=1e-6)
