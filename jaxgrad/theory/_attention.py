@@ -223,12 +223,17 @@ def _push(rows, size, change_gap):
     # The ones cancel, which must not be left to rounding where tokens are almost equal.
     mean_of_deviation = others * (rows.mean - rows.mean_correlated) / size
     mean = 1 + (rows.mean + others * rows.mean_correlated) / size
+    # Mean squares, which rounding must not make negative where they are 0.
+    deviation, deviation_of_mean, mean_of_deviation = (
+        jnp.maximum(a, 0.0) for a in (deviation, deviation_of_mean, mean_of_deviation)
+    )
     # Of a change of mean square 1: 1 - r, and 1 + (T - 1) r.
     before, before_mean = change_gap, size - (size - 1) * change_gap
     after = deviation * before + mean_of_deviation * before_mean / (size - 1)
     after_mean = (size - 1) * deviation_of_mean * before + mean * before_mean
     growth = ((size - 1) * after + after_mean) / size
-    return jnp.log(growth), after / growth
+    vanishes = growth == 0
+    return jnp.log(growth), jnp.where(vanishes, 1.0, after / jnp.where(vanishes, 1.0, growth))
 
 
 def _gamma_points(count, number):

@@ -120,3 +120,12 @@ def test_moments_of_tokens():
     np.testing.assert_allclose(moments.gap, 1.0, rtol=0.02)
     with pytest.raises(ValueError, match="x must be"):
         theory.moments_of(x[0], tokens=True)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 64])
+def test_differences_of_tokens_end_at_uniform_attention(count):
+    # A change of zero mean over tokens, of gap T / (T - 1), has no mean square afterwards.
+    moments = Moments(0.0, tokens=Tokens(count, 1.0, count / (count - 1)))
+    after = theory.attend(moments, logit_gain=0.0)
+    assert np.exp(after.log_gradient) < 1e-14
+    assert np.isfinite(after.tokens.change_gap)
