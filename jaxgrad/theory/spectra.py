@@ -107,7 +107,7 @@ def singular_value_spectrum(
 
     The mean of their squares is 1; at another variance of the weights, add
     `depth * log(chi_perp) / 2` to their logs. Shares, moments and the largest value have errors of
-    about 1e-9; a share of 1e-10 of very small values is left out. It takes a few seconds.
+    about 1e-9; a share of very small values, below 1e-8, is left out. It takes a few seconds.
 
     Args:
       activation: see `jaxgrad.activations.get`; it must not be randomized.
