@@ -89,7 +89,7 @@ CASES = [
 def test_moments_of_the_density(name, depth, weights):
     q = 0.57
     spectrum = singular_value_spectrum(name, q, depth, weights)
-    # Of selu, whose slope has no smallest value, 5e-9 of the shares are of values too small to count.
+    # Of selu, whose slope has no smallest value, a share of 5e-9 is of values too small to count.
     assert average(spectrum, np.ones_like) == pytest.approx(1, abs=1e-8 if name == "selu" else 2e-9)
     assert average(spectrum, lambda x: x) == pytest.approx(1, abs=1e-8)
     second = 1 + float(spectrum_variance(name, q, depth, weights))
