@@ -1,9 +1,10 @@
 """Sweeps on clusters whose workers are killed and replaced at random.
 
-Run `python -m benchmarks.dying_workers`. In each round a store is filled by 4 to 8 workers, one to
-four of which are killed (SIGKILL) at random moments; the cluster starts new ones. The files must be
-those that one process writes, and at most one chunk may be computed twice for each kill. A second
-part compares the time of 8 workers with the ideal, for cells that sleep a second.
+Run `python -m benchmarks.dying_workers`. In each round a store is filled by 4 to 8 workers (see
+`--workers`), one to four of which are killed (SIGKILL) at random moments; the cluster starts new
+ones. The files must be those that one process writes, and at most one chunk may be computed twice
+for each kill. A second part compares the time of 8 workers with the ideal, for cells that sleep a
+second.
 
 Numbers of the last part count waiting, not arithmetic: they hold on a machine with few cores too.
 """
@@ -92,9 +93,9 @@ def kill(client: Client, count: int, within: float, draw: random.Random, stop: A
     return killed
 
 
-def one_round(folder: Path, expected: dict[str, bytes], draw: random.Random) -> Round:
+def one_round(folder: Path, expected: dict[str, bytes], draw: random.Random, workers: int) -> Round:
     """Fill a store while workers die."""
-    workers, kills = draw.randint(4, 8), draw.randint(1, 4)
+    kills = draw.randint(1, 4)
     options = {"threads_per_worker": 1, "dashboard_address": None, "worker_dashboard_address": None}
     with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
         start, stop, killed = time.perf_counter(), threading.Event(), []
@@ -118,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, nargs=2, default=(4, 8), help="fewest and most")
     parser.add_argument("--cells", type=int, default=400, help="of a second each, on 8 workers")
     options = parser.parse_args()
     draw, rounds = random.Random(options.seed), []
@@ -128,7 +130,7 @@ def main() -> None:
     print("round  workers  killed  computed twice  equal   seconds")
     for i in range(options.rounds):
         with tempfile.TemporaryDirectory() as name:
-            rounds.append(one_round(Path(name), expected, draw))
+            rounds.append(one_round(Path(name), expected, draw, draw.randint(*options.workers)))
         r = rounds[-1]
         row = f"{i + 1:5} {r.workers:8} {r.kills:7} {r.twice:15}  {'yes' if r.equal else 'NO':>5}"
         print(f"{row} {r.seconds:9.1f}", flush=True)
