@@ -136,13 +136,21 @@ DIGITS[odd_inverse_transform] = 15
 DIGITS[zeta] = 30
 
 
-@pytest.mark.parametrize("i", range(len(CALLS)))
+# Integers and logicals, operations for which JAX has no rule, and EXCLUDED.
+NOT_DIFFERENTIABLE = {26, 52, 53, 69, 77, 114, 130}
+
+
+@pytest.mark.slow
+def test_all_other_operations_are_differentiated():
+    without = {i for i, call in enumerate(CALLS) if not _is_differentiable(*call)}
+    assert without == NOT_DIFFERENTIABLE
+
+
+@pytest.mark.parametrize("i", sorted(set(range(len(CALLS))) - NOT_DIFFERENTIABLE))
 @pytest.mark.slow
 def test_differences_equal_exact_autodiff_to_40_digits(i):
     # The rules of JAX, evaluated without rounding, are closed forms for all operations.
     f, *args = CALLS[i]
-    if not _is_differentiable(f, *args):
-        pytest.skip("JAX has no rule, or autodiff is meant to be wrong")
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         problem = prepare(f, tuple(map(jnp.asarray, args)), argnums=tuple(range(len(args))))
         exact = exact_function(problem, problem.moved, problem.fixed, wide=True)

@@ -53,8 +53,8 @@ def by_hand(params, x):
 def test_sizes_are_those_by_hand(model, loss):
     sizes = jax.jit(measure_blocks(loss, DEPTH))(*model)
     signal, gradient = by_hand(*model)
-    np.testing.assert_allclose(sizes.log_signal, signal, rtol=1e-4)
-    np.testing.assert_allclose(sizes.log_gradient, gradient, rtol=1e-4)
+    np.testing.assert_allclose(sizes.log_signal, signal, rtol=1e-6)
+    np.testing.assert_allclose(sizes.log_gradient, gradient, rtol=1e-6)
 
 
 def test_a_map_over_factors_is_each_of_them(model):
@@ -64,7 +64,7 @@ def test_a_map_over_factors_is_each_of_them(model):
     mapped = jax.jit(jax.vmap(lambda factor: measured(factor * params, x)))(factors)
     for i, factor in enumerate(factors):
         alone = measured(factor * params, x)
-        np.testing.assert_allclose(mapped.log_gradient[i], alone.log_gradient, rtol=1e-4)
+        np.testing.assert_allclose(mapped.log_gradient[i], alone.log_gradient, rtol=1e-6)
 
 
 def test_an_operation_that_a_block_has_twice_counts_where_it_is_last(model):
@@ -109,7 +109,7 @@ def test_the_stream_of_a_residual_model_of_flax(key):
     h = x
     for i in range(DEPTH):
         h = Block().apply({"params": params["params"][f"Block_{i}"]}, h)
-        np.testing.assert_allclose(sizes.log_signal[i], log_mean_square(h), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(sizes.log_signal[i], log_mean_square(h), rtol=1e-6, atol=1e-6)
 
 
 def test_what_is_not_finite_is_not_a_number(model):

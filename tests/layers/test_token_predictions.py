@@ -70,9 +70,11 @@ def test_a_layer_does_what_is_predicted(name):
         ]
     )
     measured, error = drawn(layer, x)
-    # Norms take away one or two of 64 directions.
+    # Norms take away one or two of 64 directions, and a product of two maps squares the length of
+    # a token, whose relative variance is 2 / 64. All else is exact.
+    allowed = 0.04 if "norm" in name or name == "gated" else 0.0
     scale = measured[:, :1]
-    assert (np.abs(predicted - measured) < 4 * error + 0.04 * scale).all()
+    assert (np.abs(predicted - measured) < 4 * error + allowed * scale).all()
     assert (error < 0.05 * scale).all()
 
 
