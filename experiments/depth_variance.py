@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray
 
@@ -212,26 +211,11 @@ def measure(options: Options, progress: Any = None) -> xarray.Dataset:
         }
 
     dims = {"log_profile": PROFILE, "log_typical": TYPICAL}
-    layer_numbers = np.arange(1, options.depth + 1)
+    variables = {
+        name: sweeps.Variable(dims.get(name, MAP), "1", text) for name, text in VARIABLES.items()
+    }
     arrays = (options.inputs(), options.grid, compared)
-    with kit.cluster(options) as workers:
-        return sweeps.run(
-            cell,
-            {"activation": options.activations, "seed": options.seed_values},
-            {
-                name: sweeps.Variable(dims.get(name, MAP), "1", text)
-                for name, text in VARIABLES.items()
-            },
-            key=jax.random.key(0),
-            args=tuple(jnp.asarray(array, jnp.float32) for array in arrays),
-            coords={"w_variance": options.grid, "depth": layer_numbers, "layer": layer_numbers},
-            units={"w_variance": "1/fan_in", "depth": "layers"},
-            config=options.identity(),
-            store=options.store,
-            memory_limit=options.memory * 2**20,
-            **workers,
-            **kit.sweep_progress(progress),
-        )
+    return networks.sweep_map(options, cell, variables, arrays, progress, unit="layers")
 
 
 def compared_variances(options: Options, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,12 +49,12 @@ class Network(NamedTuple):
 
     def centred(self, h: jax.Array) -> jax.Array:
         """Outputs, or changes of them, as the loss takes them."""
-        return _differences_of_tokens(h) if self.tokens else h
+        return h - jnp.mean(h, axis=1, keepdims=True) if self.tokens else h
 
-    @property
-    def loss(self) -> Callable[[jax.Array], jax.Array]:
-        """A random sum of the outputs."""
-        return _token_loss if self.tokens else _random_loss
+    def loss(self, outputs: jax.Array) -> jax.Array:
+        """A sum with weights of variance `1 / size`, as of `propagation.exact`."""
+        weights = jax.random.normal(jax.random.key(0), outputs.shape[1:], jnp.float32)
+        return jnp.sum(weights[None] * self.centred(outputs)) / math.sqrt(weights.size)
 
 
 def build(
@@ -218,29 +218,47 @@ def measure_map(options: Any, progress: Any = None) -> xarray.Dataset:
     `activation`, as in the map of an mlp.
     """
     remove_store(options)
-    rows, numbers = _rows(options), np.arange(1, options.depth + 1)
+    rows = _rows(options)
 
     def cell(key, point, x, variances):
         return measure(rows[point["activation"]], x, variances, key=key)
 
+    variables = {
+        name: sweeps.Variable(PROFILE if name == "log_profile" else MAP, "1", text)
+        for name, text in VARIABLES.items()
+    }
     arrays = (tiled(options.inputs(), options.network), options.grid)
+    # A network is large, so that the next one would only compete for the cache.
+    how = {"rows": list(rows), "unit": "blocks", "vectorized": False}
+    return sweep_map(options, cell, variables, arrays, progress, **how)
+
+
+def sweep_map(
+    options: Any,
+    cell: Callable[..., Any],
+    variables: dict[str, sweeps.Variable],
+    arrays: Sequence[Any],
+    progress: Any,
+    *,
+    unit: str,
+    rows: Sequence[str] | None = None,
+    **how: Any,
+) -> xarray.Dataset:
+    """Fill the store of a map, by default of activations; a cell is a row and a seed."""
+    numbers = np.arange(1, options.depth + 1)
     with cluster(options) as workers:
         return sweeps.run(
             cell,
-            {"activation": list(rows), "seed": options.seed_values},
-            {
-                name: sweeps.Variable(PROFILE if name == "log_profile" else MAP, "1", text)
-                for name, text in VARIABLES.items()
-            },
+            {"activation": rows or options.activations, "seed": options.seed_values},
+            variables,
             key=jax.random.key(0),
             args=tuple(jnp.asarray(array, jnp.float32) for array in arrays),
             coords={"w_variance": options.grid, "depth": numbers, "layer": numbers},
-            units={"w_variance": "1/fan_in", "depth": "blocks"},
+            units={"w_variance": "1/fan_in", "depth": unit},
             config=options.identity(),
             store=options.store,
             memory_limit=options.memory * 2**20,
-            # A network is large, so that the next one would only compete for the cache.
-            vectorized=False,
+            **how,
             **workers,
             **sweep_progress(progress),
         )
@@ -282,17 +300,3 @@ def _rows(options):
 
 def _log_mean(logs: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logs, axis=-1) - math.log(logs.shape[-1])
-
-
-def _differences_of_tokens(h: jax.Array) -> jax.Array:
-    return h - jnp.mean(h, axis=1, keepdims=True)
-
-
-def _random_loss(outputs: jax.Array) -> jax.Array:
-    """A sum with weights of variance `1 / size`, as of `propagation.exact`."""
-    weights = jax.random.normal(jax.random.key(0), outputs.shape[1:], jnp.float32)
-    return jnp.sum(weights[None] * outputs) / math.sqrt(weights.size)
-
-
-def _token_loss(outputs: jax.Array) -> jax.Array:
-    return _random_loss(_differences_of_tokens(outputs))
