@@ -13,9 +13,9 @@ limit and its time, as the least of several runs, without the first one, which c
 - `difference`: a central difference of every weight of a network of two layers, in float64;
 - `training`: 100 steps of gradient descent on a network of depth 8, batch 128.
 
-The figure shows how many times the limit each of them takes. Where it is above two, `docs/costs.md`
-says why. With `--processor-time` all times are those of the processor's cores together, limits
-included: other programs on the machine then change little.
+The figure shows how many times the limit each of them takes. Where it is above two,
+`docs/explanations/costs.md` says why. With `--processor-time` all times are those of the
+processor's cores together, limits included: other programs on the machine then change little.
 """
 
 from __future__ import annotations

@@ -222,14 +222,15 @@ def as_markdown(atlas: Atlas) -> str:
     for row in atlas.rows:
         # A vertical bar would end the cell.
         cells = [cell.replace("|", "\\|") for cell in row]
-        cells[1], cells[-1] = (f"`{cells[i]}`" for i in (1, -1))
+        cells[1], cells[2], cells[-1] = (f"`{cells[i]}`" for i in (1, 2, -1))
         lines.append(f"| {' | '.join(cells)} |")
     parts.append("\n".join(lines))
     for heading, pairs in atlas.lists.items():
         # The same reason is written once, with all of its functions.
         reasons: dict[str, list[str]] = {}
         for name, reason in sorted(pairs):
-            text = "" if heading == "No finding" else reason
+            # In Markdown a bracket after a bracket would be a link.
+            text = "" if heading == "No finding" else reason.replace("[", "\\[")
             reasons.setdefault(text, []).append(f"`{name}`")
         parts.append(f"## {heading} ({len(pairs)})")
         items = [f"{', '.join(names)}{text and f': {text}'}" for text, names in reasons.items()]

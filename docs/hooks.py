@@ -1,0 +1,87 @@
+"""What MkDocs does here beyond its configuration.
+
+- Pages and images that no file in `docs/` has: `CHANGELOG.md` and `CONTRIBUTING.md` of the top
+  level, notebooks, and a drawing in place of each figure that has not been drawn.
+- Links to files outside of `docs/` lead to the page that is made of them, or to the repository.
+- Names such as `theory.critical` lead to the reference.
+- Formulas become MathML, which browsers show without a script.
+"""
+
+import html
+import posixpath
+import re
+from pathlib import Path
+
+import figures
+import latex2mathml.converter
+from mkdocs.structure.files import File
+
+import jaxgrad
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = "https://github.com/jaxgrad/jaxgrad"
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES |= {"README.md": "index.md"}
+LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<after>[)\s])")
+FORMULA = re.compile(r'(<(span|div) class="arithmatex">)\\([(\[])(.*?)\\[)\]](</\2>)', re.DOTALL)
+MODULES = "|".join(name for name in jaxgrad.__all__ if hasattr(getattr(jaxgrad, name), "__path__"))
+NAME = re.compile(
+    rf"(?<!>)<code>((?:jaxgrad\.)?(?:{MODULES}|activations|regimes|testing)\.[a-zA-Z][\w.]*"
+    r"|jaxgrad\.[a-z]\w*)((?:\([^<]*\))?)</code>(?!</a>)"
+)
+
+
+def on_files(files, config):
+    """Add the pages and images that are made rather than read."""
+    for source, page in PAGES.items():
+        if page != "index.md":
+            text = relinked((ROOT / source).read_text(), source, page)
+            files.append(File.generated(config, page, content=text))
+    for path, command in figures.images().items():
+        if files.get_file_from_path(path) is None:
+            files.append(File.generated(config, path, content=figures.placeholder(command)))
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    """Let links that leave `docs/` lead somewhere on the site, too."""
+    uri = page.file.src_uri
+    # Generated pages are those of the top level, whose links are right by now.
+    return markdown if uri in PAGES.values() else relinked(markdown, f"docs/{uri}", uri)
+
+
+def relinked(markdown, source, page):
+    """A text with links that are relative to the repository's file `source`, made for `page`."""
+
+    def replace(match):
+        target = match["target"]
+        if re.match(r"[a-z]+:|/", target):
+            return match[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        inside = PAGES.get(path) or (path[5:] if path.startswith("docs/") else None)
+        if inside is None:
+            target = f"{REPOSITORY}/blob/main/{path}"
+        else:
+            target = posixpath.relpath(inside, posixpath.dirname(page) or ".")
+        return match["before"] + target + (match["anchor"] or "") + match["after"]
+
+    return LINK.sub(replace, markdown)
+
+
+def on_page_content(content, page, **_):
+    """Turn formulas into MathML, and names of the library into links to the reference."""
+
+    def formula(match):
+        start, _, bracket, tex, end = match.groups()
+        display = "block" if bracket == "[" else "inline"
+        return start + latex2mathml.converter.convert(html.unescape(tex), display=display) + end
+
+    def name(match):
+        full = match[1] if match[1].startswith("jaxgrad.") else f"jaxgrad.{match[1]}"
+        code = f"<code>{match[1]}{match[2]}</code>"
+        return f'<autoref identifier="{full}" optional>{code}</autoref>'
+
+    content = FORMULA.sub(formula, content)
+    # Headings stay as they are: a link in a link is none.
+    parts = re.split(r"(<h\d.*?</h\d>|<a .*?</a>|<pre.*?</pre>)", content, flags=re.DOTALL)
+    return "".join(part if i % 2 else NAME.sub(name, part) for i, part in enumerate(parts))
