@@ -177,8 +177,12 @@ def by_difference(inputs: int, hidden: int, batch: int = 4) -> Any:
             return difference(weights)
 
     count = sum(w.size for w in weights)
-    # Two evaluations a weight; the weights are small enough for the cache.
-    cost = Cost(2 * count * 2 * batch * count, 2 * count * 2 * FLOAT * batch * hidden)
+    # Two evaluations a weight of the first layer; each writes and reads the hidden units, float64,
+    # and multiplies them by the second. A weight of the second layer costs next to nothing.
+    evaluations = 2 * weights[0].size
+    cost = Cost(
+        evaluations * 2 * batch * weights[1].size, evaluations * 2 * 2 * FLOAT * batch * hidden
+    )
     return "difference", f"{count:,} weights", cost, call
 
 

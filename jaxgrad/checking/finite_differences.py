@@ -19,9 +19,11 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxgrad import _validate
+from jaxgrad import _jaxprs, _validate
 from jaxgrad._numerics import norm
+from jaxgrad.checking import _moved
 from jaxgrad.checking._directions import Direction, unit_directions
+from jaxgrad.checking._moved import Moved
 from jaxgrad.checking._numeric import Tolerance, measure, numeric_derivatives, plan_steps
 from jaxgrad.checking._prepare import Problem, prepare
 from jaxgrad.checking._programs import coordinates
@@ -34,7 +36,7 @@ TIERS = {
 }
 """The verdict of each text on a relative error below the number."""
 
-BATCH_BYTES = 2**22  # of perturbed copies that are evaluated at once; they fit a core's cache
+BATCH_BYTES = 2**23  # of values that are computed at once; they fit a core's cache
 
 
 class Gradient(NamedTuple):
@@ -211,35 +213,43 @@ def taylor_remainder(
 def _by_coordinate(f, x, eps, moves, combine):
     """Return `combine` of `f` at `x + move eps e_i` and of `eps`, leaf by leaf."""
     leaves, tree = jax.tree.flatten(x)
+    leaves = list(map(jnp.asarray, leaves))
+    program = jax.make_jaxpr(lambda leaves: f(tree.unflatten(leaves)))(leaves)
     out = []
-    for j, leaf in enumerate(map(jnp.asarray, leaves)):
-        # The other leaves are not copied, so what is computed from them alone is computed once.
-        def value(moved, j=j, leaf=leaf):
-            return f(tree.unflatten([*leaves[:j], moved.reshape(leaf.shape), *leaves[j + 1 :]]))
+    for j, leaf in enumerate(leaves):
+        # The other leaves are not moved, so what is computed from them alone is computed once.
+        def value(position, step, j=j, leaf=leaf):
+            moved = Moved(leaf, jnp.unravel_index(position, leaf.shape), step)
+            return _moved.evaluate(program, [*leaves[:j], moved, *leaves[j + 1 :]])[0]
 
         out.append(_along_leaf(value, leaf, eps, moves, combine) if leaf.size else leaf)
     return tree.unflatten(out)
 
 
 def _along_leaf(value, leaf, eps, moves, combine):
-    columns = leaf.shape[-1] if leaf.ndim else 1
-    rows = leaf.reshape(-1, columns)
-    size = leaf.size * leaf.dtype.itemsize * len(moves)
-    batch = int(np.clip(BATCH_BYTES // size, 1, min(leaf.size, 64)))
-    steps = jnp.tile(jnp.asarray([move * eps for move in moves], leaf.dtype), batch)
-    copies = jnp.arange(len(steps))
+    steps = jnp.asarray([move * eps for move in moves], leaf.dtype)
+    batch = int(np.clip(BATCH_BYTES // (len(moves) * _bytes(value, leaf)), 1, leaf.size))
 
     def along(start):
         # The last batch repeats the last coordinate.
-        index = jnp.minimum(start + copies // len(moves), leaf.size - 1)
-        # Copies are an axis before the last one: a matrix product then runs over all of them.
-        moved = jnp.broadcast_to(rows[:, None], (len(rows), len(copies), columns))
-        moved = moved.at[index // columns, copies, index % columns].add(steps)
-        values = jax.vmap(value, in_axes=1)(moved)
+        positions = jnp.minimum(start + jnp.arange(batch), leaf.size - 1)
+        positions, all_steps = jnp.repeat(positions, len(moves)), jnp.tile(steps, batch)
+        values = jax.vmap(value)(positions, all_steps)
         return combine(values.reshape(-1, len(moves)).T, eps)
 
     slopes = jax.lax.map(along, jnp.arange(0, leaf.size, batch))
     return slopes.ravel()[: leaf.size].reshape(leaf.shape)
+
+
+def _bytes(value, leaf):
+    """Bytes that the evaluation of one more coordinate computes."""
+    sizes = []
+    for copies in (2, 3):
+        numbers = [jax.ShapeDtypeStruct((copies,), dtype) for dtype in (np.int32, leaf.dtype)]
+        equations = _jaxprs.equations_of(jax.make_jaxpr(jax.vmap(value))(*numbers))
+        values = [out.aval for equation in equations for out in equation.outvars]
+        sizes.append(sum(aval.size * aval.dtype.itemsize for aval in values))
+    return max(sizes[1] - sizes[0], 1)
 
 
 def _check(f, x):
