@@ -225,17 +225,16 @@ def computations(full: bool) -> Iterator[tuple[str, str, Cost, Callable[[], Any]
 
 def draw(rows: list[Row], machine: str) -> Any:
     """Return the figure: measured times over limits."""
-    figure, axes = figures.panels(1, 1, (7, 4.5))
-    ax = axes[0, 0]
+    title = f"Long computations come near the limit, short ones wait ({machine})"
+    figure, ((ax,),) = figures.panels(title)
     grouped = itertools.groupby(sorted(rows, key=lambda row: row.kind), lambda row: row.kind)
-    for (kind, members), look in zip(grouped, figures.LOOKS, strict=False):
+    for (kind, members), look in zip(grouped, figures.looks(), strict=False):
         points = sorted((row.limit, row.ratio) for row in members)
         ax.plot(*zip(*points, strict=True), **look, label=kind)
     ax.axhline(2, color="0.5", linewidth=1)
     ax.set(xscale="log", yscale="log", xlabel="limit: the least time on paper, in seconds")
     ax.set_ylabel("measured time over the limit")
-    ax.set_title(f"Long computations come near the limit, short ones wait ({machine})")
-    ax.legend(frameon=False)
+    ax.legend()
     return figure
 
 
@@ -261,7 +260,7 @@ def main() -> None:
         rows.append(Row(kind, size, limit, seconds(call, clock)))
         times = f"{1e3 * limit:9.3f} ms {1e3 * rows[-1].measured:9.3f} ms"
         print(f"{kind:12} {size:26} {times} {rows[-1].ratio:7.1f}", flush=True)
-    figures.save(draw(rows, device), options.output)
+    figures.save(lambda: draw(rows, device), options.output)
     numbers = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,

@@ -18,8 +18,11 @@ import numpy as np
 from experiments import _kit as kit
 from experiments._kit import Estimate, figures, option, typical
 from jaxgrad import activations, layers, propagation, theory
+from jaxgrad.plotting import style
 
 USUAL = ("LeCun", "He", "unit gain")
+RATIO = 10.0
+"""A gradient survives if its norm changes by less than this factor."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,10 @@ class Options(typical.Options):
     """Options of the comparison of activations."""
 
     activations: tuple[str, ...] = option(
-        tuple(activations.TABLE), "Names of activations.", choices=tuple(activations.TABLE)
+        # Approximated by tanh, GELU would count twice.
+        tuple(name for name in activations.TABLE if name != "gelu_tanh"),
+        "Names of activations.",
+        choices=tuple(activations.TABLE),
     )
     width: int = option(256, "Units of every layer.", minimum=1)
     depth: int = option(50, "Number of layers.", minimum=2)
@@ -173,83 +179,131 @@ def rows_of(name: str, options: Options) -> list[Row]:
     return rows
 
 
+def decades(row: Row, depth: int) -> Estimate:
+    """Log10 of the factor by which the gradient's norm changes over the depth."""
+    return row.growth * scale(depth)
+
+
+def scale(depth: int) -> float:
+    """What turns growth per layer of a log square into decades of a norm over the depth."""
+    return (depth - 1) / (2 * np.log(10))
+
+
+def survives(row: Row, depth: int) -> bool:
+    """Whether the gradient changes by less than `RATIO` over the depth, measured."""
+    return abs(decades(row, depth).mean) < np.log10(RATIO)
+
+
+def counts(rows: list[Row], depth: int) -> tuple[int, int, int]:
+    """Activations; those that survive a usual recipe; those that survive any recipe."""
+    names = dict.fromkeys(row.activation for row in rows)
+    alive = [row for row in rows if survives(row, depth)]
+    usually = {row.activation for row in alive if row.recipe.name in USUAL}
+    return len(names), len(usually), len({row.activation for row in alive})
+
+
+def claim(row: Row, depth: int) -> kit.Claim:
+    """Claim what theory predicts at this width: that a gradient survives, vanishes or explodes."""
+    predicted, border = row.typical * scale(depth), float(np.log10(RATIO))
+    text = f"{row.activation} with {row.recipe.name}: over {depth} layers the gradient "
+    if abs(predicted) < border:
+        relation, bounds, words = "equal", (0.0, border), f"changes by less than {RATIO:g} times"
+    elif predicted > 0:
+        relation, bounds, words = "greater", (border, 0.0), f"grows more than {RATIO:g} times"
+    else:
+        relation, bounds, words = "less", (-border, 0.0), f"shrinks more than {RATIO:g} times"
+    return kit.Claim(text + words + " (log10)", decades(row, depth), relation, *bounds, "+.2f")
+
+
 def report(rows: list[Row], options: Options) -> kit.Report:
-    """Tabulate growth and units of all rows, and claim that the usual recipes fail as predicted."""
-    headings = {"activation": "", "recipe": "", "w var": ".4g", "b var": ".3g", "gradient": "+.4f"}
-    headings |= {"infinite": "+.4f", f"width {options.width}": "+.4f", "z": "+.1f"}
-    title = "Growth per layer of the log squared gradient of a typical example, mean over "
-    title += f"{options.seeds} seeds ± standard error; z: from theory at width {options.width}, in "
-    title += "standard errors."
-    cells = [
-        (row.activation, *row.recipe, row.growth, row.infinite, row.typical)
-        + (row.growth.z_score(row.typical),)
-        for row in rows
-    ]
+    """Tabulate the gradient at the depth, and claim what theory predicts for the usual recipes."""
+    depth = options.depth
+    headings = {"activation": "", "recipe": "", "w var": ".4g", "b var": ".3g", "measured": "+.2f"}
+    headings |= {f"theory, width {options.width}": "+.2f", "z": "+.1f", "gradient": ""}
+    title = f"Log10 of the factor by which a gradient's norm changes over {depth} layers, typical "
+    title += f"example, mean over {options.seeds} seeds ± standard error; z: from theory, in "
+    title += f"standard errors. It survives if it changes by less than {RATIO:g} times."
+    cells = []
+    for row in rows:
+        change = decades(row, depth)
+        words = "explodes" if change.mean > 0 else "vanishes"
+        words = "survives" if survives(row, depth) else words
+        expected = row.typical * scale(depth)
+        cells.append(
+            (row.activation, *row.recipe, change, expected, change.z_score(expected), words)
+        )
     sections = [kit.table(headings, cells, title, left=2)]
+    total, usually, any_recipe = counts(rows, depth)
+    text = f"Of {total} activations, {usually} keep their gradient over {depth} layers with a "
+    text += f"usual recipe, and {any_recipe} with a usual or a critical one."
+    claims = [claim(row, depth) for row in rows if row.recipe.name in USUAL]
+    numbers = {"rows": [row._asdict() for row in rows]}
+    return kit.Report([*sections, text], claims, numbers, [units_table(rows, options)])
+
+
+def units_table(rows: list[Row], options: Options) -> str:
+    """Growth per layer at infinite width, and the units of the last layer."""
     possible = {row.activation for row in rows if row.critical}
-    headings = {"activation": "", "recipe": "", "critical": "", "deep layers": ".4g"}
-    headings |= {f"{options.depth} layers": ".2g", "signal": "+.3f", "dead": ".0%"}
+    headings = {"activation": "", "recipe": "", "critical": "", "infinite": "+.4f"}
+    headings |= {"deep layers": ".4g", "signal": "+.3f", "dead": ".0%", "saturated": ".0%"}
     title = "Whether theory calls the variances critical (dying: only for a signal that dies out); "
-    title += "the factor of the squared gradient in a deep layer of infinite width, and measured "
-    title += f"over {options.depth} layers; growth per layer of the log squared signal, and units "
-    title += f"of layer {options.depth}."
+    title += "growth per layer of the log squared gradient at infinite width, and its factor in a "
+    title += "deep layer; growth per layer of the log squared signal, and units of layer "
+    title += f"{options.depth}."
     cells = []
     for row in rows:
         words = "no" if row.activation in possible else "never"
         if row.critical:
             words = "dying" if row.only_small else "yes"
-        factors = np.exp([row.last, row.growth.mean * (options.depth - 1)])
         units = (row.signal, row.dead, row.saturated)
+        factors = (row.infinite, np.exp(row.last))
         cells.append((row.activation, row.recipe.name, words, *factors, *units))
-    sections.append(kit.table(headings | {"saturated": ".0%"}, cells, title, left=3))
-    claims = [
-        kit.Claim(
-            f"{row.activation} with {row.recipe.name}: gradients change with depth as predicted",
-            # Times the sign of the prediction, so agreement is always above 0.
-            row.growth * float(np.sign(row.last)),
-            "greater",
-            form="+.4f",
-        )
-        for row in rows
-        if row.recipe.name in USUAL and not row.critical
-    ]
-    return kit.Report(sections, claims, {"rows": [row._asdict() for row in rows]})
+    return kit.table(headings, cells, title, left=3)
 
 
 def figure(rows: list[Row], depth: int) -> Any:
-    """The growth of the gradient per layer with recipes that are not critical, and with others."""
-    ordered = sorted(rows, key=lambda row: row.growth.mean)
-    groups = {
-        "not critical": [row for row in ordered if not row.critical],
-        "critical": [row for row in ordered if row.critical],
-    }
-    groups = {name: group for name, group in groups.items() if group}
-    result, (panels,) = figures.panels(1, len(groups), (13, 6.5), sharex=True)
-    # Growth has either sign and spans two orders of magnitude.
-    panels[0].set_xscale("symlog", linthresh=0.1)
-    for ax, (name, group) in zip(panels, groups.items(), strict=True):
-        labels = [f"{row.activation}, {row.recipe.name}" for row in group]
-        pairs = [{"measured": r.growth, "theory": Estimate.exact(r.typical)} for r in group]
-        figures.dots(ax, dict(zip(labels, pairs, strict=True)))
-        ax.axvline(0.0, color="black", linewidth=1)
-        low, high = (np.exp(group[i].growth.mean) for i in (0, -1))
-        ax.set_title(f"{name}: × {low:.2g} to × {high:.3g} per layer")
-        ax.set_xlabel(f"factor of the squared gradient per layer ({depth} layers)")
-        ax.legend(frameon=False)
-    factors = (0.1, 0.5, 0.9, 1.0, 1.1)
-    figures.ticks(panels[0].xaxis, np.log(factors), [f"× {factor:g}" for factor in factors])
-    count = len({row.activation for row in rows})
-    failing = {r.activation for r in rows if r.recipe.name in USUAL and not r.critical}
-    result.suptitle(
-        f"Usual initializations are not critical for {len(failing)} of {count} activations"
+    """The change of the gradient over the depth for each activation, usual and critical."""
+    total, usually, any_recipe = counts(rows, depth)
+    title = (
+        f"Of {total} activations, {usually} keep their gradient over {depth} layers with a usual "
+        f"initialization, and {any_recipe} if the critical one may replace it"
     )
+    groups: dict[str, dict[str, Row]] = {}
+    # Of several critical recipes of an activation, the one that keeps the gradient best is last.
+    for row in sorted(rows, key=lambda row: -abs(row.growth.mean)):
+        series = row.recipe.name.split(",")[0]
+        groups.setdefault(row.activation, {})[series] = row
+    # Recipes are drawn in one order, and activations from vanishing to exploding.
+    order = [*USUAL, "critical"]
+    ends = {
+        name: min(row.growth.mean for key, row in group.items() if key in USUAL)
+        for name, group in groups.items()
+    }
+    names = sorted(groups, key=lambda name: ends[name])
+    result, ((ax,),) = figures.panels(title, height=1.8 + 0.27 * len(names))
+    colors, border = style.palette(), float(np.log10(RATIO))
+    ax.axvspan(-border, border, color=colors.faint, zorder=0, linewidth=0)
+    shown = {n: {k: groups[n][k] for k in order if k in groups[n]} for n in names}
+    estimates = {n: {k: decades(r, depth) for k, r in group.items()} for n, group in shown.items()}
+    figures.dots(ax, estimates, spread=0, zorder=2)
+    theory = [(r.typical * scale(depth), y) for y, n in enumerate(names) for r in shown[n].values()]
+    look = {"color": colors.theory, "linestyle": "none", "markersize": 11, "markeredgewidth": 1.5}
+    x, y = np.transpose(theory)
+    ax.plot(x, y, marker="|", label="theory at this width", zorder=3, **look)
+    # Changes have either sign and span tens of powers.
+    ax.set_xscale("symlog", linthresh=border)
+    powers = [p for p in (-30, -10, -3, -1, 0, 1, 3, 10) if x.min() - 2 < p < x.max() + 2]
+    figures.ticks(ax.xaxis, powers, ["× 1" if p == 0 else f"$10^{{{p}}}$" for p in powers])
+    text = f"change of the gradient's norm over {depth} layers (grey: within a factor of {RATIO:g})"
+    ax.set_xlabel(text)
+    figures.legend_below(result, ax, 5)
     return result
 
 
 def run(options: Options) -> None:
     """Compare activations: do their usual initializations keep gradients alive?"""
     rows = compare(options, kit.progress("activations"))
-    kit.publish(report(rows, options), options, figure(rows, options.depth))
+    kit.publish(report(rows, options), options, lambda: figure(rows, options.depth))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import optax
 from experiments import _kit as kit
 from experiments._kit import Estimate, figures, option
 from jaxgrad import layers, sweeps
+from jaxgrad.plotting import style
 from jaxgrad.training import bias_variance
 
 DEV = 0.4
@@ -244,7 +245,6 @@ def report(points: dict[Size, Point], options: Options) -> kit.Report:
 
 def figure(points: dict[Size, Point], options: Options) -> Any:
     """The change of the dev error by either remedy, from both starting points."""
-    result, ((ax,),) = figures.panels(1, 1, (8, 4))
     rows, wins = {}, 0
     for pair in trials(points, options):
         best = min(pair, key=lambda s: s.change["dev"].mean)
@@ -252,19 +252,20 @@ def figure(points: dict[Size, Point], options: Options) -> Any:
         advised = " and ".join(s.remedy for s in pair if s.advised) or "no remedy"
         name = f"{best.before.label}\n{best.before.diagnosis.label}:\n{advised} advised"
         rows[name] = {s.remedy: s.change["dev"] for s in pair}
+    title = f"The diagnosis advises the better remedy in {wins} of {len(rows)} trials"
+    result, ((ax,),) = figures.panels(title, height=3.6)
     figures.dots(ax, rows)
-    ax.axvline(0.0, color="black", linewidth=1)
+    ax.axvline(0.0, color=style.palette().muted, linewidth=1)
     ax.set_xlabel("change of the dev error")
     figures.percent(ax.xaxis)
-    ax.legend(frameon=False)
-    ax.set_title(f"The better remedy is advised in {wins} of {len(rows)} trials")
+    ax.legend()
     return result
 
 
 def run(options: Options) -> None:
     """Diagnose bias and variance of digit classifiers, and try the remedies."""
     points = measure(options, kit.progress("networks"))
-    kit.publish(report(points, options), options, figure(points, options))
+    kit.publish(report(points, options), options, lambda: figure(points, options))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments import _kit as kit
 from experiments._kit import Claim, Estimate, figures, option
+from experiments._kit.evidence import wilson
 from jaxgrad.plotting import style
 from jaxgrad.training import normalization, splits
 
@@ -30,7 +31,7 @@ WAYS = (RANDOM, SELF, ORDER, CLASSES, SHIFTED, UNPAIRED)
 
 
 @dataclass(frozen=True)
-class Options(kit.Options):
+class Options(kit.FigureOptions):
     """Options of the experiment on splits."""
 
     splits: int = option(500, "Random splits of digits, and of wine.", minimum=10)
@@ -258,30 +259,26 @@ def report(
     return kit.Report(tables, claims, numbers)
 
 
-def figure(noise: Spread, detections: list[Detection], level: float) -> Any:
-    """Noise of the dev error, and how often faulty splits are noticed."""
-    result, ((left, right),) = figures.panels(1, 2, (12, 4.5))
-    lines = {"measured": noise.measured, "binomial share": Estimate.exact(noise.binomial)}
-    figures.curves(left, noise.sizes, lines)
-    left.set(xscale="log", ylim=(0, None), xlabel="examples in the dev set")
-    left.set_ylabel("standard deviation of the dev error")
-    figures.ticks(left.xaxis, noise.sizes)
-    figures.percent(left.yaxis)
-    left.legend(frameon=False)
-    error = 2 * noise.measured.mean
-    left.set_title(
-        f"{noise.sizes[-1]} dev examples give an error of {noise.error:.0%}\n"
-        f"to ± {error[-1]:.1%}, {noise.sizes[0]} to ± {error[0]:.0%}"
-    )
-    figures.dots(right, {textwrap.fill(row.name, 24): {"": row.rate} for row in detections})
-    right.axvline(level, color=style.THEORY)
-    right.set_xlabel(f"pairs of dev and test that are called different (line: {level:.0%})")
-    figures.percent(right.xaxis)
+def figure(detections: list[Detection], options: Options) -> Any:
+    """How often a comparison of dev and test notices how they were split."""
     random, *faulty = (row.rate.mean for row in detections)
-    right.set_title(
-        f"Dev and test of a random split differ in {random:.1%} of pairs,\n"
-        f"those of faulty ones in {min(faulty):.0%} to {max(faulty):.0%}"
+    # Those whose interval of 95 % is above the level.
+    lowest = (wilson(rate * options.trials, options.trials)[0] for rate in faulty)
+    noticed = sum(low > options.level for low in lowest)
+    title = (
+        f"Comparing dev with test notices {noticed} of {len(faulty)} faulty ways to split, and "
+        f"takes {random:.1%} of random splits for faulty"
     )
+    result, ((ax,),) = figures.panels(title, height=3.8)
+    counts = {
+        textwrap.fill(row.name, 28): {"": (round(row.rate.mean * options.trials), options.trials)}
+        for row in detections
+    }
+    figures.shares(ax, counts)
+    color = style.palette().theory
+    ax.axvline(options.level, color=color, label=f"level of the comparison, {options.level:.0%}")
+    ax.set(xlim=(-0.03, 1.03), xlabel="pairs that are called different (bars: 95 %)")
+    ax.legend(handles=ax.get_lines()[-1:], loc="upper right")
     return result
 
 
@@ -290,7 +287,7 @@ def run(options: Options) -> None:
     noise, drawn = spread(options), shares(options)
     detections = detect(options, kit.progress("comparisons"))
     results = report(noise, drawn, detections, options)
-    kit.publish(results, options, figure(noise, detections, options.level))
+    kit.publish(results, options, lambda: figure(detections, options))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ architecture, and `measure_model` any model, of whatever library, to be drawn in
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -133,13 +134,13 @@ class Options(typical.Options, kit.ClusterOptions):
     @property
     def store(self) -> Path:
         """The path of the measurements."""
-        return self.output.with_name(self.output.name + ".zarr")
+        return self.stem.with_name(self.stem.name + ".zarr")
 
     def identity(self) -> dict[str, Any]:
         """The options on which the measurements depend."""
         # Thresholds judge a measurement and do not change it. Stores of mlps were made before there
         # were other networks.
-        others = {"output", "overwrite", "memory", "ratio", "z"} | kit.CLUSTER_FIELDS
+        others = {"overwrite", "memory", "ratio", "z"} | kit.APPEARANCE | kit.CLUSTER_FIELDS
         others |= {"network", "placements"} if self.network == "mlp" else set()
         return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
@@ -366,8 +367,8 @@ def run_networks(options: Options) -> None:
     if options.network == "transformer":
         words["quantity"] = "gradient of token differences"
     thresholds = regimes.Thresholds(options.ratio, options.z)
-    figure = plotting.depth_map(dataset, thresholds, predicted, **words)
-    kit.publish(kit.Report(sections, claims), options, figure)
+    draw = functools.partial(plotting.depth_map, dataset, thresholds, predicted, **words)
+    kit.publish(kit.Report(sections, claims), options, draw)
 
 
 def run(options: Options) -> None:
@@ -385,8 +386,8 @@ def run(options: Options) -> None:
     count = options.seeds * options.w_variances * options.depth * len(options.activations)
     sections.append(f"{count} networks, on {options.data}. Measurements: {options.store}")
     thresholds = regimes.Thresholds(options.ratio, options.z)
-    figure = plotting.depth_map(dataset, thresholds, predicted)
-    kit.publish(kit.Report(sections, claims), options, figure)
+    draw = functools.partial(plotting.depth_map, dataset, thresholds, predicted)
+    kit.publish(kit.Report(sections, claims), options, draw)
 
 
 if __name__ == "__main__":

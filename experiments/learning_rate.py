@@ -185,37 +185,37 @@ def report(rates: Rates, options: Options) -> kit.Report:
 
 def draw(rates: Rates, options: Options) -> Any:
     """Measured against predicted rates, with the band within the factor."""
-    figure, axes = figures.panels(1, 1, (7.5, 6))
-    ax = axes[0, 0]
+    share = f"{within(rates).mean():.0%} within a factor {FACTOR:g}"
+    title = f"Curvature at the start predicts the largest stable learning rate: {share}"
+    figure, ((ax,),) = figures.panels(title, height=6)
+    colors = style.palette()
     predicted, stable, saved = (np.exp(part.mean(axis=-1)) for part in rates[:3])
     ends = np.array([predicted.min() / 1.4, predicted.max() * 1.4])
-    ax.fill_between(ends, ends / FACTOR, ends * FACTOR, color="0.87", zorder=0)
-    ax.plot(ends, ends, color=style.THEORY, lw=2, label=f"equal; grey: within a factor {FACTOR:g}")
+    ax.fill_between(ends, ends / FACTOR, ends * FACTOR, color=colors.faint, zorder=0)
+    ax.plot(ends, ends, color=colors.theory, lw=2, label=f"equal; grey: within a factor {FACTOR:g}")
     ax.plot(
         *(part.ravel() for part in (predicted, saved)),
         ls="none",
         marker="x",
-        color="0.55",
+        color=colors.muted,
         ms=5,
         label="saved: the loss rises, but ends below its start",
     )
-    for i, (depth, look) in enumerate(zip(options.depths, figures.LOOKS, strict=False)):
+    for i, (depth, look) in enumerate(zip(options.depths, figures.looks(), strict=False)):
         points = (part[i].ravel() for part in (predicted, stable))
         label = f"stable, depth {depth}"
         ax.plot(*points, **{**look, "linestyle": "none", "markersize": 7, "label": label})
     ax.set(xscale="log", yscale="log", xlim=ends)
     ax.set_xlabel("predicted largest learning rate, 2 / largest curvature at the start")
     ax.set_ylabel("measured largest learning rate")
-    ax.legend(frameon=False)
-    share = f"{within(rates).mean():.0%} within a factor {FACTOR:g}"
-    ax.set_title(f"Curvature at the start predicts the largest stable learning rate:\n{share}")
+    ax.legend()
     return figure
 
 
 def run(options: Options) -> None:
     """Predict the largest stable learning rate from curvature, and measure it by training."""
     rates = measure(options, kit.progress("programs"))
-    kit.publish(report(rates, options), options, draw(rates, options))
+    kit.publish(report(rates, options), options, lambda: draw(rates, options))
 
 
 if __name__ == "__main__":

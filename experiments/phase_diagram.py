@@ -5,6 +5,7 @@ Run `python -m experiments.phase_diagram`, or `--help` for its options.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,8 +198,8 @@ def run(options: Options) -> None:
     claims = [kit.Claim(text, Estimate.exact(share), "greater", 0.5, form=".1%")] if count else []
     sections = [comparison(measured, predicted, options), kit.paragraph(summary)]
     estimates = {"same phase": share, "points": count, "growth": growth_estimate(measured)}
-    figure = plotting.phase_diagram(measured, predicted, words)
-    kit.publish(kit.Report(sections, claims, estimates), options, figure)
+    draw = functools.partial(plotting.phase_diagram, measured, predicted, words)
+    kit.publish(kit.Report(sections, claims, estimates), options, draw)
 
 
 if __name__ == "__main__":

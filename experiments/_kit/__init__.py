@@ -32,10 +32,14 @@ An experiment is one file that reads from top to bottom: options, measurement, c
         change = Estimate.paired(errors[options.width], errors[1])
         claim = kit.Claim("a wider layer lowers the dev error", change, "less", form="+.1%")
         table = kit.table({"hidden layer": "", "dev error": ".1%"}, rows)
-        figure, axes = figures.panels(1, 1, (5, 3))
-        figures.dots(axes[0, 0], {name: {"dev error": error} for name, error in rows})
-        axes[0, 0].set_xlabel("dev error")
-        kit.publish(kit.Report([table], [claim], {"change": change}), options, figure)
+
+        def draw():
+            figure, ((ax,),) = figures.panels("Wider layers err less on the dev set", height=3)
+            figures.dots(ax, {name: {"dev error": error} for name, error in rows})
+            ax.set_xlabel("dev error")
+            return figure
+
+        kit.publish(kit.Report([table], [claim], {"change": change}), options, draw)
 
     if __name__ == "__main__":
         kit.use_all_cores()
@@ -56,6 +60,8 @@ from experiments._kit.data import INPUT_HELP, DataSet, Examples, inputs, load, s
 from experiments._kit.evidence import Claim, Estimate, Verdict, verdicts
 from experiments._kit.grid import in_threads, mapped
 from experiments._kit.options import (
+    APPEARANCE,
+    FigureOptions,
     Options,
     SeededOptions,
     as_plain,

@@ -114,6 +114,13 @@ class Estimate:
         return f"{self.mean:{spec}} ± {self.standard_error:{spec.replace('+', '')}}"
 
 
+def wilson(successes: Any, trials: int, z: float = 1.96) -> tuple[Any, Any]:
+    """Ends of an interval of `z` standard errors around a share, within 0 and 1 (Wilson, 1927)."""
+    middle = np.asarray(successes) + z**2 / 2
+    half = z * np.sqrt(successes * (trials - np.asarray(successes)) / trials + z**2 / 4)
+    return tuple((middle + sign * half) / (trials + z**2) for sign in (-1, 1))
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement about the relation of the true value behind an estimate to an expected one.

@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import tyro
 
+from experiments._kit import figures
 from experiments._kit.interruption import interruption
 
 OptionsType = TypeVar("OptionsType", bound="Options")
-FIGURE_FORMATS = (".png", ".pdf", ".svg")
 STEM_SUFFIXES = (".png", ".json", ".zarr")
 EXAMPLE = "results/figure.png"
 LARGEST_INTEGER, LARGEST_FLOAT = 2**31 - 1, 1e30
@@ -58,14 +58,30 @@ class Options:
     An `output` whose default has no suffix is the common beginning of several paths.
     """
 
-    output: Path = option(Path("results/experiment.png"), "Where to write the figure.")
+    output: Path = option(Path("results/experiment"), "Where to write: OUTPUT.json.")
+    verbose: bool = option(False, "Print all tables, not only those that matter most.")
 
     def check(self) -> None:
         """Raise ValueError if options do not fit together; each by itself is checked before."""
 
+    @property
+    def stem(self) -> Path:
+        """The common beginning of all paths: `output` without the suffix of a figure."""
+        return _stem(self.output)
+
 
 @dataclass(frozen=True)
-class SeededOptions(Options):
+class FigureOptions(Options):
+    """Options of an experiment that draws."""
+
+    output: Path = option(Path("results/experiment.png"), "Where to write the figure.")
+    theme: Literal["light", "dark", "both"] = option(
+        "light", "Background of figures; both also writes NAME_dark."
+    )
+
+
+@dataclass(frozen=True)
+class SeededOptions(FigureOptions):
     """Options of an experiment that is repeated over seeds."""
 
     seeds: int = option(8, "Number of repetitions with different seeds.", minimum=2)
@@ -75,6 +91,10 @@ class SeededOptions(Options):
     def seed_values(self) -> tuple[int, ...]:
         """All seeds."""
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
+
+
+def _stem(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in figures.FORMATS else path
 
 
 def check(options: Options) -> None:
@@ -95,14 +115,14 @@ def _check_path(name: str, path: Path, *, stem: bool) -> None:
     got = f"got {str(path)!r}"
     if not path.name or path.name == "..":
         raise ValueError(f"{name} must be the path of a file, {got}; pass for example {EXAMPLE}")
-    if not stem and path.suffix not in FIGURE_FORMATS:
-        raise ValueError(f"{name} must end in one of {', '.join(FIGURE_FORMATS)}, {got}")
+    if not stem and path.suffix not in figures.FORMATS:
+        raise ValueError(f"{name} must end in one of {', '.join(figures.FORMATS)}, {got}")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         raise ValueError(f"{name} must be in a folder that can be written, {got}")
     # A folder in the place of a file, and a file in that of a folder.
     for suffix in STEM_SUFFIXES if stem else ("",):
-        file = path.with_name(path.name + suffix)
+        file = _stem(path).with_name(_stem(path).name + suffix) if suffix else path
         if file.exists() and file.is_dir() != (suffix == ".zarr"):
             kind = "file" if suffix == ".zarr" else "folder"
             got = f"but {str(file)!r} is a {kind}; choose another path"
@@ -166,7 +186,7 @@ def check_range(options: Any, name: str) -> None:
 def check_writable(name: str, path: Path) -> None:
     """Make the folder of `path`, and raise ValueError unless a file can be written there."""
     try:
-        if path.is_dir() and path.suffix in FIGURE_FORMATS:
+        if path.is_dir() and path.suffix in figures.FORMATS:
             raise IsADirectoryError(0, "it is a folder")
         # Permissions alone do not tell: a file system may be full or read-only.
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +196,10 @@ def check_writable(name: str, path: Path) -> None:
         raise ValueError(
             f"{name} must be in a folder that can be written, got {str(path)!r} ({error.strerror})"
         ) from None
+
+
+APPEARANCE = frozenset({"output", "theme", "verbose"})
+"""Options on which no measurement depends."""
 
 
 def as_plain(options: Options) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,11 +20,8 @@ from tqdm import tqdm
 
 import jaxgrad
 from experiments._kit import evidence
-from experiments._kit.figures import save
+from experiments._kit.figures import Draw, save
 from experiments._kit.options import Options, as_plain
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = 100
 LINE_SECONDS = 60
@@ -141,14 +138,12 @@ def _widths(columns: list[tuple[str, ...]]) -> list[int]:
     widths = [max(map(len, column)) for column in columns]
     while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
         # Take a column where few cells have to be broken, and of these the widest one.
+        # Words are broken only where that is not enough.
         costs = [
-            (sum(len(cell) >= width for cell in column), -width, i)
+            (width <= narrowest[i], sum(len(cell) >= width for cell in column), -width, i)
             for i, (column, width) in enumerate(zip(columns, widths, strict=True))
-            if width > narrowest[i]
         ]
-        if not costs:
-            break
-        widths[min(costs)[2]] -= 1
+        widths[min(costs)[-1]] -= 1
     return widths
 
 
@@ -167,36 +162,36 @@ class Report:
     claims: Sequence[evidence.Claim] = ()  # decided together
     # Numbers, arrays and `Estimate`s by name, nested mappings allowed, for the file of results.
     estimates: Mapping[str, Any] = field(default_factory=dict)
+    details: Sequence[str] = ()  # sections that are printed with `--verbose`
 
     def __str__(self) -> str:
         """The sections, then each claim with its verdict."""
-        parts = list(self.sections)
+        return self.text()
+
+    def text(self, *, verbose: bool = False) -> str:
+        """All sections, or those that matter most, in lines of at most 100 columns."""
+        parts = [*self.sections, *(self.details if verbose else ())]
         if self.claims:
             count = sum(not claim.estimate.is_exact for claim in self.claims)
             title = f"Claims, with the p-values of {count} tests corrected together (Holm)."
             rows = [verdict.row() for verdict in evidence.verdicts(self.claims)]
             rows = [(outcome.replace(" ", "\xa0"), *rest) for outcome, *rest in rows]
             parts.append(table(("verdict", "claim", "estimate", "p"), rows, title, left=2))
-        return "\n\n".join(parts)
+        if self.details and not verbose:
+            parts.append("More tables: --verbose.")
+        lines = "\n\n".join(parts).splitlines()
+        return "\n".join(line if len(line) <= COLUMNS else paragraph(line) for line in lines)
 
 
-def publish(
-    report: Report, options: Options, figures: Figure | Mapping[str, Figure] | None = None
-) -> None:
-    """Print the report, save figures, and store the results beside them as JSON.
+def publish(report: Report, options: Options, draw: Draw | None = None) -> None:
+    """Print the report, draw and save figures, and store the results beside them as JSON.
 
-    `options.output` is the path of a single figure. For several ones, by the end of their file
-    names, such as `_steps.png`, it is the beginning of their paths.
+    `draw` makes a figure, or several by name; `options.theme` says for which background. The path
+    is `options.output`, and that of several figures begins with it.
     """
-    print(report)
-    # results/name.png and results/name both give results/name.json.
-    stem, suffix = options.output.with_suffix(""), options.output.suffix
-    if not isinstance(figures, Mapping):
-        figures = {} if figures is None else {suffix or ".png": figures}
-    paths = {stem.with_name(stem.name + end): figure for end, figure in figures.items()}
-    for path, figure in paths.items():
-        save(figure, path)
-    results = stem.with_name(stem.name + ".json")
+    print(report.text(verbose=options.verbose))
+    paths = [] if draw is None else save(draw, options.output, getattr(options, "theme", "light"))
+    results = options.stem.with_name(options.stem.name + ".json")
     write_json(results, as_json(report, options))
     print("", *(f"Figure: {path}" for path in paths), f"Results: {results}", sep="\n", flush=True)
 

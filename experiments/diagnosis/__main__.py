@@ -45,7 +45,7 @@ RECORDS = {
 
 
 @dataclass(frozen=True)
-class Options(kit.Options):
+class Options(kit.FigureOptions):
     """Options of the test of diagnoses, on data of scikit-learn."""
 
     seeds: int = kit.option(
@@ -254,7 +254,8 @@ def draw(cases: list[list[Run]]) -> Any:
         ratio = np.exp(np.median(run.fit.trace.log_ratio, axis=0))
         losses[fault] = Estimate.exact(run.fit.loss)
         ratios[fault] = Estimate.exact(np.maximum(ratio, powers[0]))
-    figure, [[left, right]] = figures.panels(1, 2, (10, 4.6))
+    title = "Runs whose losses look alike are told apart by the updates of their layers"
+    figure, [[left, right]] = figures.panels(title, 1, 2, height=3.9)
     steps, places = np.arange(group.steps), np.arange(group.depth + 1) + 1
     figures.curves(left, steps, losses, markevery=EVERY)
     figures.curves(right, places, ratios)
@@ -263,7 +264,6 @@ def draw(cases: list[list[Run]]) -> Any:
     figures.ticks(right.xaxis, places)
     figures.ticks(right.yaxis, powers, ["0", *map(style.scientific, powers[1:])])
     figures.legend_below(figure, left, 4)
-    figure.suptitle("Runs whose losses look alike are told apart by the updates of their layers")
     return figure
 
 
@@ -271,7 +271,7 @@ def run(options: Options) -> None:
     """Plant faults in training runs, diagnose them, and time the cost of the records."""
     cases = measure(options, progress=kit.progress("groups of runs"))
     seconds = cost(options, progress=kit.progress("timings"))
-    kit.publish(report(cases, seconds), options, draw(cases))
+    kit.publish(report(cases, seconds), options, lambda: draw(cases))
 
 
 if __name__ == "__main__":

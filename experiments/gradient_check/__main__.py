@@ -15,12 +15,15 @@ def run(options: Options) -> None:
     parts = tqdm(options.parts, unit="part", disable=None, leave=False)
     results = {name: PARTS[name].measure(options) for name in parts}
     reports = {name: PARTS[name].report(result) for name, result in results.items()}
-    figures = {f"_{name}.png": PARTS[name].figure(result) for name, result in results.items()}
     sections = [section for part in reports.values() for section in part.sections]
     # One report, so that the claims of all parts are decided together.
     claims = [claim for part in reports.values() for claim in part.claims]
     estimates = {name: part.estimates for name, part in reports.items()}
-    publish(Report(sections, claims, estimates), options, figures)
+
+    def draw():
+        return {name: PARTS[name].figure(result) for name, result in results.items()}
+
+    publish(Report(sections, claims, estimates), options, draw)
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ def figure(result: tuple[Dropout, ...]):
     """Plot the largest slopes by autodiff and by numeric derivatives."""
     names = [f"{case.name}\n(check_grads: {case.verdict})" for case in result]
     autodiff, numeric = ([abs(case[i]).max() for case in result] for i in (2, 1))
-    figure, ((ax,),) = figures.panels(1, 1, (9, 3.5))
+    worst = max(np.divide(numeric, autodiff))
+    title = f"A new mask in each call: numeric slopes up to {worst:,.0f} times autodiff's"
+    figure, ((ax,),) = figures.panels(title, height=3)
     for label, sizes, mark in (("autodiff", autodiff, "ks"), ("two-sided numeric", numeric, "C1o")):
         ax.plot(sizes, names, mark, label=label)
     ax.margins(y=0.2)
     ax.set(xscale="log", xlabel="largest slope over all weights", ylabel="dropout mask")
-    worst = max(np.divide(numeric, autodiff))
-    ax.set_title(f"A new mask in each call: numeric slopes up to {worst:,.0f} times autodiff's")
     figures.legend_below(figure, ax, 2)
     return figure

@@ -100,22 +100,21 @@ def report(result: Kinks) -> Report:
 
 def figure(result: Kinks):
     """Plot the share of false alarms of each checker."""
-    shares = false_alarms(result).mean(axis=2)
-    figure, ((ax,),) = figures.panels(1, 1, (9, 5.5))
-    height = 0.8 / len(result.examples)
-    for e, examples in enumerate(result.examples):
-        rows, color = np.arange(len(CHECKERS)) + e * height, figures.LOOKS[-1 - e % 5]["color"]
-        bars = ax.barh(rows, shares[:, e], height, color=color, label=f"{examples} examples")
-        ax.bar_label(bars, fmt="{:.0%}", padding=3)
-    ax.set_yticks(np.arange(len(CHECKERS)) + 0.4 - height / 2, CHECKERS)
-    ax.invert_yaxis()
-    figures.percent(ax.xaxis)
-    ax.set(xlim=(0, 1.12), xlabel="share of networks whose correct gradient is rejected")
-    *checkers, jaxgrad = shares.max(axis=1)
-    ax.set_title(
-        "ReLU networks with correct gradients: false alarms for up to\n"
-        f"{max(checkers[: len(STEPS)]):.0%} with a fixed step, {max(checkers[len(STEPS) :]):.0%} "
-        f"with JAX's check_grads, {jaxgrad:.0%} with jaxgrad's"
+    alarms = false_alarms(result)
+    *checkers, jaxgrad = alarms.mean(axis=2).max(axis=1)
+    title = (
+        f"A fixed step rejects up to {max(checkers[: len(STEPS)]):.0%} of correct ReLU gradients, "
+        f"JAX's check_grads {max(checkers[len(STEPS) :]):.0%}, jaxgrad's {jaxgrad:.0%}"
     )
-    figures.legend_below(figure, ax, len(result.examples))
+    figure, ((ax,),) = figures.panels(title, height=4.8)
+    rows = {
+        checker: {
+            f"{examples} examples": (int(counts[e].sum()), counts.shape[1])
+            for e, examples in enumerate(result.examples)
+        }
+        for checker, counts in zip(CHECKERS, alarms, strict=True)
+    }
+    figures.shares(ax, rows)
+    ax.set(xlim=(-0.03, 1.03), xlabel="networks whose correct gradient is rejected (bars: 95 %)")
+    ax.legend()
     return figure

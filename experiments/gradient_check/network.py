@@ -14,6 +14,7 @@ from experiments import _kit
 from experiments._kit import Estimate, figures, option
 from jaxgrad import initializers
 from jaxgrad.checking import finite_differences
+from jaxgrad.plotting import style
 from jaxgrad.training import normalization
 
 Part = Literal["steps", "kinks", "regularizer", "dropout", "training"]
@@ -24,7 +25,7 @@ LECUN = initializers.lecun()
 
 
 @dataclass(frozen=True)
-class Options(_kit.Options):
+class Options(_kit.FigureOptions):
     """Options of the gradient check."""
 
     parts: tuple[Part, ...] = option(get_args(Part), "Which parts to run, in this order.")
@@ -109,12 +110,13 @@ def course_error(loss, params, steps: jax.Array, *args) -> jax.Array:
 
 def error_figure(x, errors, title: str, xlabel: str):
     """Curves of relative errors by name on log axes, of which that of `x` has a place for 0."""
-    figure, ((ax,),) = figures.panels(1, 1, (10, 6))
+    figure, ((ax,),) = figures.panels(title, height=5.2)
     figures.curves(ax, x, {name: Estimate.exact(error) for name, error in errors.items()})
     ax.set_xscale("symlog", linthresh=np.min(x, where=x > 0, initial=1.0))
-    ax.set(yscale="log", xlabel=xlabel, ylabel="relative error of the gradient", title=title)
+    ax.set(yscale="log", xlabel=xlabel, ylabel="relative error of the gradient")
     for limit, word in TIERS[:-1]:
-        ax.axhline(limit, color="0.7", linewidth=1, zorder=0)
-        ax.annotate(f"“{word}”\nbelow", (1.01, limit), xycoords=("axes fraction", "data"), va="top")
+        ax.axhline(limit, color=style.palette().muted, linewidth=0.8, zorder=0)
+        where = {"xycoords": ("axes fraction", "data"), "va": "top", "fontsize": style.NOTE}
+        ax.annotate(f"“{word}”\nbelow", (1.01, limit), **where)
     figures.legend_below(figure, ax, 2)
     return figure

@@ -89,7 +89,7 @@ def figure(result: Regularizer):
     hidden = result.strengths[above[-1] + 1 if len(above) else 0 :]
     words = f"“{word}” from strength {scientific(hidden[0])} on" if len(hidden) else "never hidden"
     title = (
-        f"To the course's rule a backward pass off by {result.planted_error:.0%} is {words};\n"
+        f"To the course's rule a backward pass off by {result.planted_error:.0%} is {words}; "
         f"check_terms names it at {result.verdicts[TERM].count(Verdict.WRONG)} of "
         f"{len(result.strengths)} strengths"
     )

@@ -70,7 +70,7 @@ def figure(result: Training):
         wrong = [step for step, v in zip(result.steps, verdicts, strict=True) if v == "WRONG"]
         when = f"called WRONG after {wrong[0]} steps" if wrong else "never called wrong"
         parts.append(f"the {name.split(', ')[0]} is {when}")
-    title = "Along the training " + ";\n".join(parts)
+    title = "Along the training " + "; ".join(parts)
     errors = {f"tanh with the {name}": error for name, error in result.error.items()}
     xlabel = "optimizer steps before the check (weights start small and grow)"
     return network.error_figure(result.steps, errors, title, xlabel)

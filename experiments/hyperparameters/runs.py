@@ -46,7 +46,7 @@ METHODS = (*RANDOM, "grid", "coarse to fine")
 
 
 @dataclass(frozen=True)
-class Options(_kit.Options):
+class Options(_kit.FigureOptions):
     """Options of the searches and of the comparison of optimizers, on scikit-learn's digits."""
 
     grid: int = option(3, "Values of each of 3 numbers; a search has GRID^3 runs.", minimum=2)

@@ -93,8 +93,13 @@ def report(results: dict[str, Any], options: Options) -> kit.Report:
 
 def figure(shapes: list[dict[str, Any]], options: Options) -> Any:
     """Level lines of the loss over two weights and the path of descent, raw and standardized."""
-    result, axes = figures.panels(1, 2, (11, 6))
     counts = [len(shape["path"]) - 1 for shape in shapes]
+    title = (
+        f"Standardized inputs make the bowl round: {counts[1]} steps of gradient descent instead "
+        f"of {counts[0]}"
+    )
+    result, axes = figures.panels(title, 1, 2, height=4.9)
+    colors = style.palette()
     looks = (("raw", "unit"), ("standardized", "standard deviation"))
     for ax, shape, steps, (words, unit) in zip(axes[0], shapes, counts, looks, strict=True):
         hessian, best, path = shape["hessian"], shape["best"], shape["path"]
@@ -103,28 +108,25 @@ def figure(shapes: list[dict[str, Any]], options: Options) -> Any:
         offset = np.moveaxis(np.mgrid[-reach:reach:301j, -reach:reach:301j], 0, -1)
         excess = np.einsum("...i,ij,...j->...", offset, hessian, offset) / 2
         grid = (*np.moveaxis(best + offset, -1, 0), excess, [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
-        ax.contourf(*grid, cmap="Blues", alpha=0.7)
-        ax.contour(*grid, colors=style.SHADES[0], linewidths=0.6)
-        ax.plot(*path.T, color=style.THEORY, marker="o", markersize=3.5)
+        # From the minimum, which has the colour of the paper.
+        ax.contourf(*grid, colors=colors.shades[2::-1], alpha=0.7, extend="neither")
+        ax.contour(*grid, colors=colors.ink, linewidths=0.6)
+        ax.plot(*path.T, color=colors.theory, marker="o", markersize=3.5)
         for point, name, marker, y in ((path[0], "start", "s", -20), (best, "minimum", "*", 9)):
-            ax.plot(*point, marker, markersize=11, color="black", markeredgecolor="white")
+            ax.plot(*point, marker, markersize=11, color=colors.ink, markeredgecolor=colors.paper)
             place = {"xytext": (0, y), "textcoords": "offset points", "ha": "center"}
             ax.annotate(name, point, path_effects=style.halo(3), **place)
         # Feature names of scikit-learn have underscores.
         names = [f"weight of {name.replace('_', ' ')}, per {unit}" for name in options.pair]
         ax.set(aspect="equal", xlabel=names[0], ylabel=names[1])
         ax.set_title(f"{words}: {steps} steps, condition number {shape['condition']:.3g}")
-    result.suptitle(
-        f"Standardized inputs make the bowl round: {counts[1]} steps of gradient descent instead "
-        f"of {counts[0]} (wine, two features)"
-    )
     return result
 
 
 def run(options: Options) -> None:
     """Compare inputs, raw and normalized: the loss's condition number and the steps of descent."""
     results = measure_all(options, kit.progress("data sets"))
-    kit.publish(report(results, options), options, figure(bowls(options), options))
+    kit.publish(report(results, options), options, lambda: figure(bowls(options), options))
 
 
 if __name__ == "__main__":

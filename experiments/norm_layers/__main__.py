@@ -9,6 +9,7 @@ import numpy as np
 from experiments import _kit as kit
 from experiments._kit import Claim, Estimate, figures
 from experiments.norm_layers.measurement import KINDS, TEST, Options, Results, measure
+from jaxgrad.plotting import style
 
 GROWTH_TOLERANCE = 0.1
 """Difference from theory that does not matter: 10 % of the squared gradient a layer."""
@@ -97,37 +98,30 @@ def report(results: Results, options: Options) -> kit.Report:
 
 
 def figure(results: Results, options: Options) -> Any:
-    """Test accuracy by weight variance, and gradients in training where plain ones vanish."""
-    result, axes = figures.panels(1, 2, (12, 5.5))
-    accuracy, gradient = axes[0]
+    """Test accuracy by weight variance, with and without norms."""
     depth, order = max(options.depths), np.argsort(options.w_variances)
     values, trained = np.sort(options.w_variances), {k: results.trained[k, depth] for k in KINDS}
-    figures.curves(accuracy, values, {k: Estimate.of(t.test[:, order]) for k, t in trained.items()})
-    accuracy.axhline(0.1, color="0.6", linewidth=0.8, label="chance")
-    accuracy.set(xscale="log", ylim=(0, 1.03), title="After training", ylabel="test accuracy")
-    accuracy.set_xlabel("weight variance × fan-in")
-    figures.ticks(accuracy.xaxis, values)
-    figures.percent(accuracy.yaxis)
-    steps = np.arange(0, options.steps + 1, options.every)
-    ratios = {k: Estimate.of(t.ratio()[:, order[0]]) for k, t in trained.items()}
-    figures.curves(gradient, steps, ratios)
-    gradient.axhline(0, color="0.6", linewidth=0.8)
-    gradient.set(xlabel="step", title=f"In training, weight variance {values[0]:g}")
-    gradient.set_ylabel("log10 of gradient norm, first over last layer")
-    figures.legend_below(result, accuracy, 5)
     # The message of the figure: without norms most variances fail.
     counts = {kind: (t.test.mean(axis=0) > LEARNS).sum() for kind, t in trained.items()}
-    result.suptitle(
+    title = (
         f"Of {len(values)} weight variances, networks of {depth} layers learn at "
         f"{counts.pop('plain')} without norms and at {min(counts.values())} with any norm"
     )
+    result, ((ax,),) = figures.panels(title)
+    figures.curves(ax, values, {k: Estimate.of(t.test[:, order]) for k, t in trained.items()})
+    ax.axhline(0.1, color=style.palette().muted, linewidth=0.8, label="chance")
+    ax.set(xscale="log", ylim=(0, 1.03), ylabel=f"test accuracy after {options.steps} steps")
+    ax.set_xlabel("weight variance × fan-in")
+    figures.ticks(ax.xaxis, values)
+    figures.percent(ax.yaxis)
+    figures.legend_below(result, ax, 5)
     return result
 
 
 def run(options: Options) -> None:
     """Compare plain networks with batch and layer norm: gradients at the start and in training."""
     results = measure(options, kit.progress("networks"))
-    kit.publish(report(results, options), options, figure(results, options))
+    kit.publish(report(results, options), options, lambda: figure(results, options))
 
 
 if __name__ == "__main__":

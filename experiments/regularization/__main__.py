@@ -115,17 +115,16 @@ def figure(dataset: xarray.Dataset, decided: kit.Report, options: Options) -> An
     verdicts = kit.verdicts(decided.claims)[: len(names)]
     lower = sum(verdict.outcome == "HOLDS" for verdict in verdicts)
     names.sort(key=lambda name: test[name].mean(), reverse=True)
+    title = (
+        f"With {options.mislabelled:.0%} of the labels drawn at random, {lower} of {len(names)} "
+        f"ways to regularize lower the test error of {test['none'].mean():.0%}"
+    )
     rows = {n: {k: Estimate.of(v[n]) for k, v in parts.items()} for n in ("none", *names)}
-    result, axes = figures.panels(1, 1, (9.5, 4.8))
+    result, axes = figures.panels(title, height=4.4)
     figures.dots(axes[0, 0], rows)
     axes[0, 0].set_xlabel("error, mean of seeds (bars: two standard errors)")
     figures.percent(axes[0, 0].xaxis)
     figures.legend_below(result, axes[0, 0], 2)
-    result.suptitle(
-        f"{lower} of {len(names)} ways to regularize lower the test error of "
-        f"{test['none'].mean():.0%}; the lowest is {test[names[-1]].mean():.0%} ({names[-1]})\n"
-        f"{options.mislabelled:.0%} of the training labels are drawn at random"
-    )
     return result
 
 
@@ -133,7 +132,7 @@ def run(options: Options) -> None:
     """Compare L2, L1, dropout, early stopping and augmentation on few digits."""
     dataset = measurement.measure(options, kit.progress("seeds"))
     decided = report(dataset, options)
-    kit.publish(decided, options, figure(dataset, decided, options))
+    kit.publish(decided, options, lambda: figure(dataset, decided, options))
 
 
 if __name__ == "__main__":

@@ -105,23 +105,19 @@ def again_table(rows: list[tuple[Any, ...]], options: Options) -> str:
 
 
 def draw(maps: dict[str, Map], borders: dict[str, np.ndarray], options: Options) -> Any:
-    """Draw accuracy over depth and weight variance, and the depth up to which theory trains."""
+    """Draw accuracy over depth and weight variance, the predicted and the measured border."""
     rows = -(-len(maps) // 3)
     columns = -(-len(maps) // rows)
-    size = (9.5, 6.2) if len(maps) == 1 else (5.0 * columns + 1, 4.4 * rows + 1)
-    figure, axes = figures.panels(rows, columns, size, sharex=True, sharey=True)
-    x, y = cell_edges(options.depths), cell_edges(options.variances)
-    look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
+    share = np.mean([result.right.mean() for result in maps.values()])
+    title = (
+        f"Theory tells before training which {options.activation} networks will learn: it is right "
+        f"for {share:.0%} of the cells"
+    )
+    height = 5.2 if len(maps) == 1 else 2.9 * rows + 0.8
+    figure, axes = figures.panels(title, rows, columns, height, sharex=True, sharey=True)
     for ax, (kind, result) in zip(axes.flat, maps.items(), strict=False):
-        ax.pcolormesh(x, y, 100 * result.accuracy, **look)
-        # An infinite depth is drawn beyond the edge, so that the line leaves the map there.
-        border = np.minimum(borders[kind], 10 * x[-1])
-        halo = style.halo(5)
-        ax.plot(border, options.variances, color=style.THEORY, lw=2.5, path_effects=halo)
-        ax.set_title(f"{kind.replace('_', ' ')}: {result.right.mean():.1%} of cells as predicted")
-        ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
-    for ax in axes.flat[len(maps) :]:
-        ax.set_axis_off()
+        _map(ax, result, borders[kind], options)
+        ax.set_title(f"{kind.replace('_', ' ')}: {result.right.mean():.1%} right")
     # Panels share their axes; ticks are at powers of two.
     axes[0, 0].set(xscale="log", yscale="log")
     for axis, values in ((axes[0, 0].xaxis, options.depths), (axes[0, 0].yaxis, options.variances)):
@@ -133,13 +129,39 @@ def draw(maps: dict[str, Map], borders: dict[str, np.ndarray], options: Options)
         ax.tick_params(labelbottom=True)
     for ax in axes[:, 0]:
         ax.set_ylabel("weight variance × fan-in")
-    # All panels have the same colours and line, so those of the first one stand for all.
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, label="test accuracy, %")
-    words = f"{options.activation} networks after {options.steps} steps"
-    figure.suptitle(f"Which networks learn, and theory's border: {words}", fontsize=14)
-    label = "theory, without training: networks to the left of six depth scales can learn"
-    figure.legend(axes[0, 0].lines, [label], loc="outside lower center", frameon=False)
+    # All panels have the same colours and lines, whose meaning is in the cells that are free.
+    free = axes.flat[len(maps) :]
+    for ax in free:
+        ax.set_axis_off()
+    bar: dict[str, Any] = {"ax": axes}
+    if len(free):
+        bar = {"cax": free[0].inset_axes((0.05, 0.1, 0.9, 0.06)), "orientation": "horizontal"}
+    label = f"test accuracy after {options.steps} steps, %"
+    figure.colorbar(axes[0, 0].collections[0], label=label, **bar)
+    where: dict[str, Any] = (
+        {"loc": "center"} if len(free) else {"loc": "outside lower center", "ncols": 2}
+    )
+    (free[0] if len(free) else figure).legend(handles=axes[0, 0].lines, **where)
     return figure
+
+
+def _map(ax: Any, result: Map, border: np.ndarray, options: Options) -> None:
+    x, y = cell_edges(options.depths), cell_edges(options.variances)
+    look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
+    ax.pcolormesh(x, y, 100 * result.accuracy, **look)
+    # An infinite depth is drawn beyond the edge, so that the line leaves the map there.
+    colors, halo = style.palette(), style.halo(5)
+    theory = {"color": colors.theory, "lw": 2.5, "path_effects": halo}
+    label = f"theory, before training:\ndepth of {SCALES} depth scales"
+    ax.plot(np.minimum(border, 10 * x[-1]), options.variances, **theory, label=label)
+    look = {"color": colors.ink, "lw": 1.5}
+    values = result.accuracy
+    if min(values.shape) > 1 and values.min() < result.threshold < values.max():
+        grid = (options.depths, options.variances, values)
+        line = ax.contour(*grid, [result.threshold], colors=look["color"], linewidths=look["lw"])
+        line.set_path_effects(style.halo(3.5))
+    ax.plot([], [], **look, label="measured: half of the way\nfrom chance to the best")
+    ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
 
 
 def cell_edges(values: Any) -> np.ndarray:
@@ -172,8 +194,8 @@ def run(options: Options) -> None:
     sections.append(f"{dataset['accuracy'].size} networks in {options.store()}")
     estimates = {kind: result._asdict() for kind, result in maps.items()}
     borders = {kind: SCALES * scale for kind, scale in scales.items()}
-    drawing = draw(maps, borders, options)
-    kit.publish(kit.Report(sections, claims, estimates), options, drawing)
+    results = kit.Report(sections, claims, estimates)
+    kit.publish(results, options, lambda: draw(maps, borders, options))
 
 
 if __name__ == "__main__":

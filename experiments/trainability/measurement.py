@@ -74,12 +74,12 @@ class Options(kit.SeededOptions, kit.ClusterOptions):
     def identity(self) -> dict[str, Any]:
         """The options on which a network's training depends."""
         # `longer` concerns cells that are trained again, which have other stores.
-        others = {"output", "longer"} | kit.CLUSTER_FIELDS
+        others = {"longer"} | kit.APPEARANCE | kit.CLUSTER_FIELDS
         return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
     def store(self, name: str = "") -> Path:
         """The path of a store of measurements."""
-        return self.output.with_name(f"{self.output.name}{name}.zarr")
+        return self.stem.with_name(f"{self.stem.name}{name}.zarr")
 
 
 def biases(kind: str, options: Options) -> np.ndarray:

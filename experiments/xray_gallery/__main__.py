@@ -12,8 +12,9 @@ import numpy as np
 from experiments import _kit as kit
 from experiments._kit import Estimate, figures
 from experiments.xray_gallery.measurement import Options, Record, measure_all
+from jaxgrad.plotting import style
 
-SIDES = ("default", "prescribed")
+SIDES: tuple[str, ...] = ("default", "prescribed")
 CHANCE = float(np.log(10))
 """Loss of a classifier that gives all ten digits one probability."""
 LEARNED = 0.1
@@ -103,61 +104,49 @@ def report(records: Records, options: Options) -> kit.Report:
 
 
 def figure(records: Records, options: Options) -> Any:
-    """Signal and gradient over relative depth, and the loss after training, before and after."""
-    names, deepest = options.models, max(options.depths)
-    size = (1.2 + 2.1 * len(names), 8.2)
-    result, axes = figures.panels(3, len(names), size, sharey="row")
-    for (name, depth), record in records.items():
-        column = axes[:, names.index(name)]
-        color = figures.LOOKS[options.depths.index(depth) % len(figures.LOOKS)]["color"]
-        position = np.arange(1, depth + 1) / depth
-        # What has underflowed ends the line.
-        logs = np.where(np.isfinite(record.relative), record.relative, np.nan)
-        for i, (line, marker) in enumerate((("solid", "o"), ("dotted", "D"))):
-            style = {"color": color, "label": f"{depth} blocks, {SIDES[i]}"}
-            for part, ax in enumerate(column[:2]):
-                sizes = Estimate.of(logs[:, i, part])
-                figures.error_band(ax, position, sizes, linestyle=line, linewidth=2, **style)
-            # Both sides of a model that is left as it is lie on each other.
-            fill = color if i == 0 else "none"
-            look = {"marker": marker, "markersize": 6 + 3 * i, "markerfacecolor": fill}
-            figures.error_bars(column[2], depth, Estimate.of(record.losses[:, i]), **look, **style)
-    for name, column in zip(names, axes.T, strict=True):
-        unchanged = not records[name, deepest].changed.any()
-        column[0].set_title(name + ("\n(left as it is)" if unchanged else "\n"), fontsize=10)
-        for ax in column[:2]:
-            # Within a factor of 10 of where they come from.
-            ax.axhspan(-1, 1, color="0.88", zorder=0, linewidth=0)
-            ax.set_xlabel("depth, relative")
-        column[2].axhline(CHANCE, color="0.6", linewidth=0.8)
-        column[2].set(xscale="log", xlabel="blocks", ylim=(0, 1.1 * CHANCE))
-        figures.ticks(column[2].xaxis, options.depths)
-    axes[0, 0].set_ylabel("size of the signal,\nlog10, first block = 0")
-    axes[1, 0].set_ylabel("size of the gradient,\nlog10, last block = 0")
-    axes[2, 0].set_ylabel(f"loss after {options.steps} steps\n(open: prescribed, line: chance)")
-    figures.legend_below(result, axes[0, 0], len(options.depths))
+    """Change of signal or gradient and loss after training of the deepest models, both sides."""
+    deepest = max(options.depths)
+    deep = {name: records[name, deepest] for name in options.models}
+    columns = ([r.change for r in deep.values()], [r.losses for r in deep.values()])
     # Counts of the mean over seeds, by side.
-    deep = [records[name, deepest] for name in names]
-    survive, learn = (
+    (survive, mended), (learn, taught) = (
         [sum(values[:, i].mean() < limit for values in column) for i in (0, 1)]
-        for column, limit in (
-            ([r.change for r in deep], 1),
-            ([r.losses for r in deep], CHANCE - LEARNED),
+        for column, limit in zip(columns, (1, CHANCE - LEARNED), strict=True)
+    )
+    title = (
+        f"Of {len(deep)} default initializations, {deepest} blocks deep, {survive} survive and "
+        f"{learn} learn; after jaxgrad.prescribe {mended} and {taught}"
+    )
+    result, ((left, right),) = figures.panels(title, 1, 2, 3.6, sharey=True)
+    for ax, column in zip((left, right), columns, strict=True):
+        estimates = [Estimate.of(values) for values in column]
+        rows = {
+            name: dict(zip(SIDES, estimate, strict=True))
+            for name, estimate in zip(deep, estimates, strict=True)
+        }
+        figures.dots(ax, rows)
+    colors = style.palette()
+    left.axvspan(0, 1, color=colors.faint, zorder=0, linewidth=0, label="within a factor of 10")
+    left.set_xlabel("powers of ten by which signal or\ngradient changes, the larger one")
+    right.axvline(CHANCE, color=colors.theory, label="chance")
+    right.set(xlim=(0, None), xlabel=f"loss after {options.steps} steps of training")
+    # Axes that are shared are inverted twice.
+    left.set_ylim(len(deep) - 0.5, -0.5)
+    # The legend is below both panels, with the line that only the second one has.
+    handles, labels = (
+        left_part + right_part[-1:]
+        for left_part, right_part in zip(
+            left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
         )
     )
-    # The message of the figure.
-    result.suptitle(
-        f"Of {len(names)} default initializations, {deepest} blocks deep, {survive[0]} keep signal "
-        f"and gradient within a factor of 10 (grey) and {learn[0]} learn; after prescription "
-        f"{survive[1]} and {learn[1]}"
-    )
+    result.legend(handles, labels, loc="outside lower center", ncols=4)
     return result
 
 
 def run(options: Options) -> None:
     """X-ray models with default initializations before and after prescription, and train them."""
     records = measure_all(options, kit.progress("steps"))
-    kit.publish(report(records, options), options, figure(records, options))
+    kit.publish(report(records, options), options, lambda: figure(records, options))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxgrad import _validate, regimes
-from jaxgrad.plotting.style import LINES, THEORY, check_dataset, halo, heat_map, name_region
+from jaxgrad.plotting import style
+from jaxgrad.plotting.style import check_dataset, halo, heat_map, name_region, palette
 
 if TYPE_CHECKING:
     import xarray
@@ -67,8 +68,9 @@ def depth_map(
     thresholds = regimes.Thresholds() if thresholds is None else thresholds
     _validate.instance("thresholds", thresholds, regimes.Thresholds, "jaxgrad.regimes.Thresholds()")
     names = [str(name) for name in dataset["activation"].values]
-    figure = Figure(figsize=(13.5, 1.5 + 4.6 * len(names)), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 1.9 + 3.1 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.25, 1))
+    mesh: Any = None
     for (left, right), name in zip(axes, names, strict=True):
         measured = dataset.sel(activation=name)
         predicted = None if theory is None else theory.sel(activation=name)
@@ -76,42 +78,41 @@ def depth_map(
         # The variance of a level gradient, and the regime of every cell.
         level = regimes.level(log_ratio, measured["w_variance"].values)
         classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
-        _map(figure, left, measured, classes, level, (name, words))
+        mesh = _map(left, measured, classes, level, (name, words))
         if predicted is not None:
             _predictions(left, predicted, thresholds)
         level_variance = float(np.asarray(level.variance)[-1])
         _profile(right, measured, predicted, level_variance, (name, words))
-    look = {"loc": "outside lower center", "ncols": 3, "frameon": False}
-    figure.legend(handles=_handles(theory), title="lines of the maps on the left", **look)
-    figure.suptitle("Where gradients vanish, survive or explode before training", fontsize=15)
+    bar = {
+        "label": f"{quantity} norm at the first {block} / at the last",
+        "ticks": range(-4, 5, 2),
+        "format": lambda value, _: "unchanged" if value == 0 else f"$10^{{{value:g}}}$",
+    }
+    # One for all maps, whose colours are the same.
+    figure.colorbar(mesh, ax=axes[:, 0], location="bottom", extend="both", aspect=40, **bar)
+    figure.legend(handles=_handles(theory), loc="outside lower center", ncols=2)
+    style.headline(figure, "Where gradients vanish, survive or explode before training")
     return figure
 
 
-def _map(
-    figure: Any, ax: Any, measured: Any, classes: Any, level: regimes.Level, title: Any
-) -> None:
+def _map(ax: Any, measured: Any, classes: Any, level: regimes.Level, title: Any) -> Any:
     name, words = title
-    block, quantity = words["block"], words["quantity"]
     depth, variance = measured["depth"].values, measured["w_variance"].values
     # Half, since the logs are of squared norms.
     decades = np.asarray(classes.log_ratio) / (2 * np.log(10))
-    bar = {
-        "label": f"{quantity}\nat the first {block} / at the last {block}",
-        "ticks": range(-4, 5),
-        "format": lambda value, _: "unchanged" if value == 0 else f"$10^{{{value:g}}}$",
-    }
-    heat_map(figure, ax, depth, variance, decades, DECADES, **bar)
+    mesh = heat_map(ax, depth, variance, decades, DECADES)
+    ink = palette().ink
     # Regimes are -1, 0 and 1, so that their borders are contours at -1/2 and 1/2.
     regime = np.asarray(classes.regime, float)
-    for value, edge, style, _ in BORDERS:
+    for value, edge, line, _ in BORDERS:
         if (regime == value).any() and (regime != value).any():
-            border = ax.contour(depth, variance, regime, [edge], colors="black", linestyles=style)
+            border = ax.contour(depth, variance, regime, [edge], colors=ink, linestyles=line)
             border.set_path_effects(halo(4))
     regions = ("vanishes", "survives", "explodes")
     order = (regimes.Regime.VANISHING, regimes.Regime.STABLE, regimes.Regime.EXPLODING)
     for value, word in zip(order, regions, strict=True):
-        name_region(ax, depth, variance, regime == value, word, 13)
-    ax.plot(depth[1:], np.asarray(level.variance)[1:], color="black", linestyle="dotted", zorder=5)
+        name_region(ax, depth, variance, regime == value, word)
+    ax.plot(depth[1:], np.asarray(level.variance)[1:], color=ink, linestyle="dotted", zorder=5)
     ax.set_yscale("log")
     # Plain numbers at powers of 2.
     low, high = np.ceil(np.log2(variance.min())), np.floor(np.log2(variance.max()))
@@ -121,8 +122,8 @@ def _map(
     ticks = [int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])]
     ax.set_xticks(ticks if len(depth) > FEW else depth)
     ax.set_xlim(depth[0] - 0.5, depth[-1] + 0.5)
-    ax.set(xlabel=f"depth (number of {block}s)", ylabel=words["label"])
-    ax.set_title(f"{name}: change of the {quantity}")
+    ax.set(xlabel=f"depth (number of {words['block']}s)", ylabel=words["label"], title=name)
+    return mesh
 
 
 def _predictions(ax: Any, predicted: Any, thresholds: regimes.Thresholds) -> None:
@@ -134,34 +135,36 @@ def _predictions(ax: Any, predicted: Any, thresholds: regimes.Thresholds) -> Non
     log_ratio = predicted["log_ratio"].transpose("w_variance", "depth").values
     # `level` takes seeds, and a prediction has none: two equal ones stand for them.
     level = regimes.level(np.stack([log_ratio] * 2), predicted["w_variance"].values)
-    style = "solid" if "xi" in predicted else "dotted"
-    lines = [(predicted["depth"].values[1:], np.asarray(level.variance)[1:], style, 2.5)]
+    line = "solid" if "xi" in predicted else "dotted"
+    lines = [(predicted["depth"].values[1:], np.asarray(level.variance)[1:], line, 2.5)]
     if "xi" in predicted:
         scale = SCALES * predicted["xi"].values
         lines.append((scale, predicted["fine_w_variance"].values, "dashdot", 1.8))
     else:
         edge = 2 * np.log(thresholds.ratio)
         depths, variances = predicted["depth"].values, predicted["w_variance"].values
-        for value, style in ((-edge, "solid"), (edge, "dashed")):
+        for value, edges in ((-edge, "solid"), (edge, "dashed")):
             if log_ratio.min() < value < log_ratio.max():
-                ax.contour(depths, variances, log_ratio, [value], colors=THEORY, linestyles=style)
-    for x, y, style, width in lines:
-        effects = halo(width + 2)
-        ax.plot(x, y, c=THEORY, ls=style, lw=width, path_effects=effects, zorder=3)
+                look = {"colors": palette().theory, "linestyles": edges}
+                ax.contour(depths, variances, log_ratio, [value], **look)
+    for x, y, line, width in lines:
+        look = {"color": palette().theory, "path_effects": halo(width + 2), "zorder": 3}
+        ax.plot(x, y, ls=line, lw=width, **look)
     ax.set_ylim(limits)
 
 
 def _handles(theory: Any) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    lines: list[Any] = [("black", style, words) for _, _, style, words in BORDERS]
-    lines += [("black", "dotted", "measured: gradient level")]
+    ink, color = palette().ink, palette().theory
+    lines: list[Any] = [(ink, line, words) for _, _, line, words in BORDERS]
+    lines += [(ink, "dotted", "measured: gradient level")]
     if theory is not None and "xi" not in theory:
-        lines.append((THEORY, "solid", "theory, infinite width: the same lines"))
+        lines.append((color, "solid", "theory, infinite width: the same lines"))
     if theory is not None and "xi" in theory:
-        lines.append((THEORY, "solid", "theory, infinite width: gradient level"))
-        lines.append((THEORY, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"))
-    return [Line2D([], [], c=c, lw=2, ls=style, label=words) for c, style, words in lines]
+        lines.append((color, "solid", "theory, infinite width: gradient level"))
+        lines.append((color, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"))
+    return [Line2D([], [], c=c, lw=2, ls=line, label=words) for c, line, words in lines]
 
 
 def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -> None:
@@ -179,7 +182,8 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -
     if predicted is not None and np.isfinite(predicted["log_profile"].values).any():
         theory = predicted["log_profile"].transpose("w_variance", "layer").values
     mean, error = (np.asarray(part) for part in regimes.mean_and_error(_decades(profile)))
-    for (colour, marker), index in zip(LINES, indices, strict=True):
+    predictions = {"color": palette().theory, "linestyle": "dashed", "linewidth": 1}
+    for (colour, marker), index in zip(palette().lines, indices, strict=True):
         if not 0 <= index < len(variance):
             continue
         low, high = (10 ** (mean[index] + sign * error[index]) for sign in (-1, 1))
@@ -190,16 +194,13 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -
         ax.plot(layer, 10 ** mean[index], c=colour, marker=marker, markevery=every, label=label)
         if theory is not None:
             values = 10 ** _decades(theory[index])
-            ax.plot(layer, values, color=THEORY, linestyle="dashed", linewidth=1)
-    ax.axhline(1.0, color="0.6", linewidth=0.8)
+            ax.plot(layer, values, **predictions)
+    ax.axhline(1.0, color=palette().muted, linewidth=0.8)
     if theory is not None:
-        ax.plot([], [], color=THEORY, linestyle="dashed", linewidth=1, label="theory,\nall of them")
+        ax.plot([], [], **predictions, label="theory")
     ax.set_yscale("log")
-    # Outside of the panel, where it covers no line.
-    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    ax.legend(title=words["label"].replace(" × ", "\n× "), frameon=False, **place)
-    heading = f"{name}: gradient in the {len(layer)}-{block} network"
-    ax.set_title(f"{heading}\n(mean over seeds ± standard error)")
+    ax.legend(title=words["label"].split(" × ")[0], handlelength=1.5)
+    ax.set_title(f"{name}, {len(layer)} {block}s deep (bands: 1 s.e.)")
     ax.set_xlabel(f"{block} (1 is next to the input)")
     ax.set_ylabel(f"gradient norm / that of the last {block}")
 

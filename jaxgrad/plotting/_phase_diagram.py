@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxgrad import _validate
-from jaxgrad.plotting.style import THEORY, check_dataset, halo, heat_map, name_region
+from jaxgrad.plotting import style
+from jaxgrad.plotting.style import check_dataset, halo, heat_map, name_region, palette
 
 if TYPE_CHECKING:
     import xarray
@@ -36,17 +37,18 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
     check_dataset("measured", measured, ("growth", "seed", "b_variance", "w_variance"))
     check_dataset("theory", theory, ("q", "chi_perp", "b_variance", "w_variance"))
     _validate.text("title", title)
-    figure = Figure(figsize=(10.5, 8), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 6.4), layout="constrained")
     ax = figure.subplots()
     growth = measured["growth"].transpose("seed", "b_variance", "w_variance").values.mean(axis=0)
     # Symmetric around 0, so that the middle colour is a level gradient.
     bar = {
-        "label": "measured: factor of the squared gradient per layer, on its way back",
+        "label": "measured: factor of the squared gradient per layer",
         "ticks": np.log(FACTORS),
         "format": lambda value, _: "level" if value == 0 else f"× {np.exp(value):.2g}",
     }
     w, b = (measured[name].values for name in ("w_variance", "b_variance"))
-    heat_map(figure, ax, w, b, growth, np.log(FACTORS[-1]), **bar)
+    mesh = heat_map(ax, w, b, growth, np.log(FACTORS[-1]))
+    figure.colorbar(mesh, ax=ax, extend="both", **bar)
     w, b = (theory[name].values for name in ("w_variance", "b_variance"))
     q, chi = (
         theory[name].transpose("b_variance", "w_variance").values for name in ("q", "chi_perp")
@@ -57,14 +59,16 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
     _regions(ax, w, b, q, chi)
     point = theory.attrs["critical"]
     if w[0] <= point[0] <= w[-1] and b[0] <= point[1] <= b[-1]:
-        look = {"marker": "*", "markersize": 20, "color": THEORY, "markeredgecolor": "white"}
+        colors = {"color": palette().theory, "markeredgecolor": palette().paper}
+        look = {"marker": "*", "markersize": 18, **colors}
         label = "theory: critical point"
         handles += ax.plot(*point, ls="none", clip_on=False, zorder=6, label=label, **look)
     ax.set(xlim=(w[0], w[-1]), ylim=(b[0], b[-1]))
     ax.set(xlabel="weight variance × fan-in", ylabel="bias variance")
     heading = f"{theory.attrs['activation']}: where gradients vanish and where they explode"
-    ax.set_title("\n".join([heading, *textwrap.wrap(title, 80)]), fontsize=13)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    style.headline(figure, heading)
+    ax.set_title(textwrap.fill(title, 80))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -80,9 +84,12 @@ def _scales(ax: Any, w: np.ndarray, b: np.ndarray, chi: np.ndarray) -> list[Any]
     # Each side alone, or a line would connect a scale below with one above the critical line.
     for side in (np.minimum(log_chi, 0.0), np.maximum(log_chi, 0.0)):
         values = sorted(np.sign(side.sum()) / level for level in levels)
-        lines = ax.contour(w, b, side, values, colors="black", linestyles="solid", linewidths=0.8)
-        ax.clabel(lines, fmt=lambda value: f"{1 / abs(value):.3g}", fontsize=9)
-    return ax.plot([], [], color="black", lw=0.8, label="theory: depth scale ξ in layers")
+        look = {"colors": palette().ink, "linestyles": "solid", "linewidths": 0.8}
+        lines = ax.contour(w, b, side, values, **look)
+        texts = ax.clabel(lines, fmt=lambda value: f"{1 / abs(value):.3g}", fontsize=style.NOTE)
+        for text in texts:
+            text.set_path_effects(halo(2))
+    return ax.plot([], [], color=palette().ink, lw=0.8, label="theory: depth scale ξ in layers")
 
 
 def _critical_line(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[Any]:
@@ -92,9 +99,9 @@ def _critical_line(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> l
     if not (bounded.count() and bounded.min() < 0 < bounded.max()):
         return []
     # log chi = 0.
-    border = ax.contour(w, b, bounded, [0.0], colors=THEORY, linewidths=3.5)
+    border = ax.contour(w, b, bounded, [0.0], colors=palette().theory, linewidths=3.5)
     border.set_path_effects(halo(6))
-    return ax.plot([], [], color=THEORY, linewidth=3.5, label="theory: gradient level")
+    return ax.plot([], [], color=palette().theory, linewidth=3.5, label="theory: gradient level")
 
 
 def _undefined(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[Any]:
@@ -108,7 +115,9 @@ def _undefined(ax: Any, w: Any, b: Any, q: np.ndarray, chi: np.ndarray) -> list[
     ):
         if region.any():
             ax.contourf(w, b, region.astype(float), [0.5, 1.5], colors="none", hatches=[hatch])
-            handles.append(Patch(facecolor="none", edgecolor="black", hatch=hatch, label=words))
+            handles.append(
+                Patch(facecolor="none", edgecolor=palette().ink, hatch=hatch, label=words)
+            )
     return handles
 
 
@@ -122,4 +131,4 @@ def _regions(ax: Any, w: np.ndarray, b: np.ndarray, q: np.ndarray, chi: np.ndarr
         if (region & np.isinf(q)).sum() > region.sum() / 2:
             words = words.replace("chaotic", "no stable length")
         if region.mean() > 0.02:
-            name_region(ax, w, b, region, words, 15)
+            name_region(ax, w, b, region, words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxgrad import _validate
-from jaxgrad.plotting.style import LINES
+from jaxgrad.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +32,11 @@ def xray(trace: Any, title: str = "") -> Figure:
     _validate.attributes("trace", trace, ("sites", "value"), "jaxgrad.xray")
     _validate.text("title", title)
     sites = trace.sites
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 6), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
-    (signal_color, signal_marker), (gradient_color, gradient_marker) = LINES[4], LINES[0]
+    (signal_color, signal_marker), (gradient_color, gradient_marker) = (
+        style.palette().lines[i] for i in (4, 0)
+    )
     parts = (
         ("forward", "signal", signal_color, signal_marker),
         ("backward", "gradient", gradient_color, gradient_marker),
@@ -54,9 +56,9 @@ def xray(trace: Any, title: str = "") -> Figure:
         ax.set_ylabel(f"{label}: log10 of its\nroot mean square")
         ax.grid(axis="y", alpha=0.3)
     shown = np.unique(np.linspace(0, len(sites) - 1, min(LABELS, len(sites))).astype(int))
-    axes[1].set_xticks(shown, [_label(sites[i]) for i in shown], rotation=90, fontsize=8)
+    axes[1].set_xticks(shown, [_label(sites[i]) for i in shown], rotation=90, fontsize=style.NOTE)
     axes[1].set_xlabel("operation or its parameter, from the input to the loss")
-    axes[0].set_title(title or "Signal and gradient along the model")
+    style.headline(figure, title or "Signal and gradient along the model")
     return figure
 
 

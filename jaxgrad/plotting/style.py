@@ -1,25 +1,112 @@
-"""The style that figures share: colours that differ in grey and for the colour-blind."""
+"""The style that figures share: fonts, sizes, and colours for a light and a dark background.
+
+Colours differ in grey and for the colour-blind. `with theme("dark"):` sets Matplotlib's defaults
+for the figures made within; `palette` are the colours for the background that is set now, so that
+figures also suit a style of the user's.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgrad import _validate
 
-SHADES = ("#0b1f4b", "#2f5fa8", "#9dbfe0", "#fbfaf5", "#f7c27a", "#e08a2b", "#b35a12")
-"""A diverging scale from vanishing to exploding; its ends differ in lightness, too."""
+WIDTH = 8.0
+"""Width of a figure in inches. Shown at 700 pixels, its smallest text is 11 pixels high."""
+NOTE, TEXT, TITLE = 9.0, 10.0, 12.0
+"""Sizes of text: ticks and notes, labels of axes and titles of panels, the title of the figure."""
+FONT = "DejaVu Sans"
+"""The font that comes with Matplotlib, so that figures look the same everywhere."""
+COLUMNS = 78
+"""Characters in a line of the title, which is bold."""
 
-LINES = (("#b35a12", "^"), ("#d99a2b", "D"), ("#000000", "o"), ("#5f9ed1", "s"), ("#0b1f4b", "v"))
-"""Colours and markers of lines in one panel."""
+
+class Palette(NamedTuple):
+    """Colours for one background."""
+
+    paper: str  # the background
+    ink: str  # text and axes
+    muted: str  # reference lines and what is less important
+    faint: str  # areas that are marked
+    lines: tuple[tuple[str, str], ...]  # colour and marker of each line in a panel
+    theory: str  # predictions, drawn over measurements
+    shades: tuple[str, ...]  # from vanishing to exploding; the ends differ in lightness, too
+
+
+LIGHT = Palette(
+    "#ffffff",
+    "#14171c",
+    "#6b6b6b",
+    "#e4e4e4",
+    (("#b35a12", "^"), ("#d99a2b", "D"), ("#000000", "o"), ("#5f9ed1", "s"), ("#0b1f4b", "v")),
+    "#b3157f",
+    ("#0b1f4b", "#2f5fa8", "#9dbfe0", "#fbfaf5", "#f7c27a", "#e08a2b", "#b35a12"),
+)
+DARK = Palette(
+    "#1e2129",
+    "#e6e8ec",
+    "#a0a6b0",
+    "#363b47",
+    (("#f08c3a", "^"), ("#f5cf7a", "D"), ("#ffffff", "o"), ("#5fa8e6", "s"), ("#b9cdf5", "v")),
+    "#ff6ec7",
+    ("#d3e6fa", "#7fb2e5", "#37618f", "#1e2129", "#8a4a17", "#d97b22", "#ffb454"),
+)
+THEMES = {"light": LIGHT, "dark": DARK}
 
 STYLES = ("dashed", "dotted", "solid", "dashdot", (0, (6, 1)))
-"""Line styles, in the order of `LINES`."""
+"""Line styles, in the order of `Palette.lines`."""
 
-THEORY = "#b3157f"
-"""The colour of predictions, drawn over measurements."""
+
+def palette() -> Palette:
+    """The colours for the background of axes in Matplotlib's settings."""
+    from matplotlib import colors, rcParams
+
+    # Relative luminance, without gamma.
+    weights = (0.2126, 0.7152, 0.0722)
+    return LIGHT if np.dot(weights, colors.to_rgb(rcParams["axes.facecolor"])) > 0.5 else DARK
+
+
+def theme(name: str = "light") -> AbstractContextManager[None]:
+    """Set fonts, sizes and the colours `light` or `dark` for figures that are made within."""
+    import matplotlib
+    from cycler import cycler
+
+    _validate.choice("name", name, tuple(THEMES))
+    colors = THEMES[name]
+    text = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    paper = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    notes = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize")
+    labels = ("font.size", "axes.labelsize", "axes.titlesize")
+    settings: Any = {
+        **dict.fromkeys(text, colors.ink),
+        **dict.fromkeys(paper, colors.paper),
+        **dict.fromkeys(notes, NOTE),
+        **dict.fromkeys(labels, TEXT),
+        "figure.titlesize": TITLE,
+        "figure.titleweight": "bold",
+        "font.family": FONT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=[color for color, _ in colors.lines]),
+        "hatch.color": colors.ink,
+        "legend.frameon": False,
+        "lines.markersize": 6,
+        "savefig.dpi": 160,
+        # Equal figures are equal files.
+        "svg.hashsalt": "jaxgrad",
+    }
+    return matplotlib.rc_context(settings)
+
+
+def headline(figure: Any, text: str) -> None:
+    """Give a figure its title, a sentence, broken into lines at the left."""
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, COLUMNS)]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=TITLE)
 
 
 def check_dataset(name: str, dataset: Any, variables: Sequence[str]) -> None:
@@ -32,22 +119,22 @@ def check_dataset(name: str, dataset: Any, variables: Sequence[str]) -> None:
 
 
 def halo(width: float) -> list[Any]:
-    """A white border around text or lines that are drawn over colours."""
+    """A border of the background's colour around text or lines that are drawn over colours."""
     from matplotlib.patheffects import withStroke
 
-    return [withStroke(linewidth=width, foreground="white")]
+    return [withStroke(linewidth=width, foreground=palette().paper)]
 
 
-def heat_map(figure: Any, ax: Any, x: Any, y: Any, values: Any, reach: float, **bar: Any) -> None:
-    """Draw values from -`reach` to `reach` in the colours of `SHADES`, grey where they are NaN."""
+def heat_map(ax: Any, x: Any, y: Any, values: Any, reach: float) -> Any:
+    """Draw values from -`reach` to `reach` in diverging colours, grey where they are NaN."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colors = LinearSegmentedColormap.from_list("unchanged", SHADES).with_extremes(bad="0.5")
-    mesh = ax.pcolormesh(x, y, values, cmap=colors, vmin=-reach, vmax=reach, rasterized=True)
-    figure.colorbar(mesh, ax=ax, extend="both", **bar)
+    shades = LinearSegmentedColormap.from_list("unchanged", palette().shades)
+    shades = shades.with_extremes(bad="0.5")
+    return ax.pcolormesh(x, y, values, cmap=shades, vmin=-reach, vmax=reach, rasterized=True)
 
 
-def name_region(ax: Any, x: Any, y: Any, region: np.ndarray, words: str, size: float) -> None:
+def name_region(ax: Any, x: Any, y: Any, region: np.ndarray, words: str) -> None:
     """Write words in the cell of a boolean region that is farthest from its border."""
     from scipy.ndimage import distance_transform_cdt
 
@@ -64,7 +151,7 @@ def name_region(ax: Any, x: Any, y: Any, region: np.ndarray, words: str, size: f
         "fontweight": "bold",
         "path_effects": halo(4),
     }
-    ax.text(x[column], y[row], words, fontsize=size, zorder=6, **look)
+    ax.text(x[column], y[row], words, fontsize=TITLE, zorder=6, **look)
 
 
 def scientific(value: float) -> str:

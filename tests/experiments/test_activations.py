@@ -9,6 +9,7 @@ from experiments import activations as experiment
 from experiments._kit import Estimate
 from experiments._kit import options as kit_options
 from jaxgrad import activations
+from tests.experiments.legible import legible, message
 
 pytestmark = pytest.mark.slow
 
@@ -67,21 +68,22 @@ def test_measured_growth_is_that_of_theory_at_this_width(rows):
     assert all(0 <= row.dead <= row.saturated <= 1 for row in rows)
 
 
-def test_report_names_what_is_not_critical(rows):
+def test_report_says_what_survives(rows):
     report = experiment.report(rows, SMALL)
-    variances, factors = ([line.split() for line in s.splitlines()] for s in report.sections)
-    assert ["selu", "critical", "0.4768", "0"] in [line[:4] for line in variances]
-    words = [line[:-4] for line in factors[-3:]]
-    assert words[0] == ["selu", "LeCun", "no", "1.072"]
-    assert words[1][:3] == ["selu", "critical", "dying"]
-    assert words[2] == ["selu", "critical,", "q", "=", "1", "yes", "1"]
-    assert [claim.relation for claim in report.claims] == ["greater"]
-    assert max(map(len, str(report).splitlines())) <= 100
+    lines = [line.split() for line in report.sections[0].splitlines()]
+    assert ["selu", "critical", "0.4768", "0"] in [line[:4] for line in lines]
+    assert [line[-1] for line in lines[-3:]] == ["survives", "survives", "survives"]
+    (table,) = report.details
+    words = [line.split()[:-5] for line in table.splitlines()[-3:]]
+    assert words[0] == ["selu", "LeCun", "no"]
+    assert words[1] == ["selu", "critical", "dying"]
+    assert words[2] == ["selu", "critical,", "q", "=", "1", "yes"]
+    assert max(map(len, report.text(verbose=True).splitlines())) <= 100
 
 
 def test_report_tells_kinds_of_criticality_apart():
     report = experiment.report(ROWS, SMALL)
-    words = [line.split()[:3] for line in report.sections[1].splitlines()[-5:]]
+    words = [line.split()[:3] for line in report.details[0].splitlines()[-5:]]
     assert words == [
         ["relu", "He", "yes"],
         ["tanh", "LeCun", "dying"],
@@ -89,9 +91,24 @@ def test_report_tells_kinds_of_criticality_apart():
         ["elu", "critical", "dying"],
         ["softplus", "LeCun", "never"],
     ]
-    assert [claim.text.split()[0] for claim in report.claims] == ["elu", "softplus"]
-    # Both explode or vanish clearly, as predicted.
-    assert [claim.test()[0] for claim in report.claims] == [True, True]
+    # Over 29 layers the log10 of a norm changes by 29 / (2 log 10) = 6.3 times the growth.
+    gradients = [line.split()[-1] for line in report.sections[0].splitlines()[-5:]]
+    assert gradients == ["survives", "survives", "survives", "survives", "vanishes"]
+    assert report.sections[1] == (
+        "Of 4 activations, 3 keep their gradient over 30 layers with a usual recipe, and 3 with a "
+        "usual or a critical one."
+    )
+
+
+def test_claims_are_of_the_predicted_regime():
+    claims = experiment.report(ROWS, SMALL).claims
+    assert [claim.relation for claim in claims] == ["equal", "equal", "equal", "less"]
+    assert [claim.test()[0] for claim in claims] == [True] * 4
+    wrong = ROWS[0]._replace(growth=Estimate(-1.0, 0.001, 7))
+    assert not experiment.claim(wrong, 30).test()[0]
+    grows = ROWS[0]._replace(growth=Estimate(1.0, 0.001, 7), typical=1.0)
+    assert experiment.claim(grows, 30).relation == "greater"
+    assert experiment.claim(grows, 30).test()[0]
 
 
 def test_every_activation_has_a_usual_recipe():
@@ -102,13 +119,16 @@ def test_every_activation_has_a_usual_recipe():
     assert experiment.usual("selu") == [experiment.Recipe("LeCun", 1.0)]
 
 
-def test_figure_is_ordered_and_counts_what_is_not_critical():
-    figure = experiment.figure(ROWS, 30)
-    labels = [[tick.get_text() for tick in ax.get_yticklabels()] for ax in figure.axes]
-    assert labels[0] == ["softplus, LeCun", "elu, He"]
-    assert labels[1] == ["elu, critical", "tanh, LeCun", "relu, He"]
-    assert "not critical for 2 of 4" in figure.get_suptitle()
-    assert all(ax.get_xlabel() and ax.get_title() for ax in figure.axes)
+def test_figure_is_ordered_by_the_gradient_at_the_depth():
+    figure = legible(lambda: experiment.figure(ROWS, 30))
+    (ax,) = figure.axes
+    names = ["softplus", "tanh", "relu", "elu"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == names
+    assert "Of 4 activations, 3 keep their gradient over 30 layers" in message(figure)
+    points = {c.get_label(): c.lines[0].get_xdata() for c in ax.containers}
+    scale = 29 / (2 * np.log(10))
+    np.testing.assert_allclose(points["LeCun"], scale * np.array([-1.2, -0.05]))
+    np.testing.assert_allclose(points["critical"], scale * np.array([-0.09]))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from experiments import _kit as kit
 from experiments import bias_variance as experiment
 from jaxgrad.training.bias_variance import diagnose
+from tests.experiments.legible import legible, message
 from tests.reference.record import hold
 
 pytestmark = pytest.mark.slow
@@ -94,9 +95,10 @@ def test_a_step_that_lowers_the_error_is_told_from_one_that_does_not():
 
 
 def test_figure_shows_both_remedies(points):
-    (ax,) = experiment.figure(points, SMALL).axes
+    figure = legible(lambda: experiment.figure(points, SMALL))
+    (ax,) = figure.axes
     assert "dev error" in ax.get_xlabel()
-    assert "The better remedy is advised in" in ax.get_title()
+    assert "The diagnosis advises the better remedy in" in message(figure)
     words = [text.get_text() for text in ax.get_yticklabels()]
     assert words[0] == "1 unit, 64 examples\nhigh bias:\nlarger network advised"
 

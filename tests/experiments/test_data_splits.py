@@ -7,6 +7,7 @@ import pytest
 
 from experiments import _kit as kit
 from experiments import data_splits as experiment
+from tests.experiments.legible import legible, message
 
 pytestmark = pytest.mark.slow
 
@@ -106,12 +107,16 @@ def test_claims_follow_the_numbers(noise, drawn, detected):
     )
 
 
-def test_figure_shows_the_noise_and_the_faults(noise, detected):
-    left, right = experiment.figure(noise, detected, 0.05).axes
-    assert all(ax.get_xlabel() and ax.get_title() for ax in (left, right))
-    assert "80 dev examples" in left.get_title()
-    rates = [row.rate.mean for row in detected[1:]]
-    assert f"those of faulty ones in {min(rates):.0%} to {max(rates):.0%}" in right.get_title()
+def test_figure_shows_how_often_each_way_is_noticed(detected):
+    figure = legible(lambda: experiment.figure(detected, SMALL))
+    (ax,) = figure.axes
+    assert "notices 3 of 5 faulty ways to split" in message(figure)
+    assert "takes 0.0% of random splits" in message(figure)
+    points, _, (bars,) = ax.containers[0].lines
+    np.testing.assert_allclose(points.get_xdata(), [row.rate.mean for row in detected])
+    ends = np.array(bars.get_segments())[:, :, 0]
+    assert ends.min() >= 0
+    assert ends.max() <= 1
 
 
 @pytest.mark.parametrize(

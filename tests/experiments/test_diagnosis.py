@@ -20,6 +20,7 @@ from experiments.diagnosis.planted_faults import (
     optimizer,
 )
 from jaxgrad.training.diagnosis import Diagnosis, Fault, Finding
+from tests.experiments.legible import legible
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +147,7 @@ def test_figure_shows_losses_and_the_updates_of_each_layer():
         # A few steps have no part in a median.
         ratios[:3] = -np.inf
         run.fit.trace = SimpleNamespace(log_ratio=ratios)
-    loss, ratio = experiment.draw(cases).axes
+    loss, ratio = legible(lambda: experiment.draw(cases)).axes
     for ax in (loss, ratio):
         assert [line.get_label() for line in ax.lines] == ["healthy", "frozen layer", "vanishing"]
         assert ax.get_yscale() == "log"

@@ -6,7 +6,7 @@ from experiments._kit import Estimate, figures
 
 
 def test_dots_have_a_row_for_each_name_and_a_label_for_each_series():
-    _, axes = figures.panels(1, 1, (4, 3))
+    _, axes = figures.panels("A figure")
     rows = {
         "plain": {"train": Estimate(0.1, 0.01), "test": Estimate(0.3, 0.05)},
         "dropout": {"test": Estimate(0.2, 0.05)},
@@ -23,7 +23,7 @@ def test_dots_have_a_row_for_each_name_and_a_label_for_each_series():
 
 
 def test_curves_are_labelled_and_differ_in_grey():
-    _, axes = figures.panels(1, 1, (4, 3))
+    _, axes = figures.panels("A figure")
     curves = {name: Estimate(np.arange(3.0), np.ones(3)) for name in ("a", "b")}
     figures.curves(axes[0, 0], [1, 2, 3], curves)
     first, second = axes[0, 0].get_lines()

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from experiments import _kit as kit
 from experiments.input_normalization import __main__ as command
 from experiments.input_normalization import measurement as experiment
+from tests.experiments.legible import legible, message
 from tests.reference.record import hold
 
 pytestmark = pytest.mark.slow
@@ -171,9 +172,9 @@ def test_changes_are_paired_by_seed(results):
 
 
 def test_figure_counts_the_steps(bowls):
-    figure = command.figure(bowls, SMALL)
+    figure = legible(lambda: command.figure(bowls, SMALL))
     steps = [len(bowl["path"]) - 1 for bowl in bowls]
-    assert f"{steps[1]} steps of gradient descent instead of {steps[0]}" in figure.get_suptitle()
+    assert f"{steps[1]} steps of gradient descent instead of {steps[0]}" in message(figure)
     for ax, words in zip(figure.axes, ("raw", "standardized"), strict=True):
         assert words in ax.get_title()
         assert ax.get_aspect() == 1.0

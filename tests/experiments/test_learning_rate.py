@@ -7,6 +7,7 @@ import pytest
 
 from experiments import _kit as kit
 from experiments import learning_rate as experiment
+from tests.experiments.legible import legible, message
 
 SMALL = experiment.Options(
     activation="linear", depths=(1, 2), widths=(32,), w_variances=(0.5, 1.0), examples=16, steps=4
@@ -39,9 +40,9 @@ def test_report_and_figure_follow_the_numbers(factor, outcome):
     assert (first.outcome, narrow.outcome) == (outcome, outcome)
     assert above.claim.estimate.mean == pytest.approx(np.log(factor) + 0.005)
     assert saved.claim.estimate.mean == pytest.approx(1.005)
-    figure = experiment.draw(rates, SMALL)
+    figure = legible(lambda: experiment.draw(rates, SMALL))
     share = "100%" if factor < 1.5 else "0%"
-    assert f"{share} within a factor 1.5" in figure.axes[0].get_title()
+    assert f"{share} within a factor 1.5" in message(figure)
     assert figure.axes[0].get_xlabel()
     assert figure.axes[0].get_ylabel()
 

@@ -11,6 +11,7 @@ import xarray
 from experiments import _kit as kit
 from experiments.regularization import __main__ as command
 from experiments.regularization import measurement as experiment
+from tests.experiments.legible import legible, message
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +147,8 @@ def test_a_search_chooses_in_each_seed_by_its_dev_error():
 
 def test_figure_orders_the_ways_and_says_how_many_help():
     def drawn(dataset):
-        return command.figure(dataset, command.report(dataset, SMALL), SMALL)
+        report = command.report(dataset, SMALL)
+        return legible(lambda: command.figure(dataset, report, SMALL))
 
     helped = drawn(HELPED.assign(stopped_test=HELPED["stopped_dev"]))
     names = ["none", "L1, lambda 3", "L2, lambda 8", "early stopping", "augmentation"]
@@ -155,12 +157,10 @@ def test_figure_orders_the_ways_and_says_how_many_help():
     train, test = (series.lines[0].get_xdata(orig=False) for series in helped.axes[0].containers)
     np.testing.assert_allclose(train, [0.0, 0.1, 0.1, 0.2, 0.1, 0.1], atol=1e-12)
     np.testing.assert_allclose(test, [0.3, 0.25, 0.15, 0.14, 0.12, 0.1])
-    title = helped.get_suptitle()
-    assert "5 of 5 ways" in title
-    assert "the test error of 30%; the lowest is 10% (dropout, rate 0.5)" in title
-    assert "20% of the training labels are drawn at random" in title
+    words = "With 20% of the labels drawn at random, {} of 5 ways to regularize lower the test "
+    assert message(helped) == words.format(5) + "error of 30%"
     assert "error" in helped.axes[0].get_xlabel()
-    assert "0 of 5 ways to regularize lower the test error of 20%" in drawn(known()).get_suptitle()
+    assert message(drawn(known())) == words.format(0) + "error of 20%"
 
 
 @pytest.mark.parametrize(

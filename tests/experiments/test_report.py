@@ -1,5 +1,6 @@
 """Tables, printed reports and the file of results."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments._kit import Claim, Estimate, Options, Report, figures, publish, table
+from experiments._kit import Claim, Estimate, FigureOptions, Report, figures, publish, table
 from experiments._kit import report as kit_report
 from experiments._kit.report import write_json
 from jaxgrad import sweeps
@@ -74,12 +75,20 @@ def test_report_prints_claims_with_verdicts(report):
 
 def test_results_are_stored_beside_the_figure(report, tmp_path, capsys):
     path = tmp_path / "small.png"
-    figure, axes = figures.panels(1, 1, (2, 2))
-    figures.error_bars(axes[0, 0], [1, 2], Estimate.of(np.eye(2)))
-    publish(report, Options(output=path), figure)
+
+    def draw():
+        figure, ((ax,),) = figures.panels("A small figure")
+        figures.error_bars(ax, [1, 2], Estimate.of(np.eye(2)))
+        return figure
+
+    publish(report, FigureOptions(output=path), draw)
     assert f"Figure: {path}" in capsys.readouterr().out
     results = json.loads((tmp_path / "small.json").read_text())
-    assert results["options"] == {"output": str(path)}
+    assert results["options"] == {
+        "output": str(path),
+        "theme": "light",
+        "verbose": False,
+    }
     assert results["versions"]["jax"] == jax.__version__
     assert results["estimates"]["nested"] == {"x": 1.5, "3": ["nan"]}
     assert results["estimates"]["error"]["mean"] == [0.5, 0.5]
@@ -89,9 +98,45 @@ def test_results_are_stored_beside_the_figure(report, tmp_path, capsys):
 
 
 def test_several_figures_share_the_beginning_of_their_paths(report, tmp_path):
-    figure = figures.panels(1, 1, (2, 2))[0]
-    publish(report, Options(output=tmp_path / "many"), {"_a.png": figure, "_b.pdf": figure})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.json", "many_a.png", "many_b.pdf"]
+    def draw():
+        return {name: figures.panels(name)[0] for name in ("a", "b")}
+
+    publish(report, FigureOptions(output=tmp_path / "many"), draw)
+    publish(report, FigureOptions(output=tmp_path / "many.svg", theme="both"), draw)
+    names = ["a.png", "a.svg", "a_dark.svg", "b.png", "b.svg", "b_dark.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "many.json",
+        *(f"many_{name}" for name in names),
+    ]
+
+
+def test_equal_figures_are_equal_files_and_themes_differ(tmp_path):
+    def draw():
+        return figures.panels("A figure")[0]
+
+    files = []
+    for theme in ("light", "dark", "light"):
+        (path,) = figures.save(draw, tmp_path / "figure.svg", theme)
+        files.append(path.read_bytes())
+    assert files[0] == files[2] != files[1]
+    # Text is drawn as it looks here, with no need of fonts there.
+    assert b"<text" not in files[0]
+
+
+def test_details_are_printed_on_request(report):
+    whole = dataclasses.replace(report, details=["In detail.", "x" * 30 + " " + "y" * 90])
+    assert "In detail." not in str(whole)
+    assert str(whole).endswith("More tables: --verbose.")
+    text = whole.text(verbose=True)
+    assert "In detail." in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_tables_break_words_that_leave_no_room():
+    text = table(("name", "value"), [("n" * 90, "v" * 90)])
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("n") == 91
+    assert text.count("v") == 91
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from experiments._kit import options as kit_options
 from experiments.trainability import __main__ as trainability
 from experiments.trainability import measurement
 from jaxgrad import sweeps, theory
+from tests.experiments.legible import legible
 
 pytestmark = pytest.mark.slow
 
@@ -220,11 +221,9 @@ def test_figure_says_what_its_axes_are(kinds):
     predicted = np.concatenate([[[False] * 3], learns[1:]])
     result = measurement.Map(learns / 2, learns, predicted, 0.5, np.zeros((4, 3)), 0.0)
     maps = {f"kind {i}": result for i in range(kinds)}
-    drawing = trainability.draw(maps, dict.fromkeys(maps, border), options)
+    drawing = legible(lambda: trainability.draw(maps, dict.fromkeys(maps, border), options))
     panels = [ax for ax in drawing.axes if ax.get_title()]
-    assert [ax.get_title() for ax in panels] == [
-        f"kind {i}: 75.0% of cells as predicted" for i in range(kinds)
-    ]
+    assert [ax.get_title() for ax in panels] == [f"kind {i}: 75.0% right" for i in range(kinds)]
     assert "depth" in panels[-1].get_xlabel()
     assert "weight variance" in panels[0].get_ylabel()
     assert "relu" in drawing.get_suptitle()

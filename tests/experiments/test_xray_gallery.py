@@ -12,6 +12,7 @@ from experiments import _kit as kit
 from experiments.xray_gallery import __main__ as command
 from experiments.xray_gallery import measurement
 from experiments.xray_gallery.models import MODELS
+from tests.experiments.legible import legible, message
 
 SMALL = measurement.Options(
     models=("Equinox MLP",), depths=(12,), width=32, seeds=2, steps=40, batch_size=16
@@ -131,14 +132,14 @@ def test_report_and_figure_follow_the_numbers():
     assert (
         "stay within a factor of 10: NNX ResNet. Factors of the others: Linen MLP 10^5.0." in words
     )
-    figure = command.figure(records, options)
-    message = "1 keep signal and gradient within a factor of 10 (grey) and 1 learn"
-    assert message in figure.get_suptitle()
-    assert "after prescription 2 and 2" in figure.get_suptitle()
-    assert [ax.get_title() for ax in figure.axes[:2]] == [
-        "Linen MLP\n",
-        "NNX ResNet\n(left as it is)",
-    ]
+    figure = legible(lambda: command.figure(records, options))
+    words = "Of 2 default initializations, 8 blocks deep, 1 survive and 1 learn; after "
+    assert message(figure) == words + "jaxgrad.prescribe 2 and 2"
+    decades, losses = figure.axes
+    assert [text.get_text() for text in decades.get_yticklabels()] == list(options.models)
+    for ax, values in ((decades, [[5, 0], [0, 0]]), (losses, [[2.3, 1], [1, 1]])):
+        for container, expected in zip(ax.containers, values, strict=True):
+            np.testing.assert_allclose(container.lines[0].get_xdata(), expected, atol=1e-4)
 
 
 def test_a_gradient_that_underflows_has_changed_by_the_range_of_the_type():

@@ -26,7 +26,7 @@ def test_points_are_the_sizes_and_axes_are_named(key):
         x = path.get_xdata()
         assert len(x) == 5 + 5 + 1
         assert np.all(np.diff(x) > 0)
-    assert signal.get_title() == "A network"
+    assert figure.get_suptitle() == "A network"
     assert signal.get_ylabel().startswith("signal: log10")
     labels = [text.get_text() for text in gradient.get_xticklabels()]
     assert labels == ["['blocks']", "tanh", "['head']"]
