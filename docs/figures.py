@@ -32,7 +32,6 @@ class Figure(NamedTuple):
 
 FIGURES = {
     "depth_variance": Figure("experiments.depth_variance"),
-    "activations": Figure("experiments.activations"),
 }
 
 

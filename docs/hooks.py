@@ -10,15 +10,19 @@
 import html
 import posixpath
 import re
+import sys
 from pathlib import Path
 
-import figures
 import latex2mathml.converter
 from mkdocs.structure.files import File
 
-import jaxgrad
-
 ROOT = Path(__file__).parent.parent
+# The command `mkdocs` does not search the folder in which it runs.
+sys.path.append(str(ROOT))
+
+import jaxgrad  # noqa: E402
+from docs import figures  # noqa: E402
+
 REPOSITORY = "https://github.com/jaxgrad/jaxgrad"
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 PAGES |= {"README.md": "index.md"}
@@ -26,8 +30,8 @@ LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P
 FORMULA = re.compile(r'(<(span|div) class="arithmatex">)\\([(\[])(.*?)\\[)\]](</\2>)', re.DOTALL)
 MODULES = "|".join(name for name in jaxgrad.__all__ if hasattr(getattr(jaxgrad, name), "__path__"))
 NAME = re.compile(
-    rf"(?<!>)<code>((?:jaxgrad\.)?(?:{MODULES}|activations|regimes|testing)\.[a-zA-Z][\w.]*"
-    r"|jaxgrad\.[a-z]\w*)((?:\([^<]*\))?)</code>(?!</a>)"
+    rf"<code>((?:jaxgrad\.)?(?:{MODULES}|activations|regimes|testing)\.[a-zA-Z][\w.]*"
+    r"|jaxgrad\.[a-z]\w*)((?:\([^<]*\))?)</code>"
 )
 
 
@@ -82,6 +86,14 @@ def on_page_content(content, page, **_):
         return f'<autoref identifier="{full}" optional>{code}</autoref>'
 
     content = FORMULA.sub(formula, content)
+    # A wide table scrolls, also by the arrow keys of someone who has no mouse.
+    content = content.replace("<table>", '<table tabindex="0">')
     # Headings stay as they are: a link in a link is none.
     parts = re.split(r"(<h\d.*?</h\d>|<a .*?</a>|<pre.*?</pre>)", content, flags=re.DOTALL)
     return "".join(part if i % 2 else NAME.sub(name, part) for i, part in enumerate(parts))
+
+
+def on_post_page(output, **_):
+    """Name the dialog of the search, which the theme leaves without a name."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')

@@ -1,7 +1,10 @@
 """Settings of JAX for all tests, checks of the annotated shapes, and a key for every test."""
 
+import fcntl
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -55,6 +58,22 @@ def programs_are_dropped():
     mappings = Path("/proc/self/maps")
     if mappings.exists() and len(mappings.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder of the documentation site, which is built once for all processes of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    command = [sys.executable, "-m", "docs", "build", "--no-figures", "--site-dir", folder / "site"]
+    with (folder / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "site" / "objects.inv").exists():
+            root = Path(__file__).parent.parent
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    return folder / "site"
 
 
 @pytest.fixture
