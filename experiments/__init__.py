@@ -1,5 +1,6 @@
 """One question a file; each runs as `python -m experiments.NAME`."""
 
+import importlib.util
 import signal
 import sys
 
@@ -8,3 +9,8 @@ import sys
 # process without one until the experiment begins.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+PACKAGES = ("jax", "matplotlib", "sklearn", "tqdm", "tyro", "xarray", "zarr")
+if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+    remedy = "run python -m pip install -e '.[experiments]'"
+    raise ImportError(f"experiments need {', '.join(missing)}; {remedy} in this repository")

@@ -4,6 +4,7 @@ Checks of values accept whatever JAX is tracing, whose numbers are not known yet
 and dtypes apply to traced values as well.
 """
 
+import importlib.util
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,6 +19,14 @@ from jax.core import Tracer
 T = TypeVar("T")
 LARGEST = 2**31 - 1
 """JAX counts in 32 bits, unless it is told otherwise."""
+
+
+def installed(user: str, extra: str, *packages: str) -> None:
+    """Raise ImportError, which names the extra to install, unless optional packages are there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = f'run python -m pip install "jaxgrad[{extra}]"'
+        raise ImportError(f"{user} needs {' and '.join(missing)}; {remedy}")
 
 
 def is_traced(value: Any) -> bool:

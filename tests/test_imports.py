@@ -108,6 +108,31 @@ def parsed(path):
     return ast.parse(path.read_text())
 
 
+@pytest.mark.parametrize(
+    ("package", "extra", "call"),
+    [
+        ("matplotlib", "experiments", lambda: jaxgrad.plotting.depth_map(None)),
+        ("matplotlib", "experiments", lambda: jaxgrad.plotting.phase_diagram(None, None)),
+        ("matplotlib", "experiments", lambda: jaxgrad.plotting.xray(None)),
+        ("matplotlib", "experiments", lambda: jaxgrad.plotting.style.theme()),
+        ("xarray", "experiments", lambda: jaxgrad.sweeps.open_store("store")),
+        ("zarr", "experiments", lambda: jaxgrad.sweeps.open_store("store")),
+        ("mpmath", "reference", lambda: jaxgrad.checking.reference(abs, 1.0)),
+        ("mpmath", "reference", lambda: jaxgrad.checking.check_domain(abs, 1.0)),
+        ("hypothesis", "test", lambda: jaxgrad.testing.arguments(1.0)),
+        ("pandas", "experiments", lambda: jaxgrad.check_grads(abs, 1.0).to_pandas()),
+        ("xarray", "experiments", lambda: jaxgrad.xray(abs, 1.0).to_xarray()),
+        ("tyro", "experiments", lambda: importlib.reload(importlib.import_module("experiments"))),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(
+    monkeypatch, package, extra, call
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}; run python -m pip install.*\[{extra}\]"):
+        call()
+
+
 def test_packages_import_only_those_below():
     for path in SOURCES:
         package = path.relative_to(ROOT).parts[0].removesuffix(".py")

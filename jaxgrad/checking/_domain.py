@@ -118,12 +118,7 @@ def check_domain(
             got = f"got {_validate.show(dtypes)}; pass for example (jnp.float32,)"
             raise TypeError(f"dtypes must be a sequence of floating-point types, {got}")
         dtypes = [_validate.dtype("dtypes", dtype) for dtype in dtypes]
-    try:
-        import mpmath  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "check_domain needs mpmath; `pip install jaxgrad[reference]` installs it"
-        ) from error
+    _validate.installed("check_domain", "reference", "mpmath")
     seed = seed_of(key)
     reports = []
     for dtype in dtypes or (None,):

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad import _validate
 from jaxgrad.checking._domain_values import Interval, space, special_numbers
 
 
@@ -30,12 +31,9 @@ def arguments(*domains: Any) -> Any:
     >>> bool(x > 88)
     True
     """
-    try:
-        from hypothesis import strategies as st
-    except ImportError as error:
-        raise ImportError(
-            "arguments needs hypothesis; `pip install jaxgrad[test]` installs it"
-        ) from error
+    _validate.installed("arguments", "test", "hypothesis")
+    from hypothesis import strategies as st
+
     flat = space(domains, None)
     leaves = [_leaf(st, leaf) for leaf in flat.intervals]
     points = st.tuples(*leaves)

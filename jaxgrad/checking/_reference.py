@@ -198,7 +198,7 @@ def reference(
     digits = _validate.integer("digits", digits, 10)
     operations = _validate.integer("operations", operations, 1)
     _validate.scalar("rtol", rtol, minimum=0.0)
-    _require_mpmath()
+    _validate.installed("checking.reference", "reference", "mpmath")
     problem = prepare(
         f, args, argnums=argnums, has_aux=has_aux, holomorphic=holomorphic, kwargs=kwargs
     )
@@ -295,12 +295,3 @@ def _cause(value, left, right, jump, exact, autodiff, rtol, dtype, typical) -> C
     elif not abs(exact - autodiff) <= lost:
         return Cause.ROUNDING
     return Cause.KINK if kink else Cause.RIGHT
-
-
-def _require_mpmath() -> None:
-    try:
-        import mpmath  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "reference needs mpmath; `pip install jaxgrad[reference]` installs it"
-        ) from error

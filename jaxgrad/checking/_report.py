@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxgrad import _validate
 from jaxgrad._html import fragment, save
 from jaxgrad._numerics import float_eps
 
@@ -149,6 +150,7 @@ class Report:
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a table with a row for each leaf; needs pandas."""
+        _validate.installed("to_pandas", "experiments", "pandas")
         import pandas
 
         return pandas.DataFrame([_plain(leaf) for leaf in self.leaves])

@@ -107,6 +107,7 @@ class XRay:
         Its axes are `site` and `iteration`, those of nested scans after each other; NaN beyond the
         iterations of a site. `signal` and `gradient` are log10 of the root mean square.
         """
+        _validate.installed("to_xarray", "experiments", "xarray")
         import xarray
 
         return xarray.Dataset(*site_columns(self.sites))

@@ -53,6 +53,7 @@ def depth_map(
       quantity: words for what is measured.
       block: word for what the depth counts.
     """
+    _validate.installed("plotting.depth_map", "experiments", "matplotlib")
     from matplotlib.figure import Figure
 
     words = {"axis": axis, "label": label, "quantity": quantity, "block": block}

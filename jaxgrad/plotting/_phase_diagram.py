@@ -32,6 +32,7 @@ def phase_diagram(measured: xarray.Dataset, theory: xarray.Dataset, title: str =
         point, or NaN.
       title: a sentence for the title, such as where the critical point is.
     """
+    _validate.installed("plotting.phase_diagram", "experiments", "matplotlib")
     from matplotlib.figure import Figure
 
     check_dataset("measured", measured, ("growth", "seed", "b_variance", "w_variance"))

@@ -27,6 +27,7 @@ def xray(trace: Any, title: str = "") -> Figure:
       trace: what `jaxgrad.xray` returns.
       title: a sentence above the figure.
     """
+    _validate.installed("plotting.xray", "experiments", "matplotlib")
     from matplotlib.figure import Figure
 
     _validate.attributes("trace", trace, ("sites", "value"), "jaxgrad.xray")

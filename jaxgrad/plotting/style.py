@@ -73,6 +73,7 @@ def palette() -> Palette:
 
 def theme(name: str = "light") -> AbstractContextManager[None]:
     """Set fonts, sizes and the colours `light` or `dark` for figures that are made within."""
+    _validate.installed("plotting.style.theme", "experiments", "matplotlib")
     import matplotlib
     from cycler import cycler
 

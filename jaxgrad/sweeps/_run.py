@@ -197,11 +197,9 @@ def _check_client(client: Any, store: Any, devices: Any) -> None:
     """Raise unless a client, if there is one, can be used."""
     if client is None:
         return
-    try:
-        import distributed
-    except ImportError as error:
-        remedy = 'run python -m pip install "jaxgrad[cluster]"'
-        raise ImportError(f"client needs dask.distributed; {remedy}") from error
+    _validate.installed("client", "cluster", "distributed")
+    import distributed
+
     if not isinstance(client, distributed.Client) or client.asynchronous:
         remedy = "pass distributed.Client(address)"
         rule = "client must be a synchronous dask.distributed.Client"

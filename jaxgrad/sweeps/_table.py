@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgrad import _validate
 from jaxgrad.sweeps import _location, _reading, _store, _versions
 from jaxgrad.sweeps._store import MARKER, Store
 from jaxgrad.sweeps._versions import CHUNK_VERSIONS
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
 
 def import_xarray() -> Any:
     """Import the optional packages that a sweep needs."""
-    try:
-        import xarray
-        import zarr  # noqa: F401
-    except ImportError as error:
-        remedy = 'run python -m pip install "jaxgrad[experiments]"'
-        raise ImportError(f"sweeps need xarray and zarr; {remedy}") from error
+    _validate.installed("jaxgrad.sweeps", "experiments", "xarray", "zarr")
+    import xarray
+
     return xarray
 
 
