@@ -3,6 +3,7 @@
 In every Markdown page each `python` block is run by itself. What it prints must equal the block
 without a language that follows it directly. A comment on the line before the block changes that:
 
+    <!-- continues -->        run after the block before, with its names
     <!-- slow -->             only in the slow tests
     <!-- not run: reason -->  not run
     <!-- tolerance 1e-3 -->   numbers in the output may differ by this relative error
@@ -32,6 +33,7 @@ PAGES = {
     ]
 }
 README = PAGES["README.md"]
+SITE = "https://jaxgrad.github.io/jaxgrad/"
 # Pages that speak of names of former versions.
 HISTORY = ("CHANGELOG.md", "docs/from_0_1_to_0_2.md")
 BLOCK = re.compile(
@@ -72,6 +74,19 @@ def examples(pages):
             yield Example(page, line, match["code"], match["output"], match["marks"] or "")
 
 
+def chains(examples):
+    """Lists of examples that are run together: each with those that continue it."""
+    result = []
+    for example in examples:
+        if "continues" in example.marks:
+            assert result, example
+            assert result[-1][0].page == example.page, example
+            result[-1].append(example)
+        else:
+            result.append([example])
+    return result
+
+
 EXAMPLES = list(examples(PAGES))
 
 
@@ -88,27 +103,37 @@ def same(printed: str, shown: str, tolerance: float = 0.0) -> bool:
     return all(math.isclose(float(a), float(b), rel_tol=tolerance) for a, b in pairs)
 
 
-def parameter(example):
-    marks = [pytest.mark.slow] if "slow" in example.marks else []
-    return pytest.param(example, marks=marks, id=f"{example.page}:{example.line}")
+def parameter(chain):
+    marks = [pytest.mark.slow] if any("slow" in example.marks for example in chain) else []
+    return pytest.param(chain, marks=marks, id=f"{chain[0].page}:{chain[0].line}")
 
 
-@pytest.mark.parametrize("example", [parameter(e) for e in EXAMPLES if "not run" not in e.marks])
-def test_examples_run_and_print_what_is_shown(example, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "chain", map(parameter, chains(e for e in EXAMPLES if "not run" not in e.marks))
+)
+def test_examples_run_and_print_what_is_shown(chain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    printed = io.StringIO()
-    # As at a reader's, whose own functions may promote ranks.
-    with jax.numpy_rank_promotion("allow"), contextlib.redirect_stdout(printed):
-        exec(compile(example.code, example.page, "exec"), {"__name__": "example"})
-    outputs = map(example.compared, (printed.getvalue(), example.output or ""))
-    assert same(*outputs, example.tolerance), printed.getvalue()
+    names = {"__name__": "example"}
+    for example in chain:
+        printed = io.StringIO()
+        # As at a reader's, whose own functions may promote ranks.
+        with jax.numpy_rank_promotion("allow"), contextlib.redirect_stdout(printed):
+            exec(compile(example.code, example.page, "exec"), names)
+        outputs = map(example.compared, (printed.getvalue(), example.output or ""))
+        assert same(*outputs, example.tolerance), (example.line, printed.getvalue())
 
 
-def test_the_readme_has_examples_with_output():
-    assert (
-        sum(example.output is not None for example in EXAMPLES if example.page == "README.md") >= 5
-    )
+def test_the_readme_is_short_and_has_examples_with_output():
+    assert README.count("\n") <= 150
+    shown = [example for example in EXAMPLES if example.page == "README.md" and example.output]
+    assert len(shown) >= 3
+
+
+def test_addresses_of_the_site_in_the_readme_are_pages_of_the_documentation():
+    for address in re.findall(re.escape(SITE) + r"([\w/]*)\)", README):
+        page = ROOT / "docs" / (address.rstrip("/") or "index")
+        assert page.with_suffix(".md").is_file() or (page / "index.md").is_file(), address
 
 
 def test_blocks_are_read_with_their_marks_and_output():
@@ -120,6 +145,8 @@ def test_blocks_are_read_with_their_marks_and_output():
     assert (first.output, first.tolerance, first.line) == ("1\n", 0.01, 2)
     assert first.compared("a\nb 1\n") == "a"
     assert (second.code, second.output, second.marks) == ("x = 1\n", None, "")
+    continued = list(examples({"page": text.replace("```python\nx", "<!-- continues -->\n```python\nx")}))
+    assert [len(chain) for chain in chains(continued)] == [2]
 
 
 def test_outputs_are_compared():
