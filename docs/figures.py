@@ -32,6 +32,7 @@ class Figure(NamedTuple):
 
 FIGURES = {
     "depth_variance": Figure("experiments.depth_variance"),
+    "phase_diagram": Figure("experiments.phase_diagram"),
 }
 
 

@@ -13,6 +13,7 @@ without a language that follows it directly. A comment on the line before the bl
 import contextlib
 import io
 import math
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -107,9 +108,10 @@ def parameter(chain):
     return pytest.param(chain, marks=marks, id=f"{chain[0].page}:{chain[0].line}")
 
 
-@pytest.mark.parametrize(
-    "chain", map(parameter, chains(e for e in EXAMPLES if "not run" not in e.marks))
-)
+RUN = chains(example for example in EXAMPLES if "not run" not in example.marks)
+
+
+@pytest.mark.parametrize("chain", [parameter(chain) for chain in RUN])
 def test_examples_run_and_print_what_is_shown(chain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -167,7 +169,7 @@ def test_links_and_pictures_exist():
     drawn = {ROOT / "docs" / path for path in figures.images()}
     for page, text in PAGES.items():
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
-            path = (ROOT / page).parent / target.partition("#")[0]
+            path = Path(os.path.normpath((ROOT / page).parent / target.partition("#")[0]))
             if not re.match(r"https?:|mailto:|#", target) and path not in drawn:
                 assert path.exists(), (page, target)
 
