@@ -25,7 +25,7 @@ def main() -> int:
         parser.error("--redraw and --no-figures exclude each other; pass one of them")
     if options.site_dir and options.command == "serve":
         parser.error("--site-dir is an option of build; leave it out")
-    for module in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
+    for module in ("mkdocs", "material", "mkdocstrings", "latex2mathml", "jupytext"):
         if importlib.util.find_spec(module) is None:
             parser.error(f"{module} is not installed: python -m pip install -e '.[docs]'")
     if not options.no_figures:

@@ -14,54 +14,70 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "figures"
 WORK = Path("results/site")
-THEMES = ("", "_dark")
+THEMES = ("", "dark")
 
 
 class Figure(NamedTuple):
-    """A module of the experiments with its options, and the ends of the names of its figures."""
+    """A module of the experiments, its options, and the parts of which there is a figure each."""
 
     module: str
     options: str = ""
-    ends: tuple[str, ...] = ("",)
+    parts: tuple[str, ...] = ("",)
 
     def command(self, name: str) -> str:
-        """What a reader would type."""
+        """The command that a reader would type."""
         options = f" {self.options}" if self.options else ""
-        return f"python -m {self.module}{options} --theme both --output {WORK / name}.svg"
+        return (
+            f"python -m experiments.{self.module}{options} --theme both --output {WORK}/{name}.svg"
+        )
+
+    def files(self, name: str) -> list[str]:
+        """The names of the files that the command writes."""
+        words = [[name, part, theme] for part in self.parts for theme in THEMES]
+        return ["_".join(filter(None, parts)) + ".svg" for parts in words]
 
 
 FIGURES = {
-    "depth_variance": Figure("experiments.depth_variance"),
-    "phase_diagram": Figure("experiments.phase_diagram"),
+    "depth_variance": Figure("depth_variance"),
+    "depth_variance_transformer": Figure("depth_variance", "--network transformer"),
+    "phase_diagram": Figure("phase_diagram"),
+    "activations": Figure("activations"),
+    "trainability": Figure("trainability", "--w-variances 12 --longer 1"),
+    "xray_gallery": Figure("xray_gallery", "--seeds 3"),
+    "gradient_check": Figure("gradient_check", parts=("kinks", "steps")),
+    "input_normalization": Figure("input_normalization"),
+    "data_splits": Figure("data_splits"),
+    "norm_layers": Figure("norm_layers"),
+    "learning_rate": Figure("learning_rate"),
+    "regularization": Figure("regularization"),
+    "bias_variance": Figure("bias_variance"),
+    "diagnosis": Figure("diagnosis"),
+    "hyperparameters": Figure("hyperparameters"),
 }
 
 
 def images() -> dict[str, str]:
     """The command that draws it, by path of each image within `docs/`."""
     return {
-        f"figures/{name}{end}{theme}.svg": figure.command(name)
+        f"figures/{file}": figure.command(name)
         for name, figure in FIGURES.items()
-        for end in figure.ends
-        for theme in THEMES
+        for file in figure.files(name)
     }
 
 
 def draw(redraw: bool = False) -> None:
     """Run the commands of all figures that are not there, or of all."""
     for name, figure in FIGURES.items():
-        files = [f"{name}{end}{theme}.svg" for end in figure.ends for theme in THEMES]
-        if redraw or not all((FOLDER / file).exists() for file in files):
-            command = figure.command(name)
-            print(command, flush=True)
-            subprocess.run(
-                [sys.executable, *command.split()[1:]],
-                check=True,
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-            )
-            FOLDER.mkdir(exist_ok=True)
-            for file in files:
-                shutil.copy(ROOT / WORK / file, FOLDER)
+        files = figure.files(name)
+        if not redraw and all((FOLDER / file).exists() for file in files):
+            continue
+        command = figure.command(name)
+        print(command, flush=True)
+        arguments = [sys.executable, *command.split()[1:]]
+        subprocess.run(arguments, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        FOLDER.mkdir(exist_ok=True)
+        for file in files:
+            shutil.copy(ROOT / WORK / file, FOLDER)
 
 
 def placeholder(command: str) -> str:

@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+import jupytext
 import latex2mathml.converter
 from mkdocs.structure.files import File
 
@@ -26,6 +27,9 @@ from docs import figures  # noqa: E402
 REPOSITORY = "https://github.com/jaxgrad/jaxgrad"
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 PAGES |= {"README.md": "index.md"}
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
+# The site is a branch of the repository, from which Colab reads notebooks.
+COLAB = "https://colab.research.google.com/github/jaxgrad/jaxgrad/blob/gh-pages"
 LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<after>[)\s])")
 FORMULA = re.compile(r'(<(span|div) class="arithmatex">)\\([(\[])(.*?)\\[)\]](</\2>)', re.DOTALL)
 MODULES = "|".join(name for name in jaxgrad.__all__ if hasattr(getattr(jaxgrad, name), "__path__"))
@@ -41,10 +45,32 @@ def on_files(files, config):
         if page != "index.md":
             text = relinked((ROOT / source).read_text(), source, page)
             files.append(File.generated(config, page, content=text))
+    for path in NOTEBOOKS:
+        notebook = jupytext.read(path)
+        notebook.nbformat_minor = 4  # The version without random names of cells.
+        name = f"notebooks/{path.stem}"
+        files.append(
+            File.generated(config, f"{name}.ipynb", content=jupytext.writes(notebook, "ipynb"))
+        )
+        files.append(File.generated(config, f"{name}.md", content=notebook_page(notebook, name)))
     for path, command in figures.images().items():
         if files.get_file_from_path(path) is None:
             files.append(File.generated(config, path, content=figures.placeholder(command)))
     return files
+
+
+def notebook_page(notebook, name):
+    """The cells of a notebook as Markdown, below a line that says where it runs."""
+    links = (
+        f"[Open in Colab]({COLAB}/{name}.ipynb)",
+        f"[Download]({posixpath.basename(name)}.ipynb)",
+    )
+    title, *parts = (
+        cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```"
+        for cell in notebook.cells
+    )
+    first, _, rest = title.partition("\n")
+    return "\n\n".join([first, " · ".join(links), rest, *parts]) + "\n"
 
 
 def on_page_markdown(markdown, page, **_):

@@ -59,6 +59,7 @@ def entries(nav):
 def test_the_navigation_has_every_page_once():
     pages = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
     made = [page for page in hooks.PAGES.values() if page != "index.md"]
+    made += [f"notebooks/{path.stem}.md" for path in hooks.NOTEBOOKS]
     assert sorted(entries(SETTINGS["nav"])) == sorted(pages + made)
 
 
