@@ -44,7 +44,7 @@ FIGURES = {
     "activations": Figure("activations"),
     "trainability": Figure("trainability", "--w-variances 12 --longer 1"),
     "xray_gallery": Figure("xray_gallery", "--seeds 3"),
-    "gradient_check": Figure("gradient_check", parts=("kinks", "steps")),
+    "gradient_check": Figure("gradient_check", "--parts kinks steps", ("kinks", "steps")),
     "input_normalization": Figure("input_normalization"),
     "data_splits": Figure("data_splits"),
     "norm_layers": Figure("norm_layers"),
