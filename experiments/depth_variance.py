@@ -14,6 +14,8 @@ architecture, and `measure_model` any model, of whatever library, to be drawn in
     values = np.geomspace(0.5, 8, 11)
     table = depth_variance.measure_model(init, loss, batch, depths=(2, 4, 8, 16), values=values)
     plotting.depth_map(table, block="block").savefig("map.png")
+
+With `--html` the same measurements become an interactive page, see `_kit.explorer`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 import xarray
 
 from experiments import _kit as kit
-from experiments._kit import Estimate, networks, option, typical
+from experiments._kit import Estimate, explorer, networks, option, typical
 from experiments._kit.model_map import measure_model as measure_model
 from jaxgrad import (
     activations,
@@ -58,6 +60,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "transformer": RESIDUAL | {"activations": ("gelu",), "width": 64, "examples": 8},
 }
 """Defaults of each architecture."""
+NAMES = {
+    "mlp": "fully connected",
+    "conv": "convolutional",
+    "resnet": "residual blocks",
+    "transformer": "transformer",
+}
 DECADES = 4
 """Colours of the map reach so far, in powers of ten of a norm."""
 COMPARED = 7
@@ -107,10 +115,14 @@ class Options(typical.Options, kit.ClusterOptions):
     ratio: float = option(10.0, "A norm that changes by less than this factor is stable.", above=1)
     z: float = option(2.0, "A change within this many standard errors is stable.", minimum=0)
     output: Path = option(
-        Path("results/depth_variance"), "Where to write: OUTPUT.zarr, OUTPUT.png."
+        Path("results/depth_variance"), "Where to write: OUTPUT.zarr, OUTPUT.png, ..."
     )
     overwrite: bool = option(False, "Measure again; otherwise OUTPUT.zarr is resumed.")
     memory: int = option(1024, "Bound on the memory of one chunk, in MiB.", minimum=1)
+    html: bool = option(False, "Write OUTPUT.html, too: a page that shows every network's layers.")
+    html_stores: tuple[Path, ...] = option(
+        (), "Finished stores of other maps that the page offers, too.", count=0
+    )
 
     def __post_init__(self) -> None:
         for name, value in PRESETS[self.network].items():
@@ -125,6 +137,13 @@ class Options(typical.Options, kit.ClusterOptions):
             if getattr(self, name) != getattr(defaults, name):
                 raise ValueError(f"{name} is for mlp, got network={self.network}; leave it out")
         super().check()
+        if self.html_stores and not self.html:
+            raise ValueError("html_stores are for a page, got no html; pass html, too")
+        if self.html:
+            rows = len(self.activations) * (1 if self.network == "mlp" else len(self.placements))
+            size = (rows, self.seeds, self.w_variances, self.depth)
+            others = [explorer.finished(path, Options)[1] for path in self.html_stores]
+            explorer.check([size, *map(explorer.map_size, others)])
 
     @property
     def grid(self) -> np.ndarray:
@@ -140,7 +159,8 @@ class Options(typical.Options, kit.ClusterOptions):
         """The options on which the measurements depend."""
         # Thresholds judge a measurement and do not change it. Stores of mlps were made before there
         # were other networks.
-        others = {"overwrite", "memory", "ratio", "z"} | kit.APPEARANCE | kit.CLUSTER_FIELDS
+        others = {"overwrite", "memory", "ratio", "z", "html", "html_stores"}
+        others |= kit.APPEARANCE | kit.CLUSTER_FIELDS
         others |= {"network", "placements"} if self.network == "mlp" else set()
         return {k: v for k, v in kit.as_plain(self).items() if k not in others}
 
@@ -259,6 +279,7 @@ def predict(options: Options) -> xarray.Dataset:
             "log_profile": (PROFILE, _log_mean(first[:, -1:] - rest)),
             "log_infinite": (TYPICAL, result.infinite[count:]),
             "log_typical": (TYPICAL, result.typical[count:]),
+            "log_activation": (MAP, _log_mean(result.log_activation[:count])),
             "compared_w_variance": (("compared",), variances),
             "xi": (("fine_w_variance",), np.asarray(limit.xi_gradient)),
         }
@@ -369,6 +390,31 @@ def run_networks(options: Options) -> None:
     thresholds = regimes.Thresholds(options.ratio, options.z)
     draw = functools.partial(plotting.depth_map, dataset, thresholds, predicted, **words)
     kit.publish(kit.Report(sections, claims), options, draw)
+    write_page(options, dataset, predicted)
+
+
+def write_page(options: Options, dataset: xarray.Dataset, predicted: xarray.Dataset) -> None:
+    """Write the interactive page of this map, and of others, if it is asked for."""
+    if not options.html:
+        return
+    maps = [(options, dataset, predicted)]
+    for path in options.html_stores:
+        other, measured = explorer.finished(path, Options)
+        expected = predict(other) if other.network == "mlp" else networks.predict_map(other)
+        maps.append((other, measured, expected))
+    thresholds = regimes.Thresholds(options.ratio, options.z)
+    pages = []
+    for part, measured, expected in maps:
+        plain = part.network == "mlp"
+        quantity = "gradient of token differences" if part.network == "transformer" else "gradient"
+        words = {"block": "layer" if plain else "block", "quantity": quantity}
+        if part.network in ("resnet", "transformer"):
+            words["rows"] = "norms"
+        name = f"{NAMES[part.network]}, width {part.width}"
+        pages.append(explorer.Map(name, measured.load(), expected, thresholds, **words))
+    path = options.output.with_name(options.output.name + ".html")
+    explorer.write(path, pages, f"Data: {options.data}; {options.seeds} seeds.")
+    print(f"Page: {path}")
 
 
 def run(options: Options) -> None:
@@ -388,6 +434,7 @@ def run(options: Options) -> None:
     thresholds = regimes.Thresholds(options.ratio, options.z)
     draw = functools.partial(plotting.depth_map, dataset, thresholds, predicted)
     kit.publish(kit.Report(sections, claims), options, draw)
+    write_page(options, dataset, predicted)
 
 
 if __name__ == "__main__":

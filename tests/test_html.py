@@ -1,7 +1,5 @@
-"""Results as HTML: what they show, and that a browser shows and sorts it."""
+"""Results as HTML: what they show; `tests/browser` opens them."""
 
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import jax
@@ -10,10 +8,8 @@ import numpy as np
 import pytest
 
 import jaxgrad
-from jaxgrad._html import curve, fragment, save
+from jaxgrad._html import curve, fragment
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-OPTIONS = "--headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom"
 VOID = {"meta", "line", "polyline"}
 
 
@@ -121,18 +117,3 @@ def test_a_page_is_written(trace, tmp_path):
     assert page.startswith("<!DOCTYPE html>")
     assert "http" not in page
     Tables(page.removeprefix("<!DOCTYPE html>"))
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser")
-def test_a_browser_sorts_the_table(tmp_path):
-    body = fragment("title", "", ["name", "size"], [["a", "10"], ["b", "-2"], ["c", "9"]])
-    click = "<script>document.querySelectorAll('th')[1].click()</script>"
-    save(tmp_path / "page.html", "title", body + click)
-    command = [str(BROWSER), *OPTIONS.split(), f"--user-data-dir={tmp_path}/profile"]
-    done = subprocess.run(
-        [*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60
-    )
-    dom = done.stdout
-    table = dom[dom.index("<table") : dom.index("</table>")]
-    assert 'aria-sort="ascending"' in table
-    assert [row[0] for row in Tables(table + "</table>").rows[1:]] == ["b", "c", "a"]

@@ -185,15 +185,19 @@ PREDICTED_VARIANCES = 9
 """Theory over tokens takes seconds a variance; between these, its logs are interpolated."""
 
 
-def predict(network: Network, variances: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Predict `log_ratio`, `[w_variance, depth]`, at infinite width, for examples as of `tiled`."""
+def predict(network: Network, variances: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Predict `log_ratio` and `log_activation` at infinite width, for examples as of `tiled`.
+
+    Returns: both `[w_variance, depth]`, as `measure` does.
+    """
 
     def one(w_variance):
         (each,) = network.body(w_variance).predict_each(start)
-        if each.tokens is None:
-            return each.log_gradient
-        # The share of a change that is in the differences of tokens.
-        return each.log_gradient + jnp.log(each.tokens.change_gap)
+        logs = {"log_ratio": each.log_gradient, "log_activation": each.log_q}
+        if each.tokens is not None:
+            # The share of a change that is in the differences of tokens.
+            logs["log_ratio"] += jnp.log(each.tokens.change_gap)
+        return logs
 
     # All positions are alike, and the first layer's outputs are Gaussian.
     start = theory.Moments(log_q=0.0, gaussian=True, fresh=True)
@@ -208,7 +212,10 @@ def predict(network: Network, variances: np.ndarray, x: np.ndarray) -> np.ndarra
     with jax.enable_x64(True):
         logs = jax.device_get(jax.lax.map(one, jnp.asarray(points)))
     target, known = np.log(np.asarray(variances, float)), np.log(points)
-    return np.stack([np.interp(target, known, column) for column in logs.T], axis=1)
+    return {
+        name: np.stack([np.interp(target, known, column) for column in values.T], axis=1)
+        for name, values in logs.items()
+    }
 
 
 def measure_map(options: Any, progress: Any = None) -> xarray.Dataset:
@@ -277,7 +284,10 @@ def predict_map(options: Any) -> xarray.Dataset:
     rows, x = _rows(options), tiled(options.inputs(), options.network)
     x = np.asarray(x, np.float32)
     jobs = {name: functools.partial(predict, row, options.grid, x) for name, row in rows.items()}
-    log_ratio = np.stack(list(in_threads(jobs).values()))
+    results = list(in_threads(jobs).values())
+    log_ratio, log_activation = (
+        np.stack([logs[name] for logs in results]) for name in ("log_ratio", "log_activation")
+    )
     # A network without its first k blocks has the gradient of the whole over that of the k.
     before = np.pad(log_ratio, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     profile = log_ratio[..., -1:] - before
@@ -287,6 +297,7 @@ def predict_map(options: Any) -> xarray.Dataset:
     coords = {"activation": list(rows), "w_variance": options.grid}
     variables = {
         "log_ratio": (("activation", *MAP), log_ratio),
+        "log_activation": (("activation", *MAP), log_activation),
         "log_profile": (("activation", *PROFILE), profile),
     }
     return xarray.Dataset(variables, coords | {"depth": numbers, "layer": numbers})

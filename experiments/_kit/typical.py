@@ -51,6 +51,7 @@ class Prediction(NamedTuple):
     log_gradient: np.ndarray  # at infinite width, `[points, depth, examples]`
     log_last_gradient: np.ndarray  # with respect to the last layer's pre-activations
     typical: np.ndarray  # mean over examples and networks of the width, `[points, depth]`
+    log_activation: np.ndarray  # mean square of each layer's activations, as `log_gradient`
 
     @property
     def infinite(self) -> np.ndarray:
@@ -79,9 +80,9 @@ def predict(
 
     The effect of a finite width is computed for one example of the geometric mean size.
     """
-    squares = np.mean(np.square(x, dtype=np.float64), axis=1)
-    central = np.exp(np.mean(np.log(squares)))
-    inputs = theory.Moments(log_q=np.log(np.append(squares, central)))
+    input_squares = np.mean(np.square(x, dtype=np.float64), axis=1)
+    central = np.exp(np.mean(np.log(input_squares)))
+    inputs = theory.Moments(log_q=np.log(np.append(input_squares, central)))
 
     def point(w, b):
         layer = layers.mlp(1, depth, activation, w_variance=w, b_variance=b, bias=True)
@@ -89,16 +90,17 @@ def predict(
         law = theory.finite_width.gradient_law(
             activation, depth, w, b, width=width, input_square=central
         )
-        return infinite.log_gradient, infinite.log_last_gradient, law.mean_log
+        logs = (infinite.log_gradient, infinite.log_last_gradient, infinite.log_activation)
+        return *logs, law.mean_log
 
     with jax.enable_x64(True):
         points = (jnp.asarray(w_variance, float), jnp.asarray(b_variance, float))
-        log_gradient, log_last, mean_log = jax.device_get(jax.vmap(point)(*points))
+        log_gradient, log_last, squares, mean_log = jax.device_get(jax.vmap(point)(*points))
     # The last column is the central example, whose logs at both widths give the effect of a width.
     effect = mean_log - log_gradient[..., -1]
     log_gradient = log_gradient[..., :-1]
     typical = log_gradient.mean(axis=-1) + effect
-    return Prediction(log_gradient, log_last[..., :-1], typical)
+    return Prediction(log_gradient, log_last[..., :-1], typical, squares[..., :-1])
 
 
 def per_layer(log_gradient: Any, start: int = 1) -> Any:

@@ -31,6 +31,8 @@ def test_relu_gradient_grows_by_half_the_variance_a_layer(predicted):
     w = predicted["w_variance"].values[:, None]
     between = np.arange(SMALL.depth)[None]
     np.testing.assert_allclose(predicted["log_ratio"], between * np.log(w / 2), atol=1e-9)
+    signal = np.log(np.mean(SMALL.inputs().astype(np.float64) ** 2)) + (between + 1) * np.log(w / 2)
+    np.testing.assert_allclose(predicted["log_activation"], signal, atol=1e-9)
     profile = predicted["log_profile"] - predicted["log_profile"].isel(layer=-1)
     np.testing.assert_allclose(profile, between[:, ::-1] * np.log(w / 2), atol=1e-9)
     fine = predicted["fine_w_variance"].values

@@ -51,7 +51,7 @@ def test_growth_is_that_of_theory(kind):
         keys = jax.random.split(jax.random.key(1), seeds)
         logs = np.array([one(key) for key in keys])[..., -1] / size["depth"]
         error = logs.std(axis=0, ddof=1) / np.sqrt(seeds)
-        expected = networks.predict(network, variances, np.asarray(x))
+        expected = networks.predict(network, variances, np.asarray(x))["log_ratio"]
         assert np.all(error < 0.05)
         difference = np.abs(logs.mean(axis=0) - expected[:, -1] / size["depth"])
         assert np.all(difference < 4 * error + 1 / size["width"])
@@ -102,7 +102,7 @@ def test_token_differences_are_those_of_theory(placement):
 
     logs = np.array([one(key) for key in jax.random.split(jax.random.key(1), 12)])[..., -1] / 8
     error = logs.std(axis=0, ddof=1) / np.sqrt(len(logs))
-    expected = networks.predict(network, variances, np.asarray(x))[:, -1] / 8
+    expected = networks.predict(network, variances, np.asarray(x))["log_ratio"][:, -1] / 8
     assert np.all(error < 0.05)
     assert np.all(np.abs(logs.mean(axis=0) - expected) < 4 * error + 3 / 64), (logs, expected)
 
@@ -144,6 +144,9 @@ def test_theory_is_drawn_over_a_map(tmp_path):
     growth = predicted["log_ratio"].sel(activation="relu").diff("depth")
     expected = np.log(small.grid / 2)[:, None]
     np.testing.assert_allclose(growth, np.broadcast_to(expected, growth.shape), atol=1e-9)
+    # So does its signal, whose mean square is 1 before the first block.
+    signal = predicted["log_activation"].sel(activation="relu")
+    np.testing.assert_allclose(signal, expected * signal["depth"].values, atol=1e-9)
     table = networks.measure_map(small).load()
     words = [
         t.get_text() for t in plotting.depth_map(table, theory=predicted).legends[0].get_texts()

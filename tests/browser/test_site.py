@@ -1,0 +1,83 @@
+"""The documentation site in a browser: it fits small windows, and everyone can read it."""
+
+import functools
+import http.server
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import overflow, violations
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site with placeholders for its figures, served from this machine."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "docs", "build", "--no-figures", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        """Print nothing."""
+
+
+def faults_of(page):
+    """Everything that is wrong with a page in windows of all widths."""
+    faults = {}
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        if pixels := overflow(page):
+            faults[f"{width} px wide"] = f"{pixels} px too wide: {widest(page)}"
+        # Rules of contrast and texts; other sizes show other parts of the navigation.
+        faults |= {f"{rule} ({width} px)": where for rule, where in violations(page).items()}
+    return faults
+
+
+def widest(page):
+    """Elements that reach beyond the right edge of the window and do not scroll themselves."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("main *")].filter(
+            e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1
+        ).slice(0, 3).map(e => e.outerHTML.slice(0, 120))"""
+    )
+
+
+def test_every_page_fits_and_can_be_read_by_all(site, opened):
+    folder, address = site
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("index.html"))]
+    assert len(paths) > 20
+    faults = {}
+    for path in paths:
+        with opened(address + str(path)) as page:
+            faults[str(path)] = faults_of(page)
+    assert {path: parts for path, parts in faults.items() if parts} == {}
+
+
+@pytest.mark.parametrize("path", ["index.html", "reference/checking/index.html"])
+def test_dark_pages_have_contrast(site, opened, path):
+    with opened(site[1] + path, scheme="dark") as page:
+        assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
+        assert violations(page) == {}
+
+
+def test_the_search_finds_a_word_without_a_network(site, opened):
+    with opened(site[1] + "index.html") as page:
+        page.keyboard.press("f")
+        page.keyboard.type("check_grads")
+        page.wait_for_selector(".md-search-result__item")
+        assert "checking" in page.get_attribute(".md-search-result__link >> nth=0", "href")
