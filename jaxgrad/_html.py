@@ -12,7 +12,10 @@ WIDTH, HEIGHT, MARGIN = 860, 190, 60  # of a panel, in pixels
 TICKS = 4
 STYLE = """
 .jaxgrad { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff }
-.jaxgrad pre { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap }
+.jaxgrad pre { font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere }
+.jaxgrad svg { max-width: 100%; height: auto }
+.jaxgrad .table { overflow-x: auto }
 .jaxgrad table { border-collapse: collapse; width: 100% }
 .jaxgrad th, .jaxgrad td { border-bottom: 1px solid #ddd; padding: .25rem .5rem; text-align: left }
 .jaxgrad th { cursor: pointer; white-space: nowrap }
@@ -53,9 +56,12 @@ def fragment(
     """
     cells = [[str(cell) for cell in row] for row in rows]
     sort = html.escape(" ".join(SORT.split()))
-    head = "".join(f'<th scope="col" onclick="{sort}">{html.escape(h)}</th>' for h in headings)
+    # A heading is reached, and pressed, on the keyboard, too.
+    act = f'tabindex="0" onclick="{sort}" onkeydown="if (event.key === \'Enter\') this.click()"'
+    head = "".join(f'<th scope="col" {act}>{html.escape(h)}</th>' for h in headings)
     body = "\n".join(f"<tr>{''.join(_cell(cell, bad) for cell in row)}</tr>" for row in cells)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    table = f'<div class="table">{table}</div>'
     return (
         f'<div class="jaxgrad"><style>{STYLE}</style><h2>{html.escape(title)}</h2>'
         f"<pre>{html.escape(text)}</pre>{curves}{table}</div>"
@@ -120,7 +126,8 @@ def save(path: Any, title: str, body: str) -> None:
     """Write a fragment as a page of its own."""
     page = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title></head>"
-        f'<body style="margin: 2rem auto; max-width: 80rem">{body}</body></html>\n'
+        f'<body style="margin: 2rem auto; max-width: 80rem; padding: 0 1rem">{body}</body></html>\n'
     )
     Path(path).write_text(page, encoding="utf-8")
