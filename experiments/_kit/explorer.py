@@ -6,10 +6,11 @@ The page holds its data, its code and its plotting library, so that it needs no 
 from __future__ import annotations
 
 import base64
+import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,7 +74,9 @@ def map_size(dataset: xarray.Dataset) -> tuple[int, ...]:
 def check(sizes: Sequence[tuple[int, ...]]) -> None:
     """Raise unless a page can be made of maps of these sizes, see `map_size`."""
     if importlib.util.find_spec("bokeh") is None:
-        raise ImportError('html needs Bokeh; run python -m pip install "jaxgrad[html]"')
+        raise ImportError(
+            'html needs Bokeh; run python -m pip install -e ".[html]" in this repository'
+        )
     depth = min(size[-1] for size in sizes)
     if depth < FEWEST_DEPTHS:
         raise ValueError(f"html needs a depth of at least {FEWEST_DEPTHS}, got {depth}")
@@ -84,7 +87,9 @@ def check(sizes: Sequence[tuple[int, ...]]) -> None:
         raise ValueError(f"html must hold at most {MOST_NUMBERS} numbers, {got}")
 
 
-def finished(path: Path, options_type: type[OptionsType]) -> tuple[OptionsType, xarray.Dataset]:
+def finished(
+    path: Path, options_type: Callable[..., OptionsType]
+) -> tuple[OptionsType, xarray.Dataset]:
     """Open the store of a finished map, with the options that it was measured with."""
     got = f"got {str(path)!r}"
     try:
@@ -104,13 +109,11 @@ def finished(path: Path, options_type: type[OptionsType]) -> tuple[OptionsType, 
 
 def write(path: Path, maps: Sequence[Map], note: str) -> None:
     """Write a page with these maps, and a note about the measurement below them."""
-    from bokeh.embed import json_item
-    from bokeh.resources import Resources
-
     figures = {"map": _map_figure(), "signal": _curve_figure(), "gradient": _curve_figure()}
-    items = {name: json_item(figure, name) for name, figure in figures.items()}
+    items = {name: _bokeh("embed").json_item(figure, name) for name, figure in figures.items()}
     # Of the library, only what draws: no widgets and no tables.
-    library = Resources(mode="inline", components=["bokeh"], log_level="error").render_js()
+    how = {"mode": "inline", "components": ["bokeh"], "log_level": "error"}
+    library = _bokeh("resources").Resources(**how).render_js()
     folder = Path(__file__).parent
     parts = {
         "NOTE": note,
@@ -179,7 +182,7 @@ def _lines(page: Map, arrays: dict[str, np.ndarray], regime: np.ndarray) -> tupl
     # Regimes are -1, 0 and 1, so that their borders are contours at -1/2 and 1/2.
     borders = contour_generator(depths, height, regime.astype(float))
     for name, edge in (("vanishing", -0.5), ("exploding", 0.5)):
-        lines[name] = [line.T.tolist() for line in borders.lines(edge)]
+        lines[name] = [np.transpose(np.asarray(line)).tolist() for line in borders.lines(edge)]
     # `level` takes seeds, and a prediction has none: two equal ones stand for them.
     predicted = np.stack([arrays["gradientTheory"]] * 2)
     for name, values in (("level", arrays["gradient"]), ("theory", predicted)):
@@ -217,27 +220,25 @@ def _innermost(region: np.ndarray) -> tuple[int, int] | None:
     return int(row), int(column)
 
 
+def _bokeh(module: str) -> Any:
+    """A module of the plotting library, whose types do not know its properties."""
+    return importlib.import_module(f"bokeh.{module}")
+
+
 def _map_figure() -> Any:
     """The map without its data, which the page fills in."""
-    from bokeh.models import ColorBar, CustomJSTickFormatter, FixedTicker, LinearColorMapper
-    from bokeh.palettes import Cividis256
-    from bokeh.plotting import figure
-
-    empty: dict[str, Any] = {"x": [], "y": []}
-    plot = figure(height=430, **_look(), x_axis_label="depth", name="map")
+    models = _bokeh("models")
+    plot = _figure(430)
     plot.yaxis.axis_label = "weight variance × fan-in"
-    plot.yaxis.formatter = CustomJSTickFormatter(code=VARIANCES)
-    plot.yaxis.ticker = FixedTicker(ticks=list(range(-10, 11)))
+    plot.yaxis.formatter = models.CustomJSTickFormatter(code=VARIANCES)
+    plot.yaxis.ticker = models.FixedTicker(ticks=list(range(-10, 11)))
     plot.grid.visible = False
-    colors = LinearColorMapper(Cividis256, low=-DECADES, high=DECADES, nan_color="#888888")
-    fill = {"field": "value", "transform": colors}
+    palette = _bokeh("palettes").Cividis256
+    colors = models.LinearColorMapper(palette, low=-DECADES, high=DECADES, nan_color="#888888")
     # Edges in the same colour leave no seams between cells.
-    plot.rect(
-        **{"x": "x", "y": "y", "width": 1, "height": "height"},
-        **{"fill_color": fill, "line_color": fill},
-        source=empty | {"height": [], "value": []},
-        name="cells",
-    )
+    look = {key: {"field": "value", "transform": colors} for key in ("fill_color", "line_color")}
+    columns = dict.fromkeys(("x", "y", "height", "value"), ())
+    plot.rect("x", "y", 1, "height", source=columns, name="cells", **look)
     for name in LINES:
         ink = {"line_color": "#ff4fc3" if name == "theory" else "black", "line_width": 2.5}
         ink["line_dash"] = DASHES.get(name, "solid")
@@ -245,36 +246,32 @@ def _map_figure() -> Any:
         halo = {"line_color": "white", "line_width": 0 if name == "level" else 6}
         for end, look in ((" halo", halo), ("", ink)):
             plot.multi_line("x", "y", source={"x": [], "y": []}, name=name + end, **look)
-    plot.text(
-        **{"x": "x", "y": "y", "text": "text", "source": empty | {"text": []}, "name": "words"},
-        **{"text_align": "center", "text_baseline": "middle", "text_font_style": "bold"},
-        **{"text_color": "white", "text_font_size": "16px", "background_fill_color": "#1b1b1f"},
-        **{"background_fill_alpha": 0.75, "padding": 5, "border_radius": 4},
-    )
+    words = {"text_color": "white", "text_font_style": "bold", "text_font_size": "16px"}
+    words |= {"text_align": "center", "text_baseline": "middle"}
+    box = {"background_fill_color": "#1b1b1f", "background_fill_alpha": 0.75, "border_radius": 4}
+    columns = dict.fromkeys(("x", "y", "text"), ())
+    plot.text("x", "y", "text", source=columns, name="words", padding=5, **words, **box)
     for name, color, width in (("mark halo", "white", 7), ("mark", "black", 3)):
         ring = {"size": 17, "fill_color": None, "line_color": color, "line_width": width}
-        plot.scatter("x", "y", **ring, source={"x": [], "y": []}, name=name)
-    powers = {"formatter": CustomJSTickFormatter(code=POWERS), "ticker": FixedTicker()}
-    powers["ticker"].ticks = list(range(-DECADES, DECADES + 1))
-    bar = ColorBar(color_mapper=colors, height=12, padding=4, name="bar", **powers)
+        plot.scatter("x", "y", source={"x": [], "y": []}, name=name, **ring)
+    bar = models.ColorBar(color_mapper=colors, height=12, padding=4, name="bar")
+    bar.ticker = models.FixedTicker(ticks=list(range(-DECADES, DECADES + 1)))
+    bar.formatter = models.CustomJSTickFormatter(code=POWERS)
     plot.add_layout(bar, "above")
     return plot
 
 
 def _curve_figure() -> Any:
     """A panel over the layers without its data."""
-    from bokeh.models import AdaptiveTicker, CustomJSTickFormatter, Span
-    from bokeh.plotting import figure
-
-    plot = figure(height=215, **_look(), y_axis_label="size")
-    plot.yaxis.formatter = CustomJSTickFormatter(code=POWERS)
-    plot.yaxis.ticker = AdaptiveTicker(desired_num_ticks=5, mantissas=[1, 2, 5], min_interval=1)
-    plot.xaxis.ticker = AdaptiveTicker(mantissas=[1, 2, 5], min_interval=1)
-    plot.add_layout(Span(location=0, dimension="width", line_color="#888888", name="one"))
-    plot.varea(
-        **{"x": "x", "y1": "low", "y2": "high", "fill_alpha": 0.3, "name": "band"},
-        source={"x": [], "low": [], "high": []},
-    )
+    models = _bokeh("models")
+    plot = _figure(215)
+    plot.yaxis.formatter = models.CustomJSTickFormatter(code=POWERS)
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.ticker = models.AdaptiveTicker(mantissas=[1, 2, 5], min_interval=1)
+    plot.yaxis.ticker.desired_num_ticks = 5
+    plot.add_layout(models.Span(location=0, dimension="width", line_color="#888888"))
+    columns = dict.fromkeys(("x", "low", "high"), ())
+    plot.varea("x", "low", "high", source=columns, name="band", fill_alpha=0.3)
     for name, dash, size in (("theory", "dashed", 6), ("measured", "solid", 5)):
         columns = {"x": [], "y": []}
         plot.line("x", "y", line_width=2.5, line_dash=dash, source=columns, name=name)
@@ -283,16 +280,15 @@ def _curve_figure() -> Any:
     return plot
 
 
-def _look() -> dict[str, Any]:
-    from bokeh.models import Range1d
-
-    return {
-        "sizing_mode": "stretch_width",
-        "toolbar_location": None,
-        "tools": "",
+def _figure(height: int) -> Any:
+    ranges = {name: _bokeh("models").Range1d(0, 1) for name in ("x_range", "y_range")}
+    return _bokeh("plotting").figure(
+        height=height,
+        sizing_mode="stretch_width",
+        toolbar_location=None,
+        tools="",
         # Room for half of the last tick's label.
-        "min_border_right": 18,
-        "outline_line_color": None,
-        "x_range": Range1d(0, 1),
-        "y_range": Range1d(-1, 1),
-    }
+        min_border_right=18,
+        outline_line_color=None,
+        **ranges,
+    )

@@ -61,7 +61,7 @@ def test_a_store_brings_its_options(tmp_path):
 
 def test_without_the_library_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'html needs Bokeh; run .* "jaxgrad\[html\]"'):
+    with pytest.raises(ImportError, match=r'html needs Bokeh; run .* -e "\.\[html\]"'):
         options(tmp_path).check()
     options(tmp_path, html=False).check()
 
