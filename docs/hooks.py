@@ -104,6 +104,9 @@ def on_page_content(content, page, **_):
     def formula(match):
         start, _, bracket, tex, end = match.groups()
         display = "block" if bracket == "[" else "inline"
+        if display == "block":
+            # Where it is wider than the window it scrolls, also by the arrow keys.
+            start = start.replace(" class=", ' tabindex="0" class=', 1)
         return start + latex2mathml.converter.convert(html.unescape(tex), display=display) + end
 
     def name(match):
