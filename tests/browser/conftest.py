@@ -4,8 +4,6 @@ import contextlib
 import shutil
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -26,6 +24,9 @@ LOCAL = ("data:", "blob:", "about:")
 def browser():
     if CHROMIUM is None:
         pytest.skip(f"no browser on this machine: none of {', '.join(NAMES)} is installed")
+    # The tests of everything else need no extra.
+    from playwright.sync_api import sync_playwright
+
     # Playwright makes a new folder for the browser's profile, and removes it.
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -72,6 +73,8 @@ def overflow(page):
 
 def violations(page, rules=None):
     """Rules of axe-core that the page breaks: those of serious or critical impact, with places."""
+    from axe_playwright_python.sync_playwright import Axe
+
     options = {"resultTypes": ["violations"]} | ({} if rules is None else {"runOnly": rules})
     broken = Axe().run(page, options=options).response["violations"]
     return {
