@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,19 +34,19 @@ COMPILER = {"xla_backend_optimization_level": 1}
 class Options(kit.SeededOptions):
     """Options of the comparison of norms, on scikit-learn's digits."""
 
-    seeds: int = kit.option(3, "Networks for each kind, depth, variance and rate.", minimum=2)
+    seeds: int = kit.option(7, "Networks for each kind, variance and rate.", minimum=2)
     output: Path = kit.option(Path("results/norm_layers.png"), "Where to write the figure.")
     activation: str = kit.option("relu", "Activation.", choices=tuple(activations.TABLE))
     w_variances: tuple[float, ...] = kit.option(
-        (0.5, 2.0, 4.0), "Weight variances, times fan-in.", above=0
+        (0.5, 1.0, 2.0, 4.0), "Weight variances, times fan-in.", above=0
     )
     learning_rates: tuple[float, ...] = kit.option(
-        (0.002, 0.02), "Learning rates; the best one by dev accuracy is reported.", above=0
+        (0.005, 0.02), "Learning rates; the best one by dev accuracy is reported.", above=0
     )
-    depths: tuple[int, ...] = kit.option((8, 20), "Hidden layers of trained networks.", minimum=3)
+    depth: int = kit.option(20, "Hidden layers of trained networks.", minimum=3)
     width: int = kit.option(40, "Units of their hidden layers.", minimum=1)
     steps: int = kit.option(160, "Steps of training.", minimum=1)
-    every: int = kit.option(20, "Steps between measurements of the gradients.", minimum=1)
+    every: int = kit.option(40, "Steps between measurements of the gradients.", minimum=1)
     batch_size: int = kit.option(64, "Examples of a batch.", minimum=2, maximum=TRAINING)
     start_depth: int = kit.option(40, "Layers of the untrained networks.", minimum=2)
     start_width: int = kit.option(128, "Units of their layers.", minimum=1)
@@ -63,12 +62,6 @@ class Options(kit.SeededOptions):
                 f"steps must be a multiple of every, got {self.steps} and {self.every}"
             )
 
-    @property
-    def critical(self) -> int:
-        """Index of the weight variance that is nearest to the critical one."""
-        critical = float(theory.critical(self.activation).w_variance)
-        return int(np.argmin(np.abs(np.log(np.array(self.w_variances) / critical))))
-
 
 class Start(NamedTuple):
     """Log squared gradients before training, relative to depth 0, of one kind."""
@@ -82,13 +75,11 @@ class Start(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Training of one kind at one depth, `[seeds, variances, rates, ...]` or the best rate only."""
+    """Training of one kind, `[seeds, variances, rates, ...]` or the best rate only."""
 
     gradient: Any  # log10 of its norm at the input of each layer, [..., evaluations, layers]
     dev: Any  # accuracy on the dev set with running statistics, [..., evaluations]
-    train_loss: Any  # after the last step, with running statistics
-    train: Any  # accuracy
-    test_loss: Any
+    train: Any  # accuracy after the last step, with running statistics
     test: Any
     test_batch: Any  # accuracy with statistics of the test set itself
     rate: Any = None  # index of the rate of best mean dev accuracy, [variances]
@@ -106,10 +97,10 @@ class Trained(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All measurements, by kind, and by kind and depth at the best rates."""
+    """All measurements, by kind; of training those at the best rates."""
 
     start: dict[str, Start]
-    trained: dict[tuple[str, int], Trained]
+    trained: dict[str, Trained]
 
 
 def block(kind: str, width: int, activation: str, w_variance: Any = 1.0) -> Layer:
@@ -179,19 +170,19 @@ def gradients(kind: str, activation: str, params: Any, examples: kit.Examples) -
     return jnp.log10(jnp.sum(jnp.square(gradient), axis=(1, 2))) / 2
 
 
-def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Trained:
+def train(kind: str, drawn: Any, sets: Any, options: Options) -> Trained:
     """One program for all networks of `draw`, variances and rates; those with the best rates."""
-    layer, (training, dev, test) = network(kind, options.activation, options.width, depth), sets
+    size, (training, dev, test) = (options.activation, options.width, options.depth), sets
+    layer = network(kind, *size)
     # The gradients are measured on as many examples as a batch has.
     few = jax.tree.map(lambda a: a[: options.batch_size], training)
 
-    def scores(params, state, examples):
+    def score(params, state, examples):
         outputs = classifier.logits(layer, params, state, examples.x)
-        measures = (classifier.cross_entropy, classifier.accuracy)
-        return [measure(outputs, examples.labels) for measure in measures]
+        return classifier.accuracy(outputs, examples.labels)
 
     def evaluate(params, state):
-        _, accuracy = scores(params, state, dev)
+        accuracy = score(params, state, dev)
         return 1 - accuracy, (gradients(kind, options.activation, params, few), accuracy)
 
     how: dict[str, Any] = {"evaluate": evaluate, "every": options.every}
@@ -199,11 +190,13 @@ def train(kind: str, depth: int, drawn: Any, sets: Any, options: Options) -> Tra
 
     def one(seeded, w_variance, rate):
         key = jax.random.fold_in(jax.random.key(3), seeded[0])
-        params, optimizer = prepare(seeded[1], kind, depth, w_variance), optax.sgd(rate, 0.9)
+        params, optimizer = (
+            prepare(seeded[1], kind, options.depth, w_variance),
+            optax.sgd(rate, 0.9),
+        )
         fit = classifier.train(layer, params, optimizer, training, key=key, **how)
-        numbers = [*fit.record, *scores(fit.params, fit.state, training)]
-        numbers += [*scores(fit.params, fit.state, test), scores(fit.params, None, test)[1]]
-        return Trained(*numbers)
+        numbers = [score(fit.params, fit.state, part) for part in (training, test)]
+        return Trained(*fit.record, *numbers, score(fit.params, None, test))
 
     grid = (np.asarray(values) for values in (options.w_variances, options.learning_rates))
     return kit.mapped(one, drawn, *grid, compiler_options=COMPILER).best()
@@ -234,14 +227,13 @@ def start(kind: str, drawn: Any, x: Any, options: Options) -> Start:
 
 
 def measure(options: Options, progress: kit.Progress = None) -> Results:
-    """Measure every kind and depth."""
+    """Measure every kind, untrained and trained."""
     digits, key = kit.load("digits"), jax.random.key(options.first_seed)
     sets = kit.split(digits.x, digits.labels, (0.6, 0.2, 0.2), key=key)
-    drawn = draw(options, options.width, max(options.depths), options.seeds)
+    drawn = draw(options, options.width, options.depth, options.seeds)
     deep = draw(options, options.start_width, options.start_depth + 1, options.start_seeds)
     x = sets[0].x[: options.start_examples]
-    jobs: dict[Any, Any] = {kind: partial(start, kind, deep, x, options) for kind in KINDS}
-    for depth, kind in itertools.product(options.depths, KINDS):
-        jobs[kind, depth] = partial(train, kind, depth, drawn, sets, options)
+    jobs: dict[Any, Any] = {("start", k): partial(start, k, deep, x, options) for k in KINDS}
+    jobs |= {("trained", kind): partial(train, kind, drawn, sets, options) for kind in KINDS}
     results = kit.in_threads(jobs, progress)
-    return Results({kind: results.pop(kind) for kind in KINDS}, results)
+    return Results(*({kind: results[part, kind] for kind in KINDS} for part in Results._fields))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SMALL = experiment.Options(
     w_variances=(0.5, 2.0),
     learning_rates=(0.002, 0.05),
-    depths=(3,),
+    depth=3,
     width=32,
     steps=60,
     every=30,
@@ -98,12 +98,12 @@ def test_all_kinds_start_from_the_same_weights(plain):
 
 def test_shallow_networks_learn_and_agree_in_use(sets, drawn):
     weights = jax.tree.map(lambda a: a[: SMALL.seeds], drawn)
-    one = experiment.train("batch norm before", 3, weights, sets, SMALL)
+    one = experiment.train("batch norm before", weights, sets, SMALL)
     assert one.rate.shape == (2,)
     assert one.gradient.shape == (2, 2, 3, 2)
     assert one.ratio().shape == (2, 2, 3)
     assert (one.test > 0.7).all()
-    assert (one.train_loss < 1.0).all()
+    assert (one.train > 0.7).all()
     assert np.abs(one.test - one.test_batch).max() < 0.1
     assert (one.test.mean(axis=0) > command.LEARNS).all()
 
@@ -113,7 +113,7 @@ def test_the_best_rate_is_that_of_best_mean_dev_accuracy():
     dev[:, 0, 1] = dev[:, 1, 0] = 0.5
     test = np.arange(8.0).reshape(2, 2, 2)
     gradient = np.zeros((2, 2, 2, 1, 3))
-    best = experiment.Trained(gradient, dev, test, test, test, test, test).best()
+    best = experiment.Trained(gradient, dev, test, test, test).best()
     assert best.rate.tolist() == [1, 0]
     assert best.test.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     assert best.gradient.shape == (2, 2, 1, 3)
@@ -129,13 +129,11 @@ def known(kind):
     gradient = np.zeros((8, 2, 3, 2))
     gradient[..., 2, 0] = ups + 0.5
     test = np.full((8, 2), 0.9)
-    loss = 0.1 * ups * np.ones((8, 2))
     train = np.full((8, 2), 0.9 if kind == "layer norm before" else 0.99)
     if kind == "plain":
         gradient[:, 0, 1:] = -np.inf
         test[:, 0] = 0.1
-        loss = 4 * loss
-    numbers = (gradient, gradient[..., 0], 0 * loss, train, loss, test, test)
+    numbers = (gradient, gradient[..., 0], train, test, test)
     return start, experiment.Trained(*numbers, rate=np.array([0, 1]))
 
 
@@ -143,9 +141,8 @@ def test_report_and_figure_follow_the_numbers():
     every = {kind: known(kind) for kind in experiment.KINDS}
     results = experiment.Results(
         {kind: start for kind, (start, _) in every.items()},
-        {(kind, 3): one for kind, (_, one) in every.items()},
+        {kind: one for kind, (_, one) in every.items()},
     )
-    assert SMALL.critical == 1
     report = command.report(results, SMALL)
     text, verdicts = str(report), {v.claim.text: v for v in kit.verdicts(report.claims)}
     explode = "gradients explode at every variance (smallest growth)"
@@ -154,16 +151,10 @@ def test_report_and_figure_follow_the_numbers():
     learns = "depth 3: test accuracy above 20 % at every weight variance"
     assert verdicts[f"plain, {learns}"].outcome == "DOES NOT HOLD"
     assert verdicts[f"layer norm before, {learns}"].outcome == "HOLDS"
-    drift = verdicts["plain, depth 3, critical: log10 of first over last gradient stays within 1"]
-    assert drift.outcome == "DOES NOT HOLD"
-    assert f"{drift.claim.estimate:+.2f}" == "+1.55 ± 0.02"
-    gap = "depth 3: smaller gap of test and train loss than plain"
-    assert f"layer norm before, {gap}" not in verdicts
-    assert verdicts[f"batch norm after, {gap}"].outcome == "HOLDS"
-    assert verdicts[f"batch norm after, {gap}"].claim.estimate.mean == pytest.approx(-0.315)
-    assert " lost\n" in text
+    assert " lost\n" not in text
+    assert " lost\n" in report.text(verbose=True)
     figure = legible(lambda: command.figure(results, SMALL))
-    assert "learn at 1 without norms and at 2 with any norm" in message(figure)
+    assert "learn at 1 of 2 weight variances, with any norm at 2" in message(figure)
     plain_line, *_ = figure.axes[0].get_lines()
     np.testing.assert_allclose(plain_line.get_ydata(), [0.1, 0.9])
 
@@ -174,7 +165,7 @@ def test_report_and_figure_follow_the_numbers():
         ({"activation": "swish9"}, "activation must be one of"),
         ({"learning_rates": ()}, "learning_rates must have at least 1 value"),
         ({"w_variances": (0.0, 1.0)}, "w_variances must have values above 0"),
-        ({"depths": (2,)}, "depths must have values at least 3"),
+        ({"depth": 2}, "depth must be at least 3"),
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"steps": 50}, "steps must be a multiple of every, got 50 and 30"),
         ({"batch_size": 2000}, "batch_size must be at least 2 and at most 1078"),
