@@ -81,14 +81,17 @@ def report(result: tuple[Dropout, ...]) -> Report:
 
 def figure(result: tuple[Dropout, ...]):
     """Plot the largest slopes by autodiff and by numeric derivatives."""
-    names = [f"{case.name}\n(check_grads: {case.verdict})" for case in result]
-    autodiff, numeric = ([abs(case[i]).max() for case in result] for i in (2, 1))
-    worst = max(np.divide(numeric, autodiff))
-    title = f"A new mask in each call: numeric slopes up to {worst:,.0f} times autodiff's"
+    rows = {
+        f"{case.name}\n(check_grads: {case.verdict})": {
+            name: Estimate.exact(abs(slopes).max())
+            for name, slopes in (("numeric, two-sided", case.numeric), ("autodiff", case.autodiff))
+        }
+        for case in result
+    }
+    worst = max(abs(case.numeric).max() / abs(case.autodiff).max() for case in result)
+    title = f"A new mask in each call makes numeric slopes up to {worst:,.0f} times too large"
     figure, ((ax,),) = figures.panels(title, height=3)
-    for label, sizes, mark in (("autodiff", autodiff, "ks"), ("two-sided numeric", numeric, "C1o")):
-        ax.plot(sizes, names, mark, label=label)
-    ax.margins(y=0.2)
+    figures.dots(ax, rows, capsize=0)
     ax.set(xscale="log", xlabel="largest slope over all weights", ylabel="dropout mask")
     figures.legend_below(figure, ax, 2)
     return figure

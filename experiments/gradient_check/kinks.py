@@ -114,7 +114,8 @@ def figure(result: Kinks):
         }
         for checker, counts in zip(CHECKERS, alarms, strict=True)
     }
+    # The bars are the intervals that the shares have at so few networks.
     figures.shares(ax, rows)
-    ax.set(xlim=(-0.03, 1.03), xlabel="networks whose correct gradient is rejected (bars: 95 %)")
+    ax.set(xlim=(-0.03, 1.03), xlabel=f"share of {alarms.shape[2]} networks that are rejected")
     ax.legend()
     return figure

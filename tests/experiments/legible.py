@@ -6,6 +6,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
@@ -77,7 +78,8 @@ def drawn_texts(figure: Any) -> list[tuple[Text, np.ndarray]]:
         return plain(self, renderer, *args, **kwargs)
 
     with mock.patch.object(Text, "draw", draw):
-        figure.canvas.draw()
+        FigureCanvasAgg(figure).draw()
+    assert drawn
     unique = {id(text): text for text in drawn if text.get_text().strip()}
     return [(text, np.array(text.get_window_extent().extents)) for text in unique.values()]
 

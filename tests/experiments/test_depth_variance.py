@@ -8,6 +8,7 @@ import pytest
 from experiments import depth_variance
 from experiments._kit import typical
 from jaxgrad import plotting
+from tests.experiments.legible import legible
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,8 @@ def test_without_a_critical_variance_the_report_has_no_claim(dataset, predicted)
 
 
 def test_figure_draws_theory_over_the_measurement(dataset, predicted):
-    figure = plotting.depth_map(dataset, theory=predicted.expand_dims("activation"))
+    theory = predicted.expand_dims("activation")
+    figure = legible(lambda: plotting.depth_map(dataset, theory=theory))
     level, scale = figure.axes[0].lines[-2:]
     np.testing.assert_allclose(np.asarray(level.get_ydata()), 2.0, rtol=1e-6)
     np.testing.assert_allclose(np.asarray(scale.get_xdata()), 6 * predicted["xi"])

@@ -103,10 +103,9 @@ def test_report_shows_the_level_variance(dataset):
 
 def test_figure_has_words_on_every_axis(dataset):
     figure = plotting.depth_map(dataset)
-    for ax in figure.axes:
-        assert ax.get_ylabel()
-        if ax.get_title():
-            assert ax.get_xlabel()
+    *panels, bar = figure.axes
+    assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_title() for ax in panels)
+    assert bar.get_xlabel() == "gradient: its norm at the first layer over that at the last"
     assert figure.axes[0].collections[0].norm.vmin == -figure.axes[0].collections[0].norm.vmax
 
 

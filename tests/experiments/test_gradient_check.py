@@ -219,7 +219,7 @@ def test_a_held_mask_passes_and_fresh_masks_do_not():
     assert str(report).count("NONDETERMINISTIC") == 2
     assert [claim.test()[0] for claim in report.claims] == [True, True]
     figure = legible(lambda: dropout.figure(result))
-    assert "numeric slopes up to" in title(figure)
+    assert "makes numeric slopes up to" in title(figure)
     labels = "\n".join(label.get_text() for label in figure.axes[0].get_yticklabels())
     assert labels.count("check_grads: NONDETERMINISTIC") == 2
     assert labels.count("check_grads: AGREE") == 1

@@ -10,6 +10,7 @@ from experiments import phase_diagram
 from experiments._kit import options as kit_options
 from experiments._kit import typical
 from jaxgrad import plotting
+from tests.experiments.legible import legible
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +109,7 @@ def test_agreement_counts_only_what_differs_from_none(predicted):
 
 
 def test_figure_names_phases_and_hatches_growing_signals(measured, predicted):
-    figure = plotting.phase_diagram(measured, predicted, "some words")
+    figure = legible(lambda: plotting.phase_diagram(measured, predicted, "some words"))
     ax = figure.axes[0]
     assert ax.get_xlabel()
     assert ax.get_ylabel()
@@ -127,7 +128,7 @@ def test_undefined_theory_is_shown_as_such(measured, predicted):
     holes = predicted.copy(deep=True)
     holes["chi_perp"][:3] = np.nan
     holes["q"][:3] = np.nan
-    figure = plotting.phase_diagram(measured, holes)
+    figure = legible(lambda: plotting.phase_diagram(measured, holes))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "theory: nothing is defined" in labels
 
