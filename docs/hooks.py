@@ -27,6 +27,7 @@ from docs import figures  # noqa: E402
 REPOSITORY = "https://github.com/jaxgrad/jaxgrad"
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 PAGES |= {"README.md": "index.md"}
+BOOSTS = {"tutorials/": 8, "guides/": 8, "gradient_atlas.md": 0.1, "changelog.md": 0.1}
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 # The site is a branch of the repository, from which Colab reads notebooks.
 COLAB = "https://colab.research.google.com/github/jaxgrad/jaxgrad/blob/gh-pages"
@@ -76,6 +77,9 @@ def notebook_page(notebook, name):
 def on_page_markdown(markdown, page, **_):
     """Let links that leave `docs/` lead somewhere on the site, too."""
     uri = page.file.src_uri
+    # A search finds first what says how to do something, and long tables last.
+    boost = next((boost for start, boost in BOOSTS.items() if uri.startswith(start)), 1)
+    page.meta.setdefault("search", {"boost": boost})
     # Generated pages are those of the top level, whose links are right by now.
     return markdown if uri in PAGES.values() else relinked(markdown, f"docs/{uri}", uri)
 
