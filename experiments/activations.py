@@ -266,7 +266,7 @@ def figure(rows: list[Row], depth: int) -> Any:
     total, usually, any_recipe = counts(rows, depth)
     title = (
         f"Of {total} activations, {usually} keep their gradient over {depth} layers with a usual "
-        f"initialization, and {any_recipe} if the critical one may replace it"
+        f"initialization, and {any_recipe} with a usual or the critical one"
     )
     groups: dict[str, dict[str, Row]] = {}
     # Of several critical recipes of an activation, the one that keeps the gradient best is last.
@@ -292,7 +292,7 @@ def figure(rows: list[Row], depth: int) -> Any:
     ax.plot(x, y, marker="|", label="theory at this width", zorder=3, **look)
     # Changes have either sign and span tens of powers.
     ax.set_xscale("symlog", linthresh=border)
-    powers = [p for p in (-30, -10, -3, -1, 0, 1, 3, 10) if x.min() - 2 < p < x.max() + 2]
+    powers = [p for p in (-30, -10, -3, -1, 0, 1, 3, 10) if x.min() - 2 < p < x.max() + 1]
     figures.ticks(ax.xaxis, powers, ["× 1" if p == 0 else f"$10^{{{p}}}$" for p in powers])
     text = f"change of the gradient's norm over {depth} layers (grey: within a factor of {RATIO:g})"
     ax.set_xlabel(text)

@@ -271,7 +271,7 @@ def figure(detections: list[Detection], options: Options) -> Any:
     )
     result, ((ax,),) = figures.panels(title, height=3.8)
     counts = {
-        textwrap.fill(row.name, 28): {"": (round(row.rate.mean * options.trials), options.trials)}
+        textwrap.fill(row.name, 20): {"": (round(row.rate.mean * options.trials), options.trials)}
         for row in detections
     }
     figures.shares(ax, counts)

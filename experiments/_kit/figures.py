@@ -93,7 +93,10 @@ def shares(ax: Any, counts: Mapping[str, Mapping[str, tuple[int, int]]], **optio
 
 
 def _dots(ax: Any, ends: Mapping[str, Mapping[str, tuple]], spread: float, options: Any) -> None:
-    series = list(dict.fromkeys(name for row in ends.values() for name in row))
+    seen = dict.fromkeys(name for row in ends.values() for name in row)
+    # The longest row has the best order; series that it lacks are last.
+    longest = max(ends.values(), key=len)
+    series = list(dict.fromkeys(longest) | seen)
     # Nearer to each other than to the next row.
     shifts = min(0.3, spread * (len(series) - 1)) * np.linspace(1, -1, len(series))
     for name, look, shift in zip(series, looks(), shifts, strict=False):

@@ -93,23 +93,23 @@ def report(results: dict[str, Any], options: Options) -> kit.Report:
 
 def figure(shapes: list[dict[str, Any]], options: Options) -> Any:
     """Level lines of the loss over two weights and the path of descent, raw and standardized."""
+    from matplotlib.colors import LinearSegmentedColormap
+
     counts = [len(shape["path"]) - 1 for shape in shapes]
-    title = (
-        f"Standardized inputs make the bowl round: {counts[1]} steps of gradient descent instead "
-        f"of {counts[0]}"
-    )
-    result, axes = figures.panels(title, 1, 2, height=4.9)
+    title = "Standardized inputs make the bowl round: {1} steps of descent instead of {0}"
+    result, axes = figures.panels(title.format(*counts), 1, 2, height=4.4)
     colors = style.palette()
+    bowl = (colors.paper, colors.lines[3][0])
     looks = (("raw", "unit"), ("standardized", "standard deviation"))
     for ax, shape, steps, (words, unit) in zip(axes[0], shapes, counts, looks, strict=True):
         hessian, best, path = shape["hessian"], shape["best"], shape["path"]
         # The level line of the start, (w - best)' H (w - best) = 2, fits into the panel.
-        reach = 1.15 * np.sqrt(2 * np.linalg.inv(hessian).diagonal().max())
+        reach = 1.3 * np.sqrt(2 * np.linalg.inv(hessian).diagonal().max())
         offset = np.moveaxis(np.mgrid[-reach:reach:301j, -reach:reach:301j], 0, -1)
         excess = np.einsum("...i,ij,...j->...", offset, hessian, offset) / 2
         grid = (*np.moveaxis(best + offset, -1, 0), excess, [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
-        # From the minimum, which has the colour of the paper.
-        ax.contourf(*grid, colors=colors.shades[2::-1], alpha=0.7, extend="neither")
+        # The minimum has the colour of the paper.
+        ax.contourf(*grid, cmap=LinearSegmentedColormap.from_list("bowl", bowl))
         ax.contour(*grid, colors=colors.ink, linewidths=0.6)
         ax.plot(*path.T, color=colors.theory, marker="o", markersize=3.5)
         for point, name, marker, y in ((path[0], "start", "s", -20), (best, "minimum", "*", 9)):

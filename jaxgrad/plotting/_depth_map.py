@@ -156,6 +156,7 @@ def _predictions(ax: Any, predicted: Any, thresholds: regimes.Thresholds) -> Non
 
 def _handles(theory: Any) -> list[Any]:
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     ink, color = palette().ink, palette().theory
     lines: list[Any] = [(ink, line, words) for _, _, line, words in BORDERS]
@@ -165,7 +166,8 @@ def _handles(theory: Any) -> list[Any]:
     if theory is not None and "xi" in theory:
         lines.append((color, "solid", "theory, infinite width: gradient level"))
         lines.append((color, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"))
-    return [Line2D([], [], c=c, lw=2, ls=line, label=words) for c, line, words in lines]
+    handles: list[Any] = [Line2D([], [], c=c, lw=2, ls=ls, label=words) for c, ls, words in lines]
+    return [*handles, Patch(color=palette().muted, alpha=0.25, label="bands: standard error")]
 
 
 def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -> None:
@@ -196,14 +198,17 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -
         if theory is not None:
             values = 10 ** _decades(theory[index])
             ax.plot(layer, values, **predictions)
-    ax.axhline(1.0, color=palette().muted, linewidth=0.8)
+    ax.plot(layer[[0, -1]], [1.0, 1.0], color=palette().muted, linewidth=0.8, zorder=1)
     if theory is not None:
         ax.plot([], [], **predictions, label="theory")
     ax.set_yscale("log")
-    ax.legend(title=words["label"].split(" × ")[0], handlelength=1.5)
-    ax.set_title(f"{name}, {len(layer)} {block}s deep (bands: 1 s.e.)")
+    # To the right of where the lines meet, where it covers none.
+    ticks = [tick for tick in ax.get_xticks() if 0 <= tick <= layer[-1]]
+    ax.set(xticks=ticks, xlim=(layer[0] - 0.02 * len(layer), layer[0] + 1.6 * len(layer)))
+    ax.legend(title=words["label"].split(" × ")[0], handlelength=1.5, loc="center right")
+    ax.set_title(f"{name}, {len(layer)} {block}s deep")
     ax.set_xlabel(f"{block} (1 is next to the input)")
-    ax.set_ylabel(f"gradient norm / that of the last {block}")
+    ax.set_ylabel(f"gradient norm,\nlast {block} = 1")
 
 
 def _decades(profile: np.ndarray) -> np.ndarray:

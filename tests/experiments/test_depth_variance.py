@@ -96,4 +96,4 @@ def test_figure_draws_theory_over_the_measurement(dataset, predicted):
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "theory, infinite width: gradient level" in words
     alone = plotting.depth_map(dataset)
-    assert len(alone.legends[0].get_texts()) == 3
+    assert len(alone.legends[0].get_texts()) == 4

@@ -174,7 +174,7 @@ def test_changes_are_paired_by_seed(results):
 def test_figure_counts_the_steps(bowls):
     figure = legible(lambda: command.figure(bowls, SMALL))
     steps = [len(bowl["path"]) - 1 for bowl in bowls]
-    assert f"{steps[1]} steps of gradient descent instead of {steps[0]}" in message(figure)
+    assert f"{steps[1]} steps of descent instead of {steps[0]}" in message(figure)
     for ax, words in zip(figure.axes, ("raw", "standardized"), strict=True):
         assert words in ax.get_title()
         assert ax.get_aspect() == 1.0
