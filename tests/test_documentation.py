@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jupytext
 import pytest
 
 import jaxgrad
-from docs import figures
+from docs import figures, from_tutorials
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -131,6 +132,28 @@ def test_the_readme_is_short_and_has_examples_with_output():
     assert len(shown) >= 3
 
 
+def test_addresses_of_the_site_in_the_readme_are_pages_of_the_documentation():
+    for address in re.findall(re.escape(from_tutorials.SITE) + r"([\w/]*)\)", README):
+        path = address.rstrip("/") or "index"
+        # The others are pages of files at the top level.
+        files = ROOT / "docs" / f"{path}.md", ROOT / f"{path.upper()}.md"
+        assert any(file.is_file() for file in files), address
+
+
+@pytest.mark.parametrize("name", from_tutorials.NAMES)
+def test_notebooks_are_those_of_the_tutorials(name):
+    """Their code is that of examples which run above."""
+    page = PAGES[f"docs/tutorials/{name}.md"]
+    text = (ROOT / "docs" / "notebooks" / f"{name}.py").read_text()
+    # The formatter decides on blank lines.
+    ours, made = (re.sub(r"\n+", "\n", t) for t in (text, from_tutorials.notebook(page)))
+    assert ours == made, "run python -m docs.from_tutorials"
+    code = [example.code.strip() for example in EXAMPLES if example.page.endswith(f"als/{name}.md")]
+    cells = [cell.source for cell in jupytext.reads(text, "py:percent").cells]
+    assert [cell for cell in cells if cell in code] == code
+    compile(text, name, "exec")
+
+
 def test_blocks_are_read_with_their_marks_and_output():
     text = (
         "<!-- slow, tolerance 1e-2, ignore b -->\n```python\nprint(1)\n```\n\n```\n1\n```\n"
@@ -171,7 +194,8 @@ def test_links_and_pictures_exist():
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
             path = Path(os.path.normpath((ROOT / page).parent / target.partition("#")[0]))
             if not re.match(r"https?:|mailto:|#", target) and path not in drawn:
-                assert path.exists(), (page, target)
+                notebook = path.parent.name == "notebooks" and path.with_suffix(".py").exists()
+                assert notebook or path.exists(), (page, target)
 
 
 def test_paths_in_backticks_exist():
