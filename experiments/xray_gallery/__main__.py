@@ -99,8 +99,8 @@ def report(records: Records, options: Options) -> kit.Report:
     before_after = kit.table(headings, growth_rows, title)
     title = "What the x-ray says of the defaults, for the first seed."
     seen = kit.table(("model", "blocks", "x-ray"), words, title, left=3)
-    sections = [answer(records, options), before_after, seen]
-    return kit.Report(sections, claims(records, options), numbers)
+    sections = [answer(records, options), before_after]
+    return kit.Report(sections, claims(records, options), numbers, [seen])
 
 
 def figure(records: Records, options: Options) -> Any:
@@ -128,18 +128,13 @@ def figure(records: Records, options: Options) -> Any:
     colors = style.palette()
     left.axvspan(0, 1, color=colors.faint, zorder=0, linewidth=0, label="within a factor of 10")
     left.set_xlabel("powers of ten by which signal or\ngradient changes, the larger one")
-    right.axvline(CHANCE, color=colors.theory, label="chance")
+    chance = right.axvline(CHANCE, color=colors.theory, label="loss of chance")
     right.set(xlim=(0, None), xlabel=f"loss after {options.steps} steps of training")
     # Axes that are shared are inverted twice.
     left.set_ylim(len(deep) - 0.5, -0.5)
-    # The legend is below both panels, with the line that only the second one has.
-    handles, labels = (
-        left_part + right_part[-1:]
-        for left_part, right_part in zip(
-            left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
-        )
-    )
-    result.legend(handles, labels, loc="outside lower center", ncols=4)
+    # Below both panels, with the line that only the second one has.
+    handles, _ = left.get_legend_handles_labels()
+    result.legend(handles=[*handles, chance], loc="outside lower center", ncols=4)
     return result
 
 
