@@ -54,6 +54,8 @@ def opened(browser):
         page.on("console", on_console)
         page.on("request", on_request)
         page.on("pageerror", lambda error: problems.append(str(error)))
+        # A machine may be busy with other tests.
+        page.set_default_timeout(120_000)
         page.goto(address)
         try:
             yield page
