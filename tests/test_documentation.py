@@ -251,3 +251,12 @@ def test_the_version_is_the_changelog_s_and_the_citation_s():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"version: {version[1]}\n" in citation
     assert f"date-released: {version[2]}\n" in citation
+
+
+def test_the_paper_cites_what_its_bibliography_has():
+    paper, bibliography = ((ROOT / name).read_text() for name in ("paper.md", "paper.bib"))
+    cited = set(re.findall(r"@([a-z]+\d*)", paper))
+    entries = set(re.findall(r"^@\w+\{(\w+),$", bibliography, re.MULTILINE))
+    assert cited == entries
+    for heading in ("Summary", "Statement of need", "State of the field", "References"):
+        assert f"\n# {heading}\n" in paper
