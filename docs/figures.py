@@ -43,6 +43,7 @@ FIGURES = {
     "phase_diagram": Figure("phase_diagram"),
     "activations": Figure("activations"),
     "trainability": Figure("trainability", "--w-variances 12 --longer 1"),
+    "trainability_transformers": Figure("trainability.transformers"),
     "xray_gallery": Figure("xray_gallery", "--seeds 3"),
     "gradient_check": Figure("gradient_check", "--parts kinks steps", ("kinks", "steps")),
     "input_normalization": Figure("input_normalization"),

@@ -97,18 +97,21 @@ class MeanToken(layers.Layer):
         return jnp.mean(h, axis=1), state
 
 
-def network(options: Options, placement: str, depth: int, scale: Any) -> layers.Layer:
+def network(options: Options, placement: Placement, depth: int, scale: Any) -> layers.Layer:
     """A classifier of sequences `[tokens, features]`."""
+    # Units of half of the usual number, since the task is small.
     norm, form = layers.layer_norm(1e-6), {"activation": "relu", "hidden": 2 * options.width}
     blocks = layers.transformer(
         depth, options.width, HEADS, placement=placement, norm=norm, scale=scale, **form
     )
+    # Attention does not see the order of its tokens, so positions are added.
     first = (layers.dense(options.width), layers.positions())
     return layers.sequential(*first, blocks, norm, MeanToken(), layers.dense(CLASSES, bias=True))
 
 
 def digits(options: Options) -> list[kit.Examples]:
     """A training and a test set, 80/20, whose examples are sequences of rows of pixels."""
+    # All pixels alike, so that rows of an image stay comparable.
     data, key = kit.load("digits"), jax.random.key(options.first_seed)
     x = (data.x - data.x.mean()) / data.x.std()
     return kit.split(x.reshape(len(x), ROWS, -1), data.labels, (0.8, 0.2), key=key)
@@ -130,12 +133,15 @@ def train(layer: layers.Layer, rate: Any, options: Options, data: Any, *, key: A
     def loss(params, x, labels):
         return classifier.cross_entropy(classifier.logits(layer, params, None, x), labels)
 
+    # Two batches, since the curvature of one depends on which examples it has.
     first = train.x[: 2 * options.batch], train.labels[: 2 * options.batch]
     curvature = training.largest_curvature(
         loss, params, *first, key=key_curvature, steps=LANCZOS
     ).value
-    sizes = {"steps": options.steps, "batch_size": options.batch}
-    fit = classifier.train(layer, params, optax.sgd(rate), train, key=key_fit, **sizes)
+    descent, sizes = optax.sgd(rate), (options.steps, options.batch)
+    fit = classifier.train(
+        layer, params, descent, train, key=key_fit, steps=sizes[0], batch_size=sizes[1]
+    )
     logits = classifier.logits(layer, fit.params, fit.state, test.x)
     # The argmax of NaN is an index too, and must not count as right.
     right = (jnp.argmax(logits, axis=1) == test.labels) & jnp.all(jnp.isfinite(logits), axis=1)
@@ -150,6 +156,7 @@ def measure(options: Options, progress: Any = None, store: Path | None = None) -
         layer = network(options, point["placement"], point["depth"], point["scale"])
         return train(layer, point["rate"], options, data, key=key)
 
+    # Both change the structure of a network, so that each pair is compiled.
     axes = {"placement": options.placements, "depth": options.depths}
     axes |= {"scale": options.scale_values.tolist(), "rate": options.rates}
     axes |= {"seed": options.seed_values}
@@ -186,8 +193,9 @@ def compare(dataset: xarray.Dataset) -> Maps:
     accuracy, rise = (dataset[name].mean("seed").transpose(*order) for name in ("accuracy", "rise"))
     threshold = (1 / CLASSES + accuracy.max(order[1:])) / 2
     # Curvature does not depend on the rate, and draws of it differ by factors.
-    curvature = np.log(dataset["curvature"]).mean(["seed", "rate"])
-    product = (curvature + np.log(dataset["rate"])).transpose(*order).values
+    draws = dataset["curvature"].transpose("seed", *order).values
+    curvature = np.log(draws).mean(axis=(0, 2), keepdims=True)[0]
+    product = curvature + np.log(dataset["rate"].values)[:, None, None]
     learns = (accuracy > threshold).transpose(*order).values
     border = fit_border(product[:, :, FITTED], learns[:, :, FITTED])
     return Maps(accuracy.values, learns, product, rise.values, border)
@@ -266,11 +274,11 @@ def draw(maps: Maps, options: Options) -> Any:
     height = 2.7 * rows + 1.2
     figure, axes = figures.panels(title, rows, columns, height, sharex=True, sharey=True)
     x, y = cell_edges(options.depths), cell_edges(options.scale_values)
-    colors, image = style.palette(), None
+    colors = style.palette()
     for j, i in np.ndindex(rows, columns):
         ax, margin = axes[j, i], maps.product[i, j] - maps.border
         look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "rasterized": True}
-        image = ax.pcolormesh(x, y, 100 * maps.accuracy[i, j], **look)
+        ax.pcolormesh(x, y, 100 * maps.accuracy[i, j], **look)
         if min(margin.shape) > 1 and margin.min() < 0 < margin.max():
             grid = (options.depths, options.scale_values, margin)
             line = ax.contour(*grid, [0.0], colors=colors.theory, linewidths=2.5)
@@ -279,6 +287,7 @@ def draw(maps: Maps, options: Options) -> Any:
         name = f"{options.placements[i]}-norm, learning rate {options.rates[j]:g}"
         ax.set_title(f"{name}: {right:.0%} right")
         ax.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=y[[0, -1]])
+    # Panels share their axes.
     figures.ticks(axes[0, 0].xaxis, options.depths)
     powers = np.arange(*np.round(np.log10(options.scale_values[[0, -1]])) + [0, 1])
     figures.ticks(axes[0, 0].yaxis, 10.0**powers)
@@ -286,6 +295,7 @@ def draw(maps: Maps, options: Options) -> Any:
         ax.set_xlabel("depth, blocks")
     for ax in axes[:, 0]:
         ax.set_ylabel("scale of residual branches")
+    image = axes[0, 0].collections[0]  # all panels have its colours
     figure.colorbar(image, ax=axes, label=f"test accuracy after {options.steps} steps, %")
     label = f"computed before training: learning rate = {np.exp(maps.border):.0f} / curvature"
     axes[0, 0].plot([], [], color=colors.theory, lw=2.5, label=label)

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from jax.flatten_util import ravel_pytree
 
 from experiments.trainability import transformers
 from jaxgrad import layers, training
@@ -90,9 +92,9 @@ def test_curvature_equals_that_of_the_whole_hessian(x64):
     options = dataclasses.replace(SMALL, width=2, batch=4)
     layer = transformers.network(options, "post", 1, 1.0)
     data, _ = transformers.digits(options)
-    x, labels = np.asarray(data.x[:8], float), data.labels[:8]
+    x, labels = jnp.asarray(data.x[:8], float), data.labels[:8]
     params, _ = layers.init(layer, x.shape[1:], key=jax.random.key(0), dtype=float)
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
 
     def loss(flat):
         logits = transformers.classifier.logits(layer, unravel(flat), None, x)
