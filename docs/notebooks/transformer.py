@@ -106,7 +106,7 @@ params = init(jax.random.key(0))
 train(params)
 
 # %% [markdown]
-# Guessing gives a loss of about 2.3, the log of ten. After 150 steps the model is not much better.
+# Guessing gives a loss of about 2.3, the log of ten. After 150 steps the model has learned little.
 #
 # ## 2. X-ray it
 #
