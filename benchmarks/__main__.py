@@ -24,6 +24,7 @@ import numpy as np
 
 import jaxgrad
 from experiments._kit import figures
+from jaxgrad.plotting import style
 
 GRID, CHECK = "benchmarks.depth_grid", "benchmarks.gradient_check_speed"
 
@@ -81,15 +82,14 @@ def measure(pairs: list[Pair], repeats: int) -> list[dict[Side, float]]:
 
 def draw(pairs: list[Pair], ratios: np.ndarray) -> Any:
     """Return the figure of ratios `[pair, run]`."""
-    figure, axes = figures.panels(1, 1, (8, 1 + 0.5 * len(pairs)))
-    ax, middle = axes[0, 0], np.median(ratios, axis=1)
+    title, middle = "How much longer the others take", np.median(ratios, axis=1)
+    figure, ((ax,),) = figures.panels(title, height=1 + 0.5 * len(pairs))
     rows = np.arange(len(pairs))[::-1]
     reach = np.abs(np.stack([ratios.min(axis=1), ratios.max(axis=1)]) - middle)
-    ax.errorbar(middle, rows, xerr=reach, fmt="o", color="#0072b2", capsize=4)
-    ax.axvline(1, color="0.5", linewidth=1)
+    ax.errorbar(middle, rows, xerr=reach, fmt="o", capsize=4)
+    ax.axvline(1, color=style.palette().muted, linewidth=1)
     ax.set_yticks(rows, [f"{pair.task}\nbeside {pair.other}" for pair in pairs])
     ax.margins(y=0.3)
-    ax.set_title("How much longer the others take")
     ax.set(xscale="log", xlabel="time of the other over that of jaxgrad; range over runs")
     return figure
 
@@ -111,7 +111,7 @@ def main() -> None:
         low, middle, high = np.quantile(row, [0, 0.5, 1])
         line = f"{pair.task:40} {pair.other:27} {ours:6.2f} s {middle:7.1f}"
         print(f"{line}  {low:.1f} to {high:.1f}")
-    figures.save(draw(pairs, ratios), options.output)
+    figures.save(lambda: draw(pairs, ratios), options.output)
     now = datetime.now(UTC)
     versions = {"jaxgrad": jaxgrad.__version__, "jax": jax.__version__}
     numbers = {

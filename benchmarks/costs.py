@@ -37,6 +37,7 @@ import optax
 from experiments._kit import figures
 from jaxgrad import layers, propagation, sweeps, training
 from jaxgrad.checking import finite_differences
+from jaxgrad.plotting import style
 
 BATCH, TRAINED, STEPS = 32, 128, 100
 FLOAT = 4  # bytes
@@ -231,7 +232,7 @@ def draw(rows: list[Row], machine: str) -> Any:
     for (kind, members), look in zip(grouped, figures.looks(), strict=False):
         points = sorted((row.limit, row.ratio) for row in members)
         ax.plot(*zip(*points, strict=True), **look, label=kind)
-    ax.axhline(2, color="0.5", linewidth=1)
+    ax.axhline(2, color=style.palette().muted, linewidth=1)
     ax.set(xscale="log", yscale="log", xlabel="limit: the least time on paper, in seconds")
     ax.set_ylabel("measured time over the limit")
     ax.legend()

@@ -105,7 +105,7 @@ def _dots(ax: Any, ends: Mapping[str, Mapping[str, tuple]], spread: float, optio
         look = {**look, "linestyle": "none", "capsize": 3, "label": name, **options}
         ax.errorbar(means, np.array(list(rows)) - shift, xerr=bars, **look)
     ax.set_yticks(range(len(ends)), list(ends))
-    ax.invert_yaxis()
+    ax.set_ylim(len(ends) - 0.5, -0.5)
 
 
 def ticks(axis: Any, values: Any, labels: Any = None) -> None:

@@ -13,7 +13,7 @@ from experiments.hyperparameters import runs
 from experiments.hyperparameters.runs import METHODS, OPTIMIZERS, SCHEDULES, Options, Result, Runs
 
 LOG, LINEAR = METHODS[:2]
-SHOWN = (LINEAR, "grid", LOG, "coarse to fine")
+SHOWN = (LINEAR, "grid", LOG)
 """Methods in the figure."""
 
 
@@ -142,7 +142,7 @@ def report(result: Result, options: Options) -> Report:
 
 
 def figure(result: Result, decided: Report, options: Options) -> Any:
-    """Dev error of every run over its learning rate, and the best so far of four searches."""
+    """Dev error of every run over its learning rate, and the best so far of three searches."""
     dev = dict(zip(METHODS, result.searches.dev, strict=True))
     rates = dict(zip(METHODS, result.learning_rates, strict=True))
     estimates = {n: Estimate.of(np.minimum.accumulate(dev[n], axis=1)) for n in SHOWN}
@@ -165,7 +165,7 @@ def figure(result: Result, decided: Report, options: Options) -> Any:
     best.set(xlabel="runs tried", title="best so far (bands: two standard errors)")
     best.tick_params(labelleft=True)
     figures.percent(scatter.yaxis)
-    figures.legend_below(drawn, best, 4)
+    figures.legend_below(drawn, best, 3)
     return drawn
 
 

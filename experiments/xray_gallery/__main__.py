@@ -130,8 +130,6 @@ def figure(records: Records, options: Options) -> Any:
     left.set_xlabel("powers of ten by which signal or\ngradient changes, the larger one")
     chance = right.axvline(CHANCE, color=colors.theory, label="loss of chance")
     right.set(xlim=(0, None), xlabel=f"loss after {options.steps} steps of training")
-    # Axes that are shared are inverted twice.
-    left.set_ylim(len(deep) - 0.5, -0.5)
     # Below both panels, with the line that only the second one has.
     handles, _ = left.get_legend_handles_labels()
     result.legend(handles=[*handles, chance], loc="outside lower center", ncols=4)
