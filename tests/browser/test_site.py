@@ -2,8 +2,7 @@
 
 import functools
 import http.server
-import subprocess
-import sys
+import re
 import threading
 from pathlib import Path
 
@@ -13,21 +12,30 @@ from tests.browser.conftest import overflow, violations
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent.parent
+DOCS = Path(__file__).parent.parent.parent / "docs"
 WIDTHS = (1280, 390)
+# What someone who has only the site is asked to do, where a search leads first, and the function
+# that does it, in an example of that page which `tests/test_documentation.py` runs.
+TASKS = [
+    ("find which leaf of this gradient is wrong", "tutorials/wrong_rule", "check_grads"),
+    (
+        "which weight variance for a 60-layer GELU network of width 256",
+        "guides/choose_initialization",
+        'initializers.critical("gelu", width=256)',
+    ),
+    ("why is the gradient of this model NaN", "guides/nan", "explain_non_finite"),
+    ("map your own model", "tutorials/own_map", "measure_blocks"),
+    ("resume a killed sweep", "guides/sweeps", "KeyboardInterrupt"),
+]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def served(site):
     """The built site with placeholders for its figures, served from this machine."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "docs", "build", "--no-figures", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    handler = functools.partial(QuietHandler, directory=folder)
+    handler = functools.partial(QuietHandler, directory=site)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        yield site, f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
@@ -61,8 +69,8 @@ def widest(page):
     )
 
 
-def test_every_page_fits_and_can_be_read_by_all(site, opened):
-    folder, address = site
+def test_every_page_fits_and_can_be_read_by_all(served, opened):
+    folder, address = served
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("index.html"))]
     assert len(paths) > 20
     faults = {}
@@ -73,15 +81,26 @@ def test_every_page_fits_and_can_be_read_by_all(site, opened):
 
 
 @pytest.mark.parametrize("path", ["index.html", "reference/checking/index.html"])
-def test_dark_pages_have_contrast(site, opened, path):
-    with opened(site[1] + path, scheme="dark") as page:
+def test_dark_pages_have_contrast(served, opened, path):
+    with opened(served[1] + path, scheme="dark") as page:
         assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
         assert violations(page) == {}
 
 
-def test_the_search_finds_a_word_without_a_network(site, opened):
-    with opened(site[1] + "index.html") as page:
+def test_the_search_finds_a_word_without_a_network(served, opened):
+    with opened(served[1] + "index.html") as page:
         page.keyboard.press("f")
         page.keyboard.type("check_grads")
         page.wait_for_selector(".md-search-result__item")
         assert "checking" in page.get_attribute(".md-search-result__link >> nth=0", "href")
+
+
+@pytest.mark.parametrize(("task", "path", "function"), TASKS, ids=lambda text: text[:20])
+def test_the_first_result_of_a_search_does_the_task(served, opened, task, path, function):
+    with opened(served[1] + "index.html") as page:
+        page.fill(".md-search__input", task)
+        page.wait_for_selector(".md-search-result__item", timeout=120_000)
+        first = page.get_attribute(".md-search-result__link >> nth=0", "href")
+    assert path in first
+    code = "".join(re.findall(r"```python\n(.*?)```", (DOCS / f"{path}.md").read_text(), re.DOTALL))
+    assert function in code
