@@ -124,7 +124,7 @@ def test_equal_figures_are_equal_files_and_themes_differ(tmp_path):
 
 
 def test_details_are_printed_on_request(report):
-    whole = dataclasses.replace(report, details=["In detail.", "x" * 30 + " " + "y" * 90])
+    whole = dataclasses.replace(report, details=["In detail.", "x" * 30 + " /" + "y" * 90])
     assert "In detail." not in str(whole)
     assert str(whole).endswith("More tables: --verbose.")
     text = whole.text(verbose=True)
