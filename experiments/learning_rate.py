@@ -1,9 +1,11 @@
 """How large may a learning rate be, and does the curvature at the start predict it?
 
 Networks of several depths, widths and weight variances learn digits by gradient descent on all
-examples, with the squared error. A rate is stable here if no step of a run raises the loss. On a
-quadratic loss that holds below 2 over its largest curvature. The largest stable rate is located by
-bisection, as is that up to which a run is saved: the loss rises at first, but ends below its start.
+examples, with the squared error. A rate is stable here if no step of a run raises the loss. The
+prediction is the largest rate of which that holds for the quadratic model of the loss at the start.
+It is at least 2 over the largest curvature, beyond which a quadratic loss rises in the end. The
+largest stable rate is located by bisection, as is that up to which a run is saved: the loss rises
+at first, but ends below its start.
 
 Run `python -m experiments.learning_rate`, or `--help` for its options.
 """
@@ -29,8 +31,6 @@ LOG_RATES = (-12.0, 6.0)
 FACTOR = 1.5
 SHARE = 0.9
 """A prediction should be within this factor in this share of the cells."""
-WIDE = 32
-"""Networks this many times as wide as deep change their curvature little in a few steps."""
 ROUNDING = 1e-5
 """A rise of the loss by less than this share of its start is rounding."""
 
@@ -58,7 +58,8 @@ class Options(kit.SeededOptions):
 class Rates(NamedTuple):
     """Natural logs of rates, `[depths, widths, w_variances, seeds]`."""
 
-    predicted: Any  # log of 2 / curvature
+    predicted: Any  # the largest stable one of the quadratic model at the start
+    limit: Any  # 2 over the largest curvature at the start
     stable: Any  # the largest at which no step raises the loss
     saved: Any  # the largest at which the loss ends below its start
     residual: Any  # of the curvature, relative, not a log
@@ -110,8 +111,10 @@ def measure_one(options: Options, depth: int, width: int, w_variance: Any, seed:
 
     curvature = training.largest_curvature(loss, params, key=key_lanczos, steps=LANCZOS)
     residual = curvature.residual / curvature.value
-    predicted = jnp.log(2 / curvature.value)
-    return Rates(predicted, largest(falls), largest(ends_below), residual)
+    steps = {"descent_steps": options.steps, "lanczos_steps": LANCZOS}
+    predicted = jnp.log(training.largest_learning_rate(loss, params, **steps))
+    limit = jnp.log(2 / curvature.value)
+    return Rates(predicted, limit, largest(falls), largest(ends_below), residual)
 
 
 def measure(options: Options, progress: kit.Progress = None) -> Rates:
@@ -131,65 +134,56 @@ def measure(options: Options, progress: kit.Progress = None) -> Rates:
     return Rates(*(np.reshape(np.stack(part), shape) for part in zip(*rows, strict=True)))
 
 
-def within(rates: Rates) -> np.ndarray:
+def within(rates: Rates, predicted: Any) -> np.ndarray:
     """Cells whose mean log rates differ by at most the factor, `[depths, widths, w_variances]`."""
-    return np.abs(np.mean(rates.stable - rates.predicted, axis=-1)) <= np.log(FACTOR)
-
-
-def wide(options: Options) -> np.ndarray:
-    """Whether cells are wide, `[depths, widths]`."""
-    return np.array(
-        [[width >= WIDE * depth for width in options.widths] for depth in options.depths]
-    )
+    return np.abs(np.mean(rates.stable - predicted, axis=-1)) <= np.log(FACTOR)
 
 
 def report(rates: Rates, options: Options) -> kit.Report:
     """Rates by depth and width, and the claims."""
     ratio, saved = rates.stable - rates.predicted, rates.saved - rates.stable
+    above = rates.stable - rates.limit
+    right = [within(rates, predicted) for predicted in (rates.predicted, rates.limit)]
     rows = []
     for i, depth in enumerate(options.depths):
         for j, width in enumerate(options.widths):
-            ranges = [np.exp(part[i, j].mean(axis=-1)) for part in rates[:2]]
+            ranges = [np.exp(p[i, j].mean(axis=-1)) for p in (rates.predicted, rates.stable)]
             texts = [f"{values.min():.3g} to {values.max():.3g}" for values in ranges]
-            factors = [np.exp(part[i, j].mean()) for part in (ratio, saved)]
-            rows.append((depth, width, *texts, *factors, within(rates)[i, j].mean()))
+            factors = [np.exp(part[i, j].mean()) for part in (ratio, above, saved)]
+            rows.append((depth, width, *texts, *factors, *(part[i, j].mean() for part in right)))
     title = (
         f"{options.activation}: largest learning rates over {len(options.w_variances)} weight "
-        f"variances; stable: no step of {options.steps} raises the loss; predicted: 2 / largest "
-        f"curvature at the start (residual at most {rates.residual.max():.1e} of it)."
+        f"variances; stable: no step of {options.steps} raises the loss; predicted: that of the "
+        "quadratic model at the start; limit: 2 / largest curvature there (residual at most "
+        f"{rates.residual.max():.1e} of it)."
     )
-    headings = {
-        "depth": "d",
-        "width": "d",
-        "predicted": "",
-        "stable": "",
-        "stable / predicted": ".2f",
-    }
-    headings |= {"saved / stable": ".2f", f"within {FACTOR:g}": ".0%"}
+    headings = {"depth": "d", "width": "d", "predicted": "", "stable": ""}
+    ratios = ("stable / predicted", "stable / limit", "saved / stable")
+    headings |= dict.fromkeys(ratios, ".2f")
+    headings |= {f"within {FACTOR:g}": ".0%", f"limit within {FACTOR:g}": ".0%"}
     table = kit.table(headings, rows, title, left=0)
-    text = f"the prediction is within a factor {FACTOR:g} in at least {SHARE:.0%} of the"
-    share = Estimate.exact(float(within(rates).mean()))
-    claims = [Claim(f"{text} cells", share, "greater", SHARE - 1e-9, form=".1%")]
-    if wide(options).any():
-        share = Estimate.exact(float(within(rates)[wide(options)].mean()))
-        text = f"{text} cells at least {WIDE} times as wide as deep"
-        claims.append(Claim(text, share, "greater", SHARE - 1e-9, form=".1%"))
+    text = f"the prediction is within a factor {FACTOR:g} in at least {SHARE:.0%} of the cells"
+    share, other = (Estimate.exact(float(part.mean())) for part in right)
+    claims = [Claim(text, share, "greater", SHARE - 1e-9, form=".1%")]
+    text = "it is so more often than 2 / largest curvature"
+    claims.append(Claim(text, share, "greater", float(other.mean), form=".1%"))
     # Networks of one seed share their weights' draws, so that seeds are the repetitions.
-    by_seed = [np.mean(part, axis=(0, 1, 2)) for part in (ratio, saved)]
-    text = "runs are stable at rates above the prediction, as curvature falls (log of the factor)"
+    by_seed = [np.mean(part, axis=(0, 1, 2)) for part in (above, saved)]
+    text = "runs are stable at rates above 2 / largest curvature (log of the factor)"
     claims.append(Claim(text, Estimate.of(by_seed[0]), "greater", form="+.2f"))
     text = "runs are saved at twice the largest stable rate (log of the factor)"
     claims.append(Claim(text, Estimate.of(by_seed[1]), "greater", float(np.log(2)), form="+.2f"))
-    return kit.Report([table], claims, {**rates._asdict(), "within": within(rates)})
+    return kit.Report([table], claims, {**rates._asdict(), "within": right[0]})
 
 
 def draw(rates: Rates, options: Options) -> Any:
     """Measured against predicted rates, with the band within the factor."""
-    share = f"{within(rates).mean():.0%} within a factor {FACTOR:g}"
+    share = f"{within(rates, rates.predicted).mean():.0%} within a factor {FACTOR:g}"
     title = f"Curvature at the start predicts the largest stable learning rate: {share}"
     figure, ((ax,),) = figures.panels(title, height=6)
     colors = style.palette()
-    predicted, stable, saved = (np.exp(part.mean(axis=-1)) for part in rates[:3])
+    logs = (rates.predicted, rates.stable, rates.saved)
+    predicted, stable, saved = (np.exp(part.mean(axis=-1)) for part in logs)
     ends = np.array([predicted.min() / 1.4, predicted.max() * 1.4])
     ax.fill_between(ends, ends / FACTOR, ends * FACTOR, color=colors.faint, zorder=0)
     ax.plot(ends, ends, color=colors.theory, lw=2, label=f"equal; grey: within a factor {FACTOR:g}")
@@ -206,7 +200,7 @@ def draw(rates: Rates, options: Options) -> Any:
         label = f"stable, depth {depth}"
         ax.plot(*points, **{**look, "linestyle": "none", "markersize": 7, "label": label})
     ax.set(xscale="log", yscale="log", xlim=ends)
-    ax.set_xlabel("predicted largest learning rate, 2 / largest curvature at the start")
+    ax.set_xlabel("predicted largest learning rate, of the quadratic model at the start")
     ax.set_ylabel("measured largest learning rate")
     ax.legend()
     return figure

@@ -585,6 +585,12 @@ def _training():
         | {"key": key(), "steps": integer()},
     )
     yield Case(
+        training.largest_learning_rate,
+        {"loss": lambda params: jnp.sum(params**2), "params": params},
+        {"loss": [None, *FUNCTION, lambda params: params], "params": [*TREE, np.ones(3, int)]}
+        | {"descent_steps": integer(), "lanczos_steps": integer()},
+    )
+    yield Case(
         training.fit,
         {"loss": loss, "params": params, "optimizer": optax.sgd(0.1), "data": data, "key": KEY}
         | {"steps": 2, "batch_size": 4},

@@ -1,7 +1,8 @@
 """Training: a whole run as one function, data sets, regularization, monitoring and diagnosis.
 
 - `fit`: a training run as a pure function that returns a `Fit`; a monitor gets each `Step`.
-- `largest_curvature`: the largest eigenvalue of the Hessian, which limits the learning rate.
+- `largest_curvature`, `largest_learning_rate`: the largest eigenvalue of the Hessian, and the rate
+  of gradient descent that curvature allows.
 - `normalization`: standardize inputs with the statistics of the training set.
 - `splits`: stratified train, dev and test sets; tests whether two sets have one distribution.
 - `augmentation`: random changes of images.
@@ -26,7 +27,7 @@ from jaxgrad.training import (
     search,
     splits,
 )
-from jaxgrad.training._curvature import Curvature, largest_curvature
+from jaxgrad.training._curvature import Curvature, largest_curvature, largest_learning_rate
 from jaxgrad.training._fit import Fit, Step, fit
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "diagnosis",
     "fit",
     "largest_curvature",
+    "largest_learning_rate",
     "monitoring",
     "normalization",
     "regularization",

@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxgrad import layers
-from jaxgrad.training import largest_curvature
+from jaxgrad.training import largest_curvature, largest_learning_rate
 
 
 def quadratic(eigenvalues, key):
@@ -89,3 +89,49 @@ def test_errors(change, match, key):
     arguments = {"loss": jnp.sum, "params": jnp.ones(3), "key": key} | change
     with pytest.raises((ValueError, TypeError), match=match):
         largest_curvature(**arguments)
+
+
+def measured_rate(eigenvalues, start, steps):
+    """The largest rate at which descent on a quadratic loss lowers it at each step."""
+
+    def falls(rate):
+        x = start * (1 - rate * eigenvalues) ** np.arange(steps + 1)[:, None]
+        return np.all(np.diff(0.5 * x**2 @ eigenvalues) <= 0)
+
+    low, high = 0.0, 1e3 / np.abs(eigenvalues).max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falls(middle) else (low, middle)
+    return low
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("steps", [1, 3, 30])
+@pytest.mark.parametrize("share", [1.0, 1e-2, 1e-4])
+def test_the_rate_of_a_quadratic_loss_is_that_of_descent(steps, share, key):
+    """The gradient's share along the largest curvature sets how soon it raises the loss."""
+    eigenvalues = np.array([0.1, 0.5, 1.0, 5.0])
+    start = np.array([1.0, 1.0, 1.0, share])
+    loss, basis = quadratic(eigenvalues, key)
+    rate = largest_learning_rate(loss, basis @ start, descent_steps=steps)
+    assert float(rate) == pytest.approx(measured_rate(eigenvalues, start, steps), rel=1e-4)
+    assert float(rate) >= 2 / 5 * (1 - 1e-4)
+
+
+def test_the_rate_scales_with_the_loss_and_is_infinite_where_nothing_rises(key):
+    loss, _ = quadratic(np.linspace(0.1, 3.0, 20), key)
+    x = jax.random.normal(key, (20,))
+    rates = [largest_learning_rate(lambda x, c=c: c * loss(x), x) for c in (1e-15, 1.0, 1e15)]
+    np.testing.assert_allclose(np.array(rates) * [1e-15, 1.0, 1e15], rates[1], rtol=1e-3)
+    assert largest_learning_rate(loss, jnp.zeros(20)) == np.inf
+    assert largest_learning_rate(jnp.sum, x) == np.inf
+    assert largest_learning_rate(lambda x: -loss(x), x) == np.inf
+
+
+def test_the_rate_can_be_mapped_and_has_the_dtype_of_the_parameters(key):
+    def rate(scale):
+        return largest_learning_rate(lambda x: jnp.sum(scale * x**2), jnp.ones(5))
+
+    rates = jax.jit(jax.vmap(rate))(jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(rates, [2.0, 1.0], rtol=1e-3)
+    assert rates.dtype == jnp.float32
