@@ -63,9 +63,10 @@ class Example:
 
     def compared(self, output: str) -> str:
         """The lines of an output that are compared."""
-        marked = re.search(r"ignore ([^\s,]+)", self.marks)
-        lines = output.strip().splitlines()
-        return "\n".join(line for line in lines if not marked or not line.startswith(marked[1]))
+        ignored = tuple(re.findall(r"ignore ([^\s,]+)", self.marks))
+        return "\n".join(
+            line for line in output.strip().splitlines() if not line.startswith(ignored)
+        )
 
 
 def examples(pages):
