@@ -18,11 +18,12 @@ THEMES = ("", "dark")
 
 
 class Figure(NamedTuple):
-    """A module of the experiments, its options, and the parts of which there is a figure each."""
+    """A module of the experiments, its options, and the parts that have a figure each."""
 
     module: str
     options: str = ""
     parts: tuple[str, ...] = ("",)
+    page: bool = False  # whether it also writes an interactive page
 
     def command(self, name: str) -> str:
         """The command that a reader would type."""
@@ -34,11 +35,12 @@ class Figure(NamedTuple):
     def files(self, name: str) -> list[str]:
         """The names of the files that the command writes."""
         words = [[name, part, theme] for part in self.parts for theme in THEMES]
-        return ["_".join(filter(None, parts)) + ".svg" for parts in words]
+        pages = [f"{name}.html"] if self.page else []
+        return ["_".join(filter(None, parts)) + ".svg" for parts in words] + pages
 
 
 FIGURES = {
-    "depth_variance": Figure("depth_variance"),
+    "depth_variance": Figure("depth_variance", "--html", page=True),
     "depth_variance_transformer": Figure("depth_variance", "--network transformer"),
     "phase_diagram": Figure("phase_diagram"),
     "activations": Figure("activations"),
@@ -81,8 +83,10 @@ def draw(redraw: bool = False) -> None:
             shutil.copy(ROOT / WORK / file, FOLDER)
 
 
-def placeholder(command: str) -> str:
-    """An image in place of a figure that has not been drawn, with the command that draws it."""
+def placeholder(path: str, command: str) -> str:
+    """What stands in the place of a figure that has not been drawn: the command that draws it."""
+    if path.endswith(".html"):
+        return f"<!doctype html><title>{path}</title><p>{command}</p>"
     lines = ["This figure has not been drawn. The command is", *textwrap.wrap(command, 60)]
     texts = "".join(
         f'<text x="350" y="{170 + 24 * i}" text-anchor="middle">{line}</text>'

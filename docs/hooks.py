@@ -56,7 +56,7 @@ def on_files(files, config):
         files.append(File.generated(config, f"{name}.md", content=notebook_page(notebook, name)))
     for path, command in figures.images().items():
         if files.get_file_from_path(path) is None:
-            files.append(File.generated(config, path, content=figures.placeholder(command)))
+            files.append(File.generated(config, path, content=figures.placeholder(path, command)))
     return files
 
 

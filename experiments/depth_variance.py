@@ -412,7 +412,7 @@ def write_page(options: Options, dataset: xarray.Dataset, predicted: xarray.Data
             words["rows"] = "norms"
         name = f"{NAMES[part.network]}, width {part.width}"
         pages.append(explorer.Map(name, measured.load(), expected, thresholds, **words))
-    path = options.output.with_name(options.output.name + ".html")
+    path = options.stem.with_name(options.stem.name + ".html")
     explorer.write(path, pages, f"Data: {options.data}; {options.seeds} seeds.")
     print(f"Page: {path}")
 
