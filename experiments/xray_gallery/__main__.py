@@ -105,6 +105,7 @@ def report(records: Records, options: Options) -> kit.Report:
 
 def figure(records: Records, options: Options) -> Any:
     """Change of signal or gradient and loss after training of the deepest models, both sides."""
+    # Differences between initializations grow with depth.
     deepest = max(options.depths)
     deep = {name: records[name, deepest] for name in options.models}
     columns = ([r.change for r in deep.values()], [r.losses for r in deep.values()])
