@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import _kit as kit
 from experiments._kit import Claim, Estimate, figures, option
-from experiments._kit.evidence import wilson
+from experiments._kit.evidence import interval
 from jaxgrad.plotting import style
 from jaxgrad.training import normalization, splits
 
@@ -262,18 +262,17 @@ def report(
 def figure(detections: list[Detection], options: Options) -> Any:
     """How often a comparison of dev and test notices how they were split."""
     random, *faulty = (row.rate.mean for row in detections)
+    counts = {
+        textwrap.fill(row.name, 20): {"": (round(row.rate.mean * options.trials), options.trials)}
+        for row in detections
+    }
     # Those whose interval of 95 % is above the level.
-    lowest = (wilson(rate * options.trials, options.trials)[0] for rate in faulty)
-    noticed = sum(low > options.level for low in lowest)
+    noticed = sum(interval(*pair[""])[0] > options.level for pair in list(counts.values())[1:])
     title = (
         f"Comparing dev with test notices {noticed} of {len(faulty)} faulty ways to split, and "
         f"takes {random:.1%} of random splits for faulty"
     )
     result, ((ax,),) = figures.panels(title, height=3.8)
-    counts = {
-        textwrap.fill(row.name, 20): {"": (round(row.rate.mean * options.trials), options.trials)}
-        for row in detections
-    }
     figures.shares(ax, counts)
     color = style.palette().theory
     ax.axvline(options.level, color=color, label=f"level of the comparison, {options.level:.0%}")

@@ -114,11 +114,10 @@ class Estimate:
         return f"{self.mean:{spec}} ± {self.standard_error:{spec.replace('+', '')}}"
 
 
-def wilson(successes: Any, trials: int, z: float = 1.96) -> tuple[Any, Any]:
-    """Ends of an interval of `z` standard errors around a share, within 0 and 1 (Wilson, 1927)."""
-    middle = np.asarray(successes) + z**2 / 2
-    half = z * np.sqrt(successes * (trials - np.asarray(successes)) / trials + z**2 / 4)
-    return tuple((middle + sign * half) / (trials + z**2) for sign in (-1, 1))
+def interval(successes: int, trials: int) -> tuple[float, float]:
+    """Ends of the interval of 95 % around a share, within 0 and 1 (Wilson, 1927)."""
+    low, high = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments._kit.evidence import Estimate, wilson
+from experiments._kit.evidence import Estimate, interval
 from jaxgrad.plotting import style
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def shares(ax: Any, counts: Mapping[str, Mapping[str, tuple[int, int]]], **optio
     for name, row in counts.items():
         ends[name] = {}
         for key, (count, trials) in row.items():
-            low, high = wilson(count, trials)
+            low, high = interval(count, trials)
             # Rounding may put the share just outside of its interval.
             bars = np.maximum([count / trials - low, high - count / trials], 0)
             ends[name][key] = (count / trials, *bars)

@@ -72,7 +72,7 @@ def test_report_says_what_survives(rows):
     report = experiment.report(rows, SMALL)
     lines = [line.split() for line in report.sections[0].splitlines()]
     assert ["selu", "critical", "0.4768", "0"] in [line[:4] for line in lines]
-    assert [line[-1] for line in lines[-3:]] == ["survives", "survives", "survives"]
+    assert [line[-1] for line in lines[-3:]] == ["survives", "vanishes", "survives"]
     (table,) = report.details
     words = [line.split()[:-5] for line in table.splitlines()[-3:]]
     assert words[0] == ["selu", "LeCun", "no"]
