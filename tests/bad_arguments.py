@@ -457,7 +457,8 @@ def _theory():
         theory.softmax_moments,
         {"variance": 1.0, "tokens": 4},
         {"variance": number(0.0, high=100.0, several=True), "tokens": number(2.0, several=True)}
-        | {"correlation": number(-1.0, high=1.0, several=True), "causal": FLAG},
+        | {"correlation": number(-1.0, high=1.0, several=True), "causal": FLAG}
+        | {"mask": [3, "a", X, NOTHING, np.zeros((4, 4), bool), np.ones((3, 4), bool)]},
     )
     wrong = [None, 3, "a", X, {}, NOTHING]
     tokens = theory.Moments(0.0, tokens=theory.Tokens(4, 1.0))
@@ -467,6 +468,7 @@ def _theory():
         theory.attend,
         {"moments": tokens},
         {"moments": [*wrong, theory.Moments(0.0)], "logit_gain": variance, "causal": FLAG}
+        | {"mask": [3, "a", X, NOTHING, np.zeros((4, 4), bool), np.ones((3, 4), bool)]}
         | dict.fromkeys(names, variance)
         | {"head_features": integer(none=True)},
     )

@@ -1,5 +1,6 @@
 """Multi-head self-attention, which mixes the tokens of an example."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -22,6 +23,14 @@ LARGE = 60.0
 """Logits times the exponential of this are still finite, and softmax is a choice of one token."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A known mask, which is compared by its values and is thus part of a layer's structure."""
+
+    values: bytes = dataclasses.field(repr=False)
+    tokens: int
+
+
 @layer
 class Attention(Layer):
     """Multi-head self-attention; see `attention`."""
@@ -33,12 +42,21 @@ class Attention(Layer):
     output_variance: Any
     logit_scale: Any
     b_variance: Any
-    mask: Any
+    traced_mask: Any
+    pattern: Pattern | None = static()
     head_features: int | None = static()
     scale: AttentionScale = static()
     causal: bool = static()
     bias: bool = static()
     kernel_init: Any
+
+    @property
+    def mask(self) -> Any:
+        """Which token (row) attends to which (column), without `causal`; `None` for all."""
+        if self.pattern is None:
+            return self.traced_mask
+        size = self.pattern.tokens
+        return np.frombuffer(self.pattern.values, np.bool_).reshape(size, size)
 
     def draw(self, shape, *, key, dtype):
         tokens, features = self._check_shape(shape)
@@ -106,8 +124,6 @@ class Attention(Layer):
 
     @in_float64
     def predict(self, moments):
-        if self.mask is not None:
-            raise NotImplementedError("attention with a mask has no prediction; use causal=True")
         width = None if moments.tokens is None else moments.tokens.width
         head_features = self.head_features if width is None else self.features_of_head(width)
         # The product of a query and a key has d_head terms: with 1 / sqrt(d) their number cancels.
@@ -129,6 +145,7 @@ class Attention(Layer):
             logit_gain=gain,
             head_features=head_features,
             causal=self.causal,
+            mask=self.mask,
         )
 
     def features_of_head(self, features: int) -> int:
@@ -271,7 +288,7 @@ def attention(
         **{name: number(value) for name, value in variances.items()},
         logit_scale=number(logit_scale),
         b_variance=shared["b_variance"],
-        mask=_check_mask(mask, causal),
+        **_split_mask(mask, causal),
         head_features=head_features,
         scale=scale,
         causal=bool(causal),
@@ -280,21 +297,23 @@ def attention(
     )
 
 
-def _check_mask(mask, causal):
+def _split_mask(mask, causal):
+    """Check a mask, and return the fields that hold it."""
     if mask is None:
-        return None
+        return {"traced_mask": None, "pattern": None}
     is_boolean = getattr(mask, "dtype", None) == np.bool_
     if not is_boolean or mask.ndim != 2 or mask.shape[0] != mask.shape[1] or not mask.size:
         raise TypeError(
             "mask must be an array of booleans [tokens, tokens], got "
             f"{_validate.show(mask)}; compare one with 0, for example"
         )
-    if not _validate.is_traced(mask):
-        seen = np.tril(mask) if causal else np.asarray(mask)
-        empty = np.flatnonzero(~seen.any(axis=1))
-        if len(empty):
-            raise ValueError(
-                f"mask must let each token attend to at least one, got none for token {empty[0]}; "
-                "let it attend to itself"
-            )
-    return mask
+    if _validate.is_traced(mask):
+        return {"traced_mask": mask, "pattern": None}
+    seen = np.tril(mask) if causal else np.asarray(mask)
+    empty = np.flatnonzero(~seen.any(axis=1))
+    if len(empty):
+        raise ValueError(
+            f"mask must let each token attend to at least one, got none for token {empty[0]}; "
+            "let it attend to itself"
+        )
+    return {"traced_mask": None, "pattern": Pattern(np.asarray(mask).tobytes(), len(mask))}

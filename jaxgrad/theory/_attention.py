@@ -31,11 +31,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
 from jaxgrad.theory._moments import Moments, Tokens
-from jaxgrad.theory._softmax import LARGEST_VARIANCE, softmax_moments
+from jaxgrad.theory._softmax import LARGEST_VARIANCE, row_kinds, softmax_moments
 
 _LENGTHS = 3  # Points of the distribution of the length of a query.
 
@@ -71,6 +72,7 @@ def attend(
     logit_gain: Any = 1.0,
     head_features: int | None = None,
     causal: bool = False,
+    mask: Bool[np.ndarray | Array, "tokens tokens"] | None = None,
 ) -> Moments:
     """Compute the moments after multi-head self-attention with random weights.
 
@@ -85,6 +87,7 @@ def attend(
         `moments.tokens.width` is known, too.
       causal: whether a token attends to itself and to earlier ones only. The moments are then means
         over tokens, as if the tokens of the next layer were alike.
+      mask: to which tokens (column) each token attends, likewise; not traced.
 
     Returns:
       `Moments`; NaN where the logits have a variance above 100.
@@ -108,6 +111,8 @@ def attend(
     if head_features is not None:
         head_features = _validate.integer("head_features", head_features, 1)
     _validate.flag("causal", causal)
+    if mask is not None:
+        row_kinds(mask, tokens.count, causal)  # for its errors, before any work
     size, rho = tokens.count, 1 - jnp.asarray(tokens.gap, float)
     q = jnp.exp(jnp.asarray(moments.log_q, float))
     b = jnp.asarray(b_variance, float)
@@ -117,7 +122,7 @@ def attend(
     # The share of the queries by which an input reaches them; biases do not depend on it.
     share = jnp.where(query > 0, query_variance * q / jnp.where(query > 0, query, 1.0), 0.0)
     correlation = 1 - share * tokens.gap
-    rows = _rows(tokens, variance, correlation, share, head_features, causal)
+    rows = _rows(tokens, variance, correlation, share, head_features, causal, mask)
     # q' = w_o (w_v q (rho + gap E sum p^2) + b) + b, and between tokens the same with p p'.
     shift = (output_variance + 1.0) * b
     gain = output_variance * value_variance
@@ -152,7 +157,7 @@ def _check(moments):
     return moments.tokens
 
 
-def _rows(tokens, variance, correlation, share, head_features, causal):
+def _rows(tokens, variance, correlation, share, head_features, causal, mask):
     """Average over the length of a query and the angle of two, and combine the averages."""
     epsilon, lengths, weights, angles = 0.0, np.ones(1), np.ones(1), np.zeros(1)
     if tokens.width is not None and head_features is not None:
@@ -171,7 +176,7 @@ def _rows(tokens, variance, correlation, share, head_features, causal):
     )
     c = jnp.clip(c + jnp.broadcast_to(angles, grid) * jnp.sqrt(1 - c * c), -1.0, 1.0)
     v = jnp.minimum(mean_v * jnp.broadcast_to(lengths[:, None], grid), LARGEST_VARIANCE)
-    p = softmax_moments(v, tokens.count, correlation=c, causal=causal)
+    p = softmax_moments(v, tokens.count, correlation=c, causal=causal, mask=mask)
     rows = _combine(p, mean_v * share * gap, v, c, tokens.count, epsilon)
     weights = np.broadcast_to(weights[:, None], grid) / len(angles)
     predicted = variance <= LARGEST_VARIANCE

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool
 
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
@@ -37,8 +38,8 @@ _CERTAIN = 1 - 1e-16  # Its logarithm is finite, so that a power of 0 is 1.
 class SoftmaxMoments(NamedTuple):
     """Averages over the weights `p` of one row and `p'` of another, of the shape of the arguments.
 
-    Sums are over tokens. With a causal mask they are means over rows, and over ordered pairs of
-    rows, with as many tokens as each row may see.
+    Sums are over tokens. With a mask, causal or not, they are means over rows, and over ordered
+    pairs of rows, each a softmax of the tokens that it may see.
 
     Attributes:
       square, cube: `E sum p^2` and `E sum p^3`.
@@ -61,16 +62,23 @@ class SoftmaxMoments(NamedTuple):
 
 
 def softmax_moments(
-    variance: ArrayLike, tokens: ArrayLike, *, correlation: ArrayLike = 0.0, causal: bool = False
+    variance: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    correlation: ArrayLike = 0.0,
+    causal: bool = False,
+    mask: Bool[np.ndarray | Array, "tokens tokens"] | None = None,
 ) -> SoftmaxMoments:
     """Average over the weights of a softmax whose logits are Gaussian.
 
     Args:
       variance: that of the logits about what they have in common, at least 0 and at most 100, may
         be traced; any shape.
-      tokens: number of logits `T`, from 2; with `causal` an integer. It broadcasts.
+      tokens: number of logits `T`, from 2; with `causal` or a mask an integer. It broadcasts.
       correlation: that of the logits of two rows, from -1 to 1, may be traced; broadcasts.
       causal: whether row `i` of 1, ..., `T` is a softmax of its first `i` logits alone.
+      mask: of which logits (column) each row is a softmax, at least one; not traced. With `causal`,
+        those that both allow.
 
     Returns:
       `SoftmaxMoments`, with a relative error of about 1e-6; of overlaps it is 1e-4 at a variance of
@@ -88,8 +96,11 @@ def softmax_moments(
     _validate.flag("causal", causal)
     _validate.numbers("variance", variance, minimum=0.0, maximum=LARGEST_VARIANCE)
     _validate.numbers("correlation", correlation, minimum=-1.0, maximum=1.0)
-    if causal:
+    if causal or mask is not None:
         tokens = _validate.integer("tokens", tokens, 2)
+    if mask is not None:
+        return _masked(variance, correlation, *row_kinds(mask, tokens, causal))
+    if causal:
         return _causal(variance, correlation, tokens)
     _validate.numbers("tokens", tokens, minimum=2.0)
     return _full(variance, correlation, tokens)
@@ -106,6 +117,35 @@ def _full(variance, correlation, tokens):
 def _causal(variance, correlation, tokens):
     average = functools.partial(_average_causal, tokens=tokens)
     return map_elements(average, variance, correlation, batch_size=8)
+
+
+@in_float64
+@jax.jit
+def _masked(variance, correlation, rows, pairs):
+    average = functools.partial(_average_masked, rows=rows, pairs=pairs)
+    return map_elements(average, variance, correlation, batch_size=8)
+
+
+def row_kinds(mask, tokens, causal):
+    """Count rows by the tokens that they see, and pairs by what both see, and each alone.
+
+    Returns `[kinds, (tokens, count)]` and `[kinds, (both, first alone, second alone, count)]`.
+    """
+    if _validate.is_traced(mask):
+        raise ValueError("mask must not be traced to be averaged over; pass a NumPy array")
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_ or mask.shape != (tokens, tokens):
+        raise ValueError(
+            f"mask must be an array of booleans [{tokens}, {tokens}], got {_validate.show(mask)}"
+        )
+    mask = np.tril(mask) if causal else mask
+    if not mask.any(axis=1).all():
+        raise ValueError("mask must let each row see at least one token, got a row of none")
+    seen, both = mask.sum(axis=1), mask.astype(int) @ mask.T
+    rows = np.stack(np.unique(seen, return_counts=True), axis=1)
+    ordered = np.stack([both, seen[:, None] - both, seen[None] - both], axis=-1)
+    pairs, counts = np.unique(ordered[~np.eye(tokens, dtype=bool)], axis=0, return_counts=True)
+    return rows.astype(float), np.column_stack([pairs, counts]).astype(float)
 
 
 class _Grid(NamedTuple):
@@ -218,6 +258,48 @@ def _single(grid, tokens, total):
     )
 
 
+def _row(grid, count):
+    """Return the averages over one row of `count` tokens."""
+
+    def integral(integrand, selected):
+        # With fewer tokens than are selected, the factor before the integral is 0.
+        power = jnp.maximum(count - selected, 0.0)
+        return grid.step * jnp.sum(integrand * jnp.exp(power * grid.log_one))
+
+    return _single(grid, count, integral)
+
+
+def _average_masked(variance, correlation, *, rows, pairs):
+    """Average over rows, and over ordered pairs of rows, that see different tokens."""
+    tokens = jnp.sum(rows[:, 1])
+    grid = _grid(variance, jnp.max(rows[:, 0]), jnp.min(rows[:, 0]))
+    product, log_both = _pairs(grid, correlation)
+
+    def row(total, kind):
+        return jax.tree.map(lambda a, b: a + kind[1] * b, total, _row(grid, kind[0])), None
+
+    singles = jax.lax.scan(row, (jnp.zeros(()),) * 5, rows)[0]
+
+    # Tokens that one row of a pair sees alone leave an average over one logit each.
+    def pair(weights, kind):
+        both, first, second, count = kind
+        alone = first * grid.log_one[:, None] + second * grid.log_one[None]
+        one = count * both * jnp.exp(jnp.maximum(both - 1, 0) * log_both + alone)
+        factor = count * both * (both - 1)
+        two = factor * jnp.exp(jnp.maximum(both - 2, 0) * log_both + alone)
+        return (weights[0] + one, weights[1] + two), None
+
+    empty = jnp.zeros((_POINTS, _POINTS))
+    (single, double), _ = jax.lax.scan(pair, (empty, empty), pairs)
+    two, scale = product(1, 1), grid.step**2 / (tokens * (tokens - 1))
+    return SoftmaxMoments(
+        *(a / tokens for a in singles),
+        overlap=scale * jnp.sum(single * two),
+        square_overlap=scale * jnp.sum(single * product(2, 1)),
+        squared_overlap=scale * jnp.sum(single * product(2, 2) + double * two * two),
+    )
+
+
 def _average_causal(variance, correlation, *, tokens):
     """Average over rows of 1, ..., T tokens, and over pairs of such rows."""
     grid = _grid(variance, jnp.asarray(float(tokens)), 1.0)
@@ -225,12 +307,7 @@ def _average_causal(variance, correlation, *, tokens):
     one = jnp.exp(grid.log_one)
 
     def row(total, count):
-        def integral(integrand, selected):
-            # With fewer tokens than are selected, the factor before the integral is 0.
-            power = jnp.maximum(count - selected, 0.0)
-            return grid.step * jnp.sum(integrand * jnp.exp(power * grid.log_one))
-
-        return jax.tree.map(jnp.add, total, _single(grid, count, integral)), None
+        return jax.tree.map(jnp.add, total, _row(grid, count)), None
 
     counts = jnp.arange(1.0, tokens + 1)
     zeros = (jnp.zeros(()),) * 5

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrad import layers
+from jaxgrad import layers, propagation
 from jaxgrad.layers import Scaled
 from jaxgrad.layers._attention import softmax
-from jaxgrad.theory import Moments
+from jaxgrad.theory import Moments, Tokens
 
 
 def as_flax(params, heads):
@@ -202,3 +202,50 @@ def test_errors(key):
         layers.attention(2, mask=np.array([[True, True], [False, False]]))
     with pytest.raises(ValueError, match="mask must let each token .*none for token 0"):
         layers.attention(2, causal=True, mask=np.array([[False, True], [True, False]]))
+
+
+def test_a_masked_layer_is_predicted_and_can_be_differentiated(key):
+    """Each token attends to itself and its neighbours on a circle of ten."""
+    tokens, width, draws = 10, 64, 300
+    distance = np.abs(np.subtract.outer(np.arange(tokens), np.arange(tokens)))
+    mask = np.minimum(distance, tokens - distance) <= 1
+    layer = layers.attention(1, mask=mask, query_variance=2.0)
+
+    def one(key):
+        keys = jax.random.split(key, 3)
+        x = jax.random.normal(keys[0], (1, tokens, width))
+        params, _ = layers.init(layer, (tokens, width), key=keys[1])
+        out, back = jax.vjp(lambda x: layers.apply(layer, params, None, x)[0], x)
+        (gradient,) = back(jax.random.normal(keys[2], x.shape))
+        mean = jnp.mean(out, axis=1)
+        return jnp.mean(out**2), jnp.mean(gradient**2), jnp.mean(mean**2)
+
+    samples = np.array(jax.lax.map(one, jax.random.split(key, draws), batch_size=50))
+    means, errors = samples.mean(axis=1), samples.std(axis=1) / np.sqrt(draws)
+    inputs = Moments(0.0, gaussian=True, tokens=Tokens(tokens, 1.0, width=width))
+    after = propagation.predict(layer, inputs)
+    variance, gradient = np.exp(after.log_activation[-1]), np.exp(after.log_gradient[-1])
+    tokens_after = layer.predict(inputs).tokens
+    assert tokens_after is not None
+    gap = tokens_after.gap
+    # The mean token has the variance and tokens' mean correlation.
+    mean_token = variance * (1 - gap * (tokens - 1) / tokens)
+    predicted = np.array([variance, gradient, mean_token])
+    assert np.all(np.abs(means - predicted) < 3.5 * errors + 0.003 * predicted)
+    assert np.all(errors < 0.02 * means)
+    # The mask is part of the structure, so that a layer can be differentiated by its numbers.
+    x = jax.random.normal(key, (1, tokens, 4))
+    params, _ = layers.init(layer, (tokens, 4), key=key)
+    slope = jax.grad(lambda layer: jnp.sum(layers.apply(layer, params, None, x)[0] ** 2))(layer)
+    assert float(slope.logit_scale) != 0
+
+
+def test_a_traced_mask_can_be_applied_but_not_predicted():
+    moments = Moments(0.0, tokens=Tokens(4, 1.0))
+
+    def predict(mask):
+        return layers.attention(1, mask=mask).predict(moments).log_q
+
+    with pytest.raises(ValueError, match="mask must not be traced"):
+        jax.jit(predict)(np.ones((4, 4), bool))
+    assert float(predict(np.eye(4, dtype=bool))) == pytest.approx(0, abs=1e-9)

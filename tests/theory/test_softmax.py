@@ -138,3 +138,38 @@ def test_it_can_be_traced_and_keeps_small_differences():
         small = difference(jnp.float64(1e-6), jnp.float64(0.999))
     # To first order v (1 - c) (1 - 1 / T) / T.
     np.testing.assert_allclose(small, 1e-9 * (1 - 1 / 16) / 16, rtol=1e-4)
+
+
+def test_a_mask_of_all_and_a_causal_one_are_as_none_and_causal():
+    full = theory.softmax_moments(3.0, 6, correlation=0.4, mask=np.ones((6, 6), bool))
+    np.testing.assert_allclose(full, theory.softmax_moments(3.0, 6, correlation=0.4), rtol=1e-6)
+    causal = theory.softmax_moments(3.0, 6, correlation=0.4, causal=True)
+    for mask, options in ((np.tri(6, dtype=bool), {}), (np.ones((6, 6), bool), {"causal": True})):
+        masked = theory.softmax_moments(3.0, 6, correlation=0.4, mask=mask, **options)
+        np.testing.assert_allclose(masked, causal, rtol=1e-6)
+
+
+def test_rows_that_share_no_token_do_not_overlap():
+    mask = np.kron(np.eye(2, dtype=bool), np.ones((3, 3), bool))
+    blocks = theory.softmax_moments(2.0, 6, correlation=0.5, mask=mask)
+    alone = theory.softmax_moments(2.0, 3, correlation=0.5)
+    for field in ("square", "cube", "squared_square", "spread", "squared_mean"):
+        np.testing.assert_allclose(getattr(blocks, field), getattr(alone, field), rtol=1e-6)
+    # Of 5 other rows, 2 are of the same block.
+    for field in ("overlap", "square_overlap", "squared_overlap"):
+        np.testing.assert_allclose(getattr(blocks, field), 0.4 * getattr(alone, field), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((3, 4), bool), r"mask must be an array of booleans \[4, 4\]"),
+        (np.ones((4, 4)), "mask must be an array of booleans"),
+        (np.zeros((4, 4), bool), "mask must let each row see at least one token"),
+    ],
+)
+def test_bad_masks(mask, message):
+    with pytest.raises(ValueError, match=message):
+        theory.softmax_moments(1.0, 4, mask=mask)
+    with pytest.raises(ValueError, match="mask must not be traced"):
+        jax.jit(lambda mask: theory.softmax_moments(1.0, 4, mask=mask))(np.ones((4, 4), bool))
