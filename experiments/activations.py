@@ -238,7 +238,9 @@ def report(rows: list[Row], options: Options) -> kit.Report:
     text += f"usual recipe, and {any_recipe} with a usual or a critical one."
     claims = [claim(row, depth) for row in rows if row.recipe.name in USUAL]
     numbers = {"rows": [row._asdict() for row in rows]}
-    return kit.Report([*sections, text], claims, numbers, [units_table(rows, options)])
+    return kit.Report(
+        [*sections, kit.paragraph(text)], claims, numbers, [units_table(rows, options)]
+    )
 
 
 def units_table(rows: list[Row], options: Options) -> str:

@@ -127,6 +127,7 @@ def figure(records: Records, options: Options) -> Any:
         }
         figures.dots(ax, rows)
     colors = style.palette()
+    # Where `answer` says that a model survives.
     left.axvspan(0, 1, color=colors.faint, zorder=0, linewidth=0, label="within a factor of 10")
     left.set_xlabel("powers of ten by which signal or\ngradient changes, the larger one")
     chance = right.axvline(CHANCE, color=colors.theory, label="loss of chance")

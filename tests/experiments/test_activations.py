@@ -94,7 +94,7 @@ def test_report_tells_kinds_of_criticality_apart():
     # Over 29 layers the log10 of a norm changes by 29 / (2 log 10) = 6.3 times the growth.
     gradients = [line.split()[-1] for line in report.sections[0].splitlines()[-5:]]
     assert gradients == ["survives", "survives", "survives", "survives", "vanishes"]
-    assert report.sections[1] == (
+    assert " ".join(report.sections[1].split()) == (
         "Of 4 activations, 3 keep their gradient over 30 layers with a usual recipe, and 3 with a "
         "usual or a critical one."
     )
