@@ -112,7 +112,7 @@ def attend(
         head_features = _validate.integer("head_features", head_features, 1)
     _validate.flag("causal", causal)
     if mask is not None:
-        row_kinds(mask, tokens.count, causal)  # for its errors, before any work
+        row_kinds(mask, tokens.count, causal)
     size, rho = tokens.count, 1 - jnp.asarray(tokens.gap, float)
     q = jnp.exp(jnp.asarray(moments.log_q, float))
     b = jnp.asarray(b_variance, float)
