@@ -124,7 +124,7 @@ figure
 
 # %% [markdown]
 # Open `map.png`; in a notebook the last line shows the figure. On the left, the colour of each cell is the change of the gradient from the last to the first block.
-# Between the two borders it survives. On the right, you see the gradient block by block in the network of 32 blocks. [What
+# Below the dashed line it survives, and above it explodes. On the right, you see the gradient block by block in the network of 32 blocks. [What
 # the maps mean](https://jaxgrad.github.io/jaxgrad/explanations/maps/) explains every line.
 #
 # ## 5. Read the largest safe scale
