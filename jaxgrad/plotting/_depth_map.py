@@ -85,7 +85,7 @@ def depth_map(
         level_variance = float(np.asarray(level.variance)[-1])
         _profile(right, measured, predicted, level_variance, (name, words))
     bar = {
-        "label": f"{quantity}: its norm at the first {block} over that at the last",
+        "label": f"{quantity},\nits norm at the first {block} over that at the last",
         "ticks": range(-4, 5, 2),
         "format": lambda value, _: "unchanged" if value == 0 else f"$10^{{{value:g}}}$",
     }
