@@ -47,6 +47,7 @@ LIGHT = Palette(
     "#b3157f",
     ("#0b1f4b", "#2f5fa8", "#9dbfe0", "#fbfaf5", "#f7c27a", "#e08a2b", "#b35a12"),
 )
+"""For a white background."""
 DARK = Palette(
     "#1e2129",
     "#e6e8ec",
@@ -56,8 +57,9 @@ DARK = Palette(
     "#ff6ec7",
     ("#d3e6fa", "#7fb2e5", "#37618f", "#1e2129", "#8a4a17", "#d97b22", "#ffb454"),
 )
+"""For a dark background."""
 THEMES = {"light": LIGHT, "dark": DARK}
-
+"""Palettes by the names that `theme` takes."""
 STYLES = ("dashed", "dotted", "solid", "dashdot", (0, (6, 1)))
 """Line styles, in the order of `Palette.lines`."""
 
