@@ -23,8 +23,7 @@ LARGEST = 2**31 - 1
 
 def installed(user: str, extra: str, *packages: str) -> None:
     """Raise ImportError, which names the extra to install, unless optional packages are there."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         remedy = f'run python -m pip install "jaxgrad[{extra}]"'
         raise ImportError(f"{user} needs {' and '.join(missing)}; {remedy}")
 

@@ -59,7 +59,6 @@ DARK = Palette(
 )
 """For a dark background."""
 THEMES = {"light": LIGHT, "dark": DARK}
-"""Palettes by the names that `theme` takes."""
 STYLES = ("dashed", "dotted", "solid", "dashdot", (0, (6, 1)))
 """Line styles, in the order of `Palette.lines`."""
 
