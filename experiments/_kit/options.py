@@ -25,7 +25,7 @@ from experiments._kit import figures
 from experiments._kit.interruption import interruption
 
 OptionsType = TypeVar("OptionsType", bound="Options")
-STEM_SUFFIXES = (".png", ".json", ".zarr")
+STEM_SUFFIXES = (".png", ".json", ".zarr", ".html")
 EXAMPLE = "results/figure.png"
 LARGEST_INTEGER, LARGEST_FLOAT = 2**31 - 1, 1e30
 

@@ -21,7 +21,7 @@ DECADE = 2 * np.log(10)  # of the log of a square
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     size = {"depth": 12, "width": 16, "w_variances": 9, "examples": 8, "seeds": 3}
-    output = tmp_path_factory.mktemp("page") / "map"
+    output = tmp_path_factory.mktemp("page") / "map.svg"
     return depth_variance.Options(**size, output=output, html=True)
 
 
