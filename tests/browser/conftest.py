@@ -45,15 +45,15 @@ def opened(browser):
 
         def on_console(message):
             if message.type in ("error", "warning"):
-                problems.append(message.text)
+                problems.append(f"{page.url}: {message.text}")
 
         def on_request(request):
             if not request.url.startswith((*LOCAL, address[: address.find("/", 8)])):
-                problems.append(f"asked for {request.url}")
+                problems.append(f"{page.url} asked for {request.url}")
 
         page.on("console", on_console)
         page.on("request", on_request)
-        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
         # A machine may be busy with other tests.
         page.set_default_timeout(120_000)
         page.goto(address)
@@ -61,7 +61,7 @@ def opened(browser):
             yield page
         finally:
             page.close()
-        assert not problems, (address, problems)
+        assert not problems
 
     return open_page
 
