@@ -56,6 +56,8 @@ SHORTEN = """() => {
 def faults_of(page, path):
     """Everything that is wrong with a page in windows of all widths."""
     faults = {}
+    # What moves or fades in when the size changes is judged where it ends.
+    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         if pixels := overflow(page):
