@@ -81,7 +81,7 @@ class Options(kit.SeededOptions, kit.ClusterOptions):
 
     def store(self) -> Path:
         """The path of the store of measurements."""
-        return self.output.with_name(f"{self.output.name}.zarr")
+        return self.stem.with_name(f"{self.stem.name}.zarr")
 
 
 @layers.layer
