@@ -58,6 +58,10 @@ def bad_options(options):
             values = [*NUMBERS, *(("1e300", "-1e300") if float in kinds else ("0.5", "9" * 20))]
             if "minimum" not in field.metadata["bounds"]:
                 values.remove("-1")
+        elif Path in kinds and field.default == ():
+            # Stores of other maps, of which there may be none.
+            yield from (([flag, path, "--html"], field.name) for path in (*PATHS, *FIGURES))
+            continue
         elif Path in kinds:
             values = [*PATHS, *(FIGURES if field.default.suffix else ("stem",))]
         else:

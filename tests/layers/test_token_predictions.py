@@ -120,8 +120,6 @@ def test_layers_over_positions_refuse_tokens():
     for layer in (layers.convolution(3, (3,)), layers.batch_norm()):
         with pytest.raises(ValueError, match="moments must have no tokens"):
             layer.predict(moments)
-    with pytest.raises(NotImplementedError, match="mask"):
-        layers.attention(2, mask=np.eye(4, dtype=bool)).predict(moments)
     with pytest.raises(ValueError, match="known width"):
         layers.attention(2, scale="1/d").predict(moments)
 
