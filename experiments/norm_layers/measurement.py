@@ -195,8 +195,9 @@ def train(kind: str, drawn: Any, sets: Any, options: Options) -> Trained:
             optax.sgd(rate, 0.9),
         )
         fit = classifier.train(layer, params, optimizer, training, key=key, **how)
-        numbers = [score(fit.params, fit.state, part) for part in (training, test)]
-        return Trained(*fit.record, *numbers, score(fit.params, None, test))
+        gradient, dev = fit.record
+        trained, tested = (score(fit.params, fit.state, part) for part in (training, test))
+        return Trained(gradient, dev, trained, tested, score(fit.params, None, test))
 
     grid = (np.asarray(values) for values in (options.w_variances, options.learning_rates))
     return kit.mapped(one, drawn, *grid, compiler_options=COMPILER).best()

@@ -87,7 +87,11 @@ def _scales(ax: Any, w: np.ndarray, b: np.ndarray, chi: np.ndarray) -> list[Any]
         values = sorted(np.sign(side.sum()) / level for level in levels)
         look = {"colors": palette().ink, "linestyles": "solid", "linewidths": 0.8}
         lines = ax.contour(w, b, side, values, **look)
-        texts = ax.clabel(lines, fmt=lambda value: f"{1 / abs(value):.3g}", fontsize=style.NOTE)
+        # Names of phases are in the middle, so labels are near the top of their lines.
+        points = [path.vertices for path in lines.get_paths() if len(path.vertices)]
+        places = [v[np.argmin(np.abs(v[:, 1] - 0.85 * b[-1] - 0.15 * b[0]))] for v in points]
+        label = {"fmt": lambda value: f"{1 / abs(value):.3g}", "fontsize": style.NOTE}
+        texts = ax.clabel(lines, manual=places, **label)
         for text in texts:
             text.set_path_effects(halo(2))
     return ax.plot([], [], color=palette().ink, lw=0.8, label="theory: depth scale ξ in layers")

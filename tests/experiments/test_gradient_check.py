@@ -268,12 +268,14 @@ def texts(rows):
 
 def test_steps_are_those_of_version_0_1():
     result = measured(steps)
-    # Near its smallest error an error is rounding, which no two programs share.
     old = recorded()["experiments.gradient_check.steps"]
     np.testing.assert_array_equal(result.steps, old["steps"])
     for i, method in enumerate(result.methods):
         before = old[f"methods/{i}/error"]
-        np.testing.assert_allclose(method.error, before, rtol=1e-3, atol=3e3 * method.rounding)
+        # Rounding, which no two programs share, is divided by the step where values are subtracted.
+        subtracts = "complex" not in method.name
+        noise = method.rounding / (result.steps if subtracts else 1)
+        assert np.all(np.abs(method.error - before) < 1e-3 * before + 3 * noise), method.name
         assert method.order == old[f"methods/{i}/order"]
         assert method.rounding == old[f"methods/{i}/rounding"]
         np.testing.assert_allclose(method.slope, old[f"methods/{i}/slope"], rtol=0.02)
