@@ -130,8 +130,13 @@ def test_the_search_finds_a_word_without_a_network(served, opened):
 @pytest.mark.parametrize(("task", "path", "function"), TASKS, ids=lambda text: text[:20])
 def test_the_first_result_of_a_search_does_the_task(served, opened, task, path, function):
     with opened(served[1] + "index.html") as page:
-        page.fill(".md-search__input", task)
-        page.wait_for_selector(".md-search-result__item")
+        # Words that are entered before the index has been read may be lost.
+        for _ in range(10):
+            page.fill(".md-search__input", "")
+            page.fill(".md-search__input", task)
+            page.wait_for_timeout(3000)
+            if page.query_selector(".md-search-result__item"):
+                break
         first = page.get_attribute(".md-search-result__link >> nth=0", "href")
     assert path in first
     code = "".join(re.findall(r"```python\n(.*?)```", (DOCS / f"{path}.md").read_text(), re.DOTALL))
