@@ -138,10 +138,8 @@ def train(layer: layers.Layer, rate: Any, options: Options, data: Any, *, key: A
     curvature = training.largest_curvature(
         loss, params, *first, key=key_curvature, steps=LANCZOS
     ).value
-    descent, sizes = optax.sgd(rate), (options.steps, options.batch)
-    fit = classifier.train(
-        layer, params, descent, train, key=key_fit, steps=sizes[0], batch_size=sizes[1]
-    )
+    sizes: dict[str, Any] = {"steps": options.steps, "batch_size": options.batch}
+    fit = classifier.train(layer, params, optax.sgd(rate), train, key=key_fit, **sizes)
     logits = classifier.logits(layer, fit.params, fit.state, test.x)
     # The argmax of NaN is an index too, and must not count as right.
     right = (jnp.argmax(logits, axis=1) == test.labels) & jnp.all(jnp.isfinite(logits), axis=1)

@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool
 from jaxgrad import _validate
 from jaxgrad._numerics import in_float64
 from jaxgrad.theory._moments import Moments, Tokens
-from jaxgrad.theory._softmax import LARGEST_VARIANCE, row_kinds, softmax_moments
+from jaxgrad.theory._softmax import LARGEST_VARIANCE, softmax_moments, visible
 
 _LENGTHS = 3  # Points of the distribution of the length of a query.
 
@@ -112,7 +112,7 @@ def attend(
         head_features = _validate.integer("head_features", head_features, 1)
     _validate.flag("causal", causal)
     if mask is not None:
-        row_kinds(mask, tokens.count, causal)
+        mask, causal = visible(mask, tokens.count, causal), False
     size, rho = tokens.count, 1 - jnp.asarray(tokens.gap, float)
     q = jnp.exp(jnp.asarray(moments.log_q, float))
     b = jnp.asarray(b_variance, float)

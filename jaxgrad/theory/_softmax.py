@@ -99,7 +99,7 @@ def softmax_moments(
     if causal or mask is not None:
         tokens = _validate.integer("tokens", tokens, 2)
     if mask is not None:
-        return _masked(variance, correlation, *row_kinds(mask, tokens, causal))
+        return _masked(variance, correlation, *_count(visible(mask, tokens, causal)))
     if causal:
         return _causal(variance, correlation, tokens)
     _validate.numbers("tokens", tokens, minimum=2.0)
@@ -126,11 +126,8 @@ def _masked(variance, correlation, rows, pairs):
     return map_elements(average, variance, correlation, batch_size=8)
 
 
-def row_kinds(mask, tokens, causal):
-    """Count rows by the tokens that they see, and pairs by what both see, and each alone.
-
-    Returns `[kinds, (tokens, count)]` and `[kinds, (both, first alone, second alone, count)]`.
-    """
+def visible(mask, tokens, causal):
+    """Check a mask, and return which tokens (columns) each row sees, `[tokens, tokens]`."""
     if _validate.is_traced(mask):
         raise ValueError("mask must not be traced to be averaged over; pass a NumPy array")
     mask = np.asarray(mask)
@@ -141,11 +138,20 @@ def row_kinds(mask, tokens, causal):
     mask = np.tril(mask) if causal else mask
     if not mask.any(axis=1).all():
         raise ValueError("mask must let each row see at least one token, got a row of none")
-    seen, both = mask.sum(axis=1), mask.astype(int) @ mask.T
+    return mask
+
+
+def _count(mask):
+    """Count rows by the tokens that they see, and pairs by what both see, and each alone.
+
+    Returns `[kinds, (tokens, count)]` and `[kinds, (both, first alone, second alone, count)]`.
+    """
+    # In floating point, since NumPy multiplies matrices of integers slowly.
+    seen, both = mask.sum(axis=1), mask.astype(float) @ mask.T.astype(float)
     rows = np.stack(np.unique(seen, return_counts=True), axis=1)
     ordered = np.stack([both, seen[:, None] - both, seen[None] - both], axis=-1)
-    pairs, counts = np.unique(ordered[~np.eye(tokens, dtype=bool)], axis=0, return_counts=True)
-    return rows.astype(float), np.column_stack([pairs, counts]).astype(float)
+    pairs, counts = np.unique(ordered[~np.eye(len(mask), dtype=bool)], axis=0, return_counts=True)
+    return rows.astype(float), np.column_stack([pairs, counts])
 
 
 class _Grid(NamedTuple):

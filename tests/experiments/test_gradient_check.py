@@ -276,6 +276,8 @@ def test_steps_are_those_of_version_0_1():
         subtracts = "complex" not in method.name
         noise = method.rounding / (result.steps if subtracts else 1)
         assert np.all(np.abs(method.error - before) < 1e-3 * before + 3 * noise), method.name
+        # Its size is that of the steps and of the precision, whatever the program.
+        assert np.all((before / 2 < method.error) & (method.error < 2 * before)), method.name
         assert method.order == old[f"methods/{i}/order"]
         assert method.rounding == old[f"methods/{i}/rounding"]
         np.testing.assert_allclose(method.slope, old[f"methods/{i}/slope"], rtol=0.02)
