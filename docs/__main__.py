@@ -1,4 +1,8 @@
-"""Build the documentation site, or serve it: `python -m docs build`, `python -m docs serve`."""
+"""Build the documentation site, or serve it: `python -m docs build`, `python -m docs serve`.
+
+Serving starts within seconds and draws no figures: those that are not there have a placeholder
+with their command. Building draws them first, which trains thousands of networks.
+"""
 
 import argparse
 import importlib.util
@@ -10,25 +14,26 @@ from docs import figures
 
 
 def main() -> int:
-    """Draw the figures that are not there, then run MkDocs; every warning is an error."""
+    """Draw the figures that a build lacks, then run MkDocs; every warning is an error."""
     parser = argparse.ArgumentParser("python -m docs", description=__doc__)
     parser.add_argument("command", choices=("build", "serve"))
     parser.add_argument(
         "--no-figures",
         action="store_true",
-        help="Draw no figures: those that are not there have a placeholder with their command.",
+        help="Build within seconds, with placeholders for the figures that are not there.",
     )
     parser.add_argument("--redraw", action="store_true", help="Draw all figures anew.")
     parser.add_argument("--site-dir", help="Where to build the site, build/site by default.")
     options = parser.parse_args()
     if options.redraw and options.no_figures:
         parser.error("--redraw and --no-figures exclude each other; pass one of them")
-    if options.site_dir and options.command == "serve":
-        parser.error("--site-dir is an option of build; leave it out")
+    serve = options.command == "serve"
+    if serve and (options.site_dir or options.redraw):
+        parser.error("--site-dir and --redraw are options of build; leave them out")
     for module in ("mkdocs", "material", "mkdocstrings", "latex2mathml", "jupytext"):
         if importlib.util.find_spec(module) is None:
             parser.error(f"{module} is not installed: python -m pip install -e '.[docs]'")
-    if not options.no_figures:
+    if not (serve or options.no_figures):
         figures.draw(options.redraw)
     command = [sys.executable, "-m", "mkdocs", options.command, "--strict"]
     if options.site_dir:

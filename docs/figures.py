@@ -44,9 +44,9 @@ FIGURES = {
     "depth_variance_transformer": Figure("depth_variance", "--network transformer"),
     "phase_diagram": Figure("phase_diagram"),
     "activations": Figure("activations"),
-    "trainability": Figure("trainability", "--w-variances 12 --longer 1"),
+    "trainability": Figure("trainability", "--kinds plain orthogonal critical batch_norm residual"),
     "trainability_transformers": Figure("trainability.transformers"),
-    "xray_gallery": Figure("xray_gallery", "--seeds 3"),
+    "xray_gallery": Figure("xray_gallery"),
     "gradient_check": Figure("gradient_check", "--parts kinks steps", ("kinks", "steps")),
     "input_normalization": Figure("input_normalization"),
     "data_splits": Figure("data_splits"),
@@ -70,12 +70,14 @@ def images() -> dict[str, str]:
 
 def draw(redraw: bool = False) -> None:
     """Run the commands of all figures that are not there, or of all."""
-    for name, figure in FIGURES.items():
-        files = figure.files(name)
-        if not redraw and all((FOLDER / file).exists() for file in files):
-            continue
-        command = figure.command(name)
-        print(command, flush=True)
+    missing = {
+        name: figure
+        for name, figure in FIGURES.items()
+        if redraw or not all((FOLDER / file).exists() for file in figure.files(name))
+    }
+    for i, (name, figure) in enumerate(missing.items()):
+        command, files = figure.command(name), figure.files(name)
+        print(f"Figure {i + 1} of {len(missing)}: {command}", flush=True)
         arguments = [sys.executable, *command.split()[1:]]
         subprocess.run(arguments, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         FOLDER.mkdir(exist_ok=True)
