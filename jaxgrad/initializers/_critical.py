@@ -7,7 +7,13 @@ import numpy as np
 
 from jaxgrad import _validate, activations, theory
 from jaxgrad.activations import Activation
-from jaxgrad.initializers._random import Distribution, Initializer, normal, variance_scaling
+from jaxgrad.initializers._random import (
+    Distribution,
+    Initializer,
+    check_names,
+    normal,
+    variance_scaling,
+)
 from jaxgrad.theory import finite_width
 
 _SMALL_SIGNAL = 1e-12  # Variance that stands for the limit of small signals.
@@ -50,8 +56,9 @@ def critical(
         other activations part of the drift remains, see `finite_width.gradient_law`.
       distribution, convolution: options of the kernels, see `variance_scaling`.
 
-    Raises a `ValueError` if both variances are passed or if there is no critical point; if they are
-    traced, the result is NaN instead. Source: Poole et al. (2016); Schoenholz et al. (2017).
+    The variances are the same at every depth, so there is no argument for it. Raises a `ValueError`
+    if both variances are passed or if there is no critical point; if they are traced, the result is
+    NaN instead. Source: Poole et al. (2016); Schoenholz et al. (2017).
 
     >>> point = critical("tanh", 0.05)
     >>> round(float(point.w_variance), 6), round(float(point.q), 6)
@@ -59,6 +66,8 @@ def critical(
     """
     phi = activations.get(activation)
     # Wrong options are refused before anything is computed.
+    any_depth = {"depth": "leave it out, since a critical variance is the same at every depth"}
+    check_names("critical", convolution, any_depth)
     variance_scaling(1.0, "fan_in", distribution, **convolution)
     if width is not None:
         _validate.scalar("width", width, minimum=1.0)

@@ -20,6 +20,7 @@ TRUNCATED_STD = 0.87962566103423978
 
 # A field with this metadata belongs to the structure of the pytree; other fields are leaves.
 _STATIC = {"static": True}
+CONVOLUTION = ("groups", "strides", "transposed")
 
 
 @runtime_checkable
@@ -87,6 +88,14 @@ def _checked_convolution(groups, strides, transposed):
         strides = _validate.integer("strides", strides, 1)
     _validate.flag("transposed", transposed)
     return groups, strides, transposed
+
+
+def check_names(function: str, options: dict[str, Any], remedies: dict[str, str] | None = None):
+    """Raise a TypeError in the name of a public function for an option that no convolution has."""
+    for name in options:
+        if name not in CONVOLUTION:
+            remedy = (remedies or {}).get(name, f"the options are {', '.join(CONVOLUTION)}")
+            raise TypeError(f"{function} has no argument {name!r}; {remedy}")
 
 
 def _checked_draw(key, shape, dtype, ndim=0):
@@ -181,8 +190,7 @@ def variance_scaling(
     _validate.choice("mode", mode, ("fan_in", "fan_out", "fan_avg"))
     _validate.choice("distribution", distribution, ("normal", "uniform", "truncated"))
     options = _checked_convolution(groups, strides, transposed)
-    names = ("groups", "strides", "transposed")
-    return _Independent(scale, distribution, mode, tuple(zip(names, options, strict=True)))
+    return _Independent(scale, distribution, mode, tuple(zip(CONVOLUTION, options, strict=True)))
 
 
 def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initializer:
@@ -191,6 +199,7 @@ def lecun(distribution: Distribution = "normal", **convolution: Any) -> Initiali
     For the arguments see `variance_scaling`. Some course notes call this initializer Xavier.
     Source: LeCun, Bottou, Orr, Mueller (1998), Efficient backprop, eq. 16.
     """
+    check_names("lecun", convolution)
     return variance_scaling(1.0, "fan_in", distribution, **convolution)
 
 
@@ -199,6 +208,7 @@ def glorot(distribution: Distribution = "normal", **convolution: Any) -> Initial
 
     For the arguments see `variance_scaling`. Source: Glorot, Bengio (2010), eq. 12 and 16.
     """
+    check_names("glorot", convolution)
     return variance_scaling(1.0, "fan_avg", distribution, **convolution)
 
 
@@ -213,6 +223,7 @@ def he(
     With `fan_in` this keeps the mean square of the signal, with `fan_out` that of the gradient. The
     slope may be traced; see also `variance_scaling`. Source: He, Zhang, Ren, Sun (2015), eq. 10-15.
     """
+    check_names("he", convolution)
     _validate.scalar("negative_slope", negative_slope)
     # E phi(z)^2 = (1 + a^2) / 2 E z^2 for z symmetric about 0.
     return variance_scaling(2.0 / (1 + negative_slope**2), mode, distribution, **convolution)
@@ -237,6 +248,7 @@ def fixup(blocks: Any, layers: int = 2, **convolution: Any) -> Fixup:
     """
     _validate.scalar("blocks", blocks, minimum=1.0)
     layers = _validate.integer("layers", layers, 2)
+    check_names("fixup", convolution)
     variance_scaling(1.0, "fan_out", **convolution)  # raises for a wrong option
     # A branch of m kernels with standard deviations times L^(-1 / (2 m - 2)), of which m - 1 are
     # not zero, contributes L^(-1/2) times the step of its last kernel.
