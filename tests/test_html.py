@@ -60,6 +60,7 @@ def trace(key):
     return jaxgrad.xray(loss, list(jax.random.normal(key, (5, 4, 4))), x)
 
 
+@pytest.mark.slow
 def test_an_xray_has_its_summary_curves_and_sites(trace):
     text = trace._repr_html_()
     rows = Tables(text).rows
@@ -69,6 +70,7 @@ def test_an_xray_has_its_summary_curves_and_sites(trace):
     assert text.count("<polyline") == 2
 
 
+@pytest.mark.slow
 def test_a_report_and_an_audit_have_their_rows():
     report = jaxgrad.check_grads(lambda x: jnp.sum(square(x)), jnp.ones(3))
     rows = Tables(report._repr_html_()).rows

@@ -36,6 +36,7 @@ def test_norm_of_what_is_not_finite_is_nan_and_rms_leaves_it_out():
         assert _numerics.rms(values) == pytest.approx(math.sqrt(12.5), rel=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_size", [-80.0, 0.0, 80.0])
 def test_log_mean_square_beyond_the_range_of_squares(log_size):
     rows = np.array([[1.0, -2.0], [3.0, 0.0]])

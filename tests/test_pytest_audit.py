@@ -49,6 +49,7 @@ def run(pytester, *options):
     return pytester.runpytest_inprocess(*options)
 
 
+@pytest.mark.slow
 def test_wrong_rules_are_named_with_line_and_test(pytester):
     before = [cls.__call__ for cls in _pytest_audit.CLASSES]
     result = run(pytester, "--jaxgrad")

@@ -180,6 +180,7 @@ def test_labels_partition_and_only_shrink_as_thresholds_grow():
         previous = regime
 
 
+@pytest.mark.slow
 def test_classify_agrees_under_jit_and_vmap():
     log_ratio = walks(0.03, 0.5)[:, :6].at[0, 0, 0].set(jnp.nan).at[1, 1, 1].set(jnp.inf)
     thresholds = Thresholds(2.0, 1.0)

@@ -9,6 +9,7 @@ from jaxgrad.checking import Verdict, check_grads
 from tests.checking.cases import by_path
 
 
+@pytest.mark.slow
 def test_arguments_as_of_grad(key):
     def f(a, b, c):
         return jnp.sum(a * b["x"] ** 2 * c), {"aux": a}
@@ -27,6 +28,7 @@ def test_arguments_as_of_grad(key):
     )
 
 
+@pytest.mark.slow
 def test_leaves_that_are_not_differentiated_are_said(key):
     point = {
         "w": jnp.arange(3.0),
@@ -56,6 +58,7 @@ def test_leaves_that_are_not_differentiated_are_said(key):
     assert "['mask'] (bool[3])" in str(report)
 
 
+@pytest.mark.slow
 def test_models_as_pytrees():
     import equinox as eqx
 
@@ -66,6 +69,7 @@ def test_models_as_pytrees():
     assert report.left_out
 
 
+@pytest.mark.slow
 def test_sharded_arguments(key):
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = NamedSharding(mesh, jax.P("rows"))

@@ -9,6 +9,7 @@ from jaxgrad.checking import Verdict, check_grads
 from tests.checking.cases import with_backward
 
 
+@pytest.mark.slow
 def test_forward_mode(key):
     @jax.custom_jvp
     def f(x, y):
@@ -44,6 +45,7 @@ def test_forward_mode_of_a_while_loop():
         check_grads(f, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 2000])
 def test_complex_arguments(key, size):
     real, imaginary = jax.random.normal(key, (2, size))

@@ -43,6 +43,7 @@ def test_the_wrong_leaf_is_named_and_first(params, x, wrong):
     assert f"['{wrong}']" in str(report).splitlines()[3]
 
 
+@pytest.mark.slow
 def test_outputs_of_any_shape(key):
     w = jax.random.normal(key, (4, 3))
 
@@ -71,6 +72,7 @@ def test_results_are_the_same_each_time_and_other_keys_draw_others(key):
     assert 0 < first.leaves[0].miss_probability < 1e-2
 
 
+@pytest.mark.slow
 def test_no_state_is_touched(params, x):
     before = dict(jax.config.values)
     np.random.seed(3)

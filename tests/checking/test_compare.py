@@ -14,6 +14,7 @@ from jaxgrad.checking._step_sizes import Derivative
 from tests.checking.cases import by_path, with_backward
 
 
+@pytest.mark.slow
 def test_detectable_errors_are_detected_and_smaller_ones_are_not_promised(key):
     w = jax.random.normal(key, (30,))
 
@@ -50,6 +51,7 @@ def test_kinks_are_kinks_not_errors(f, x):
     assert "one-sided slopes" in report.leaves[0].reason
 
 
+@pytest.mark.slow
 def test_outside_of_the_one_sided_slopes_is_wrong():
     rule = with_backward(jax.nn.relu, lambda args, ct: (ct * jnp.where(args[0] >= 0, 1.5, 0.0),))
     report = check_grads(lambda x: jnp.sum(rule(x)), jnp.float32([0.0, -1.0]))
@@ -57,6 +59,7 @@ def test_outside_of_the_one_sided_slopes_is_wrong():
     assert report.leaves[0].worst_index == (0,)
 
 
+@pytest.mark.slow
 def test_a_relu_network_with_a_large_batch_is_not_flagged(key):
     def loss(w, x):
         return jnp.mean((jax.nn.relu(x @ w[0]) @ w[1]) ** 2)
@@ -83,6 +86,7 @@ def test_a_nan_where_the_function_is_finite(f, x):
     assert not report.ok
 
 
+@pytest.mark.slow
 def test_an_infinite_slope_at_an_edge_of_the_domain_is_no_gradient():
     report = check_grads(lambda x: jnp.sum(jnp.sqrt(x)), jnp.float32([0.0, 1.0]))
     assert report.verdict is Verdict.NONFINITE
@@ -91,6 +95,7 @@ def test_an_infinite_slope_at_an_edge_of_the_domain_is_no_gradient():
     assert check_grads(lambda x: jnp.sum(jnp.log(x)), close).verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_the_tolerance_of_a_solver_is_no_mistake():
     matrix = jnp.diag(jnp.arange(1.0, 21.0)) + 0.1
 
@@ -124,6 +129,7 @@ def test_a_loop_with_a_counter_has_no_tolerance(counted):
     assert any("stop at a tolerance" in note for note in report.notes) is not counted
 
 
+@pytest.mark.slow
 def test_a_small_leaf_beside_a_large_one_and_a_regulariser(key):
     point = {"w": 1e3 * jax.random.normal(key, (30, 30)), "b": jnp.float32([1e-3, 2e-3])}
 
@@ -184,6 +190,7 @@ def test_where_an_output_is_not_finite_neither_need_be_the_gradient():
     assert "an output of f is not finite" in report.leaves[0].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("f", "x"),
     [
@@ -209,6 +216,7 @@ def expm1(x):
 expm1.defjvp(lambda x, t: (jnp.expm1(x[0]), t[0] * (jnp.expm1(x[0]) + 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("f", "x"), [(jnp.tanh, 20.0), (jax.nn.sigmoid, 40.0), (expm1, -40.0)])
 def test_a_gradient_of_zero_agrees_only_if_another_one_would_have_been_seen(f, x):
     assert check_grads(f, x).verdict is Verdict.UNRESOLVED

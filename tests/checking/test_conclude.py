@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxgrad.checking import Verdict, check_grads
 from tests.checking.cases import with_backward
 
 
+@pytest.mark.slow
 def test_a_loss_of_digits_in_the_working_type_is_said():
     def f(x):
         return jnp.sum((x + 1e4) ** 2 - x**2 - 1e8)

@@ -73,6 +73,7 @@ def test_values_gradients_and_mapped_ones_are_equal(name):
         check(program, x, w, generator.standard_normal(w.shape))
 
 
+@pytest.mark.slow
 def test_convolutions_in_loops_branches_and_functions_with_a_rule_are_changed():
     f = convolution({"padding": "SAME"})
 

@@ -67,6 +67,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("f", "domains", "kind", "simplest"), FAILURES)
 def test_failures_are_discovered_and_shrunk(f, domains, kind, simplest):
     report = check_domain(f, *domains)
@@ -104,6 +105,7 @@ def test_right_gradients_give_no_findings(f, domains):
     assert report.judged > 5
 
 
+@pytest.mark.slow
 def test_the_line_of_a_finding_reproduces_it():
     (finding,) = check_domain(late_softplus, NUMBER).findings
     assert finding.code == "jax.grad(late_softplus)(jnp.float32(100.0))"
@@ -224,6 +226,7 @@ def test_gradients_that_overflow_or_underflow_are_right():
     assert check_domain(lambda x: jnp.exp(-(x**2)), interval(-3.0, 3.0)).ok
 
 
+@pytest.mark.slow
 def test_reports_as_data():
     report = check_domain(squared_norm, vector(2))
     data = json.loads(report.to_json())

@@ -81,6 +81,7 @@ def agrees(leaf, exact):
     )
 
 
+@pytest.mark.slow
 def test_a_reparameterized_normal_is_unbiased_and_the_paired_error_is_tiny(key):
     mean, scale = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 0.5, 0.2])
     report = check_expectation(normal, mean, scale, key=key, argnums=(0, 1))
@@ -97,6 +98,7 @@ def test_a_reparameterized_normal_is_unbiased_and_the_paired_error_is_tiny(key):
         assert leaf.minimum_detectable < 1e-4 * leaf.gradient_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.01, 0.999, -1.0])
 def test_a_wrong_factor_is_seen(key, factor):
     report = check_expectation(wrong_product(factor), jnp.array([1.0, 2.0]), key=key)
@@ -153,6 +155,7 @@ def test_a_hard_sample_is_discontinuous_and_its_jumps_are_the_difference(key):
     assert abs(leaf.jump_contribution - exact) < 4 * leaf.jump_error < 0.25 * abs(exact)
 
 
+@pytest.mark.slow
 def test_a_branch_on_a_draw_is_discontinuous(key):
     def f(key, p):
         return jnp.where(jax.random.uniform(key) < jax.nn.sigmoid(p), 2.0, 5.0) + p
@@ -325,6 +328,7 @@ def test_leaves_are_judged_together_and_the_worst_is_first(key):
     assert "times the gradient of the mean" in str(report)
 
 
+@pytest.mark.slow
 def test_the_report_as_data(key):
     report = check_expectation(chosen, LOGITS, key=key, samples=1024)
     data = json.loads(report.to_json())

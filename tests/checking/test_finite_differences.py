@@ -26,6 +26,7 @@ def params(x64, key):
     }
 
 
+@pytest.mark.slow
 def test_pytree_equals_autodiff(params):
     numeric = finite_differences.central_difference(loss, params, eps=1e-5)
     exact = jax.grad(loss)(params)
@@ -40,6 +41,7 @@ def test_pytree_equals_autodiff(params):
     )
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_agree_with_eager(params):
     def numeric(params):
         return finite_differences.central_difference(loss, params)
@@ -96,6 +98,7 @@ def test_complex_step_is_right_to_rounding(params):
     assert float(finite_differences.complex_step(jnp.abs, jnp.float64(-2.0))) != -1.0
 
 
+@pytest.mark.slow
 def test_taylor_remainder_falls_by_the_square_only_for_the_right_gradient(params, key):
     exact = jax.grad(loss)(params)
     direction = jax.tree.map(jnp.ones_like, params)

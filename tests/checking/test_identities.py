@@ -71,6 +71,7 @@ def test_a_rule_that_differs_under_jit():
     assert not report.ok
 
 
+@pytest.mark.slow
 def test_holomorphic_functions():
     z = jnp.complex64(0.3 + 0.4j)
     assert check_grads(lambda z: jnp.sin(z) ** 2, z, holomorphic=True).verdict is Verdict.AGREE
@@ -79,6 +80,7 @@ def test_holomorphic_functions():
     assert "linear over the complex numbers" in str(report)
 
 
+@pytest.mark.slow
 def test_terms_that_cancel_in_the_backward_pass_violate_no_identity():
     # A matrix of rank one: its cofactors are zero, and autodiff gives their rounding.
     matrix = jnp.outer(jnp.float32([6, -7, 3]), jnp.float32([6, -7, 3]))

@@ -41,6 +41,7 @@ def changed(change):
     return with_backward(tower, backward)
 
 
+@pytest.mark.slow
 def test_few_evaluations_show_that_many_leaves_are_right(params, x, monkeypatch):
     evaluations = []
 
@@ -72,6 +73,7 @@ def test_one_wrong_element_is_found_and_other_leaves_are_right(params, x, share)
     assert {leaf.verdict for leaf in others} == {Verdict.AGREE}
 
 
+@pytest.mark.slow
 def test_opposite_errors_of_two_leaves_do_not_cancel(params, x):
     def change(g):
         g[1]["b"], g[4]["b"] = g[1]["b"] + 1e-3, g[4]["b"] - 1e-3
@@ -104,6 +106,7 @@ def test_errors_of_a_leaf_with_a_small_gradient_are_seen(params, x, scale, facto
     assert right.verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_errors_beside_many_kinks_are_seen(params):
     x = jax.random.normal(jax.random.key(5), (200, WIDTH))
 
@@ -130,6 +133,7 @@ def test_errors_beside_many_kinks_are_seen(params):
         assert share or {leaf.verdict for leaf in leaves} == {Verdict.AGREE}
 
 
+@pytest.mark.slow
 def test_leaves_without_influence_agree(params, x):
     def f(params, x, unused):
         return tower(params, x) + 0 * jnp.sum(unused[0] * unused[1])
@@ -138,6 +142,7 @@ def test_leaves_without_influence_agree(params, x):
     assert check_grads(f, params, x, unused, argnums=(0, 2)).verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_a_kink_in_one_leaf_is_reported_for_that_leaf(params, x):
     def f(params, x, leaf):
         return tower(params, x) + jnp.sum(jnp.abs(leaf) + leaf)

@@ -26,6 +26,7 @@ def altered(gradient, kind):
     return jnp.roll(gradient, 1, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 40], ids=["every element", "directions"])
 @pytest.mark.parametrize(
     ("kind", "words"),
@@ -66,6 +67,7 @@ def test_how_a_leaf_is_wrong_is_said(key, size, kind, words):
     assert leaf.numeric == pytest.approx(exact, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_opposite_errors_do_not_cancel(key):
     w = jax.random.normal(key, (2000,))
 

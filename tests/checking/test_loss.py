@@ -19,6 +19,7 @@ small_angle_sine.defvjp(
 )
 
 
+@pytest.mark.slow
 def test_terms_are_checked_one_by_one():
     def terms(w):
         return {"data": 1e-9 * small_angle_sine(w), "regularizer": 1e6 * jnp.sum(w**2)}

@@ -68,6 +68,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_equals_the_function_of_a_copy(x64, name):
     f, shape = FUNCTIONS[name]

@@ -61,6 +61,7 @@ def test_a_loop_that_starts_at_an_array_of_numpy():
     assert check_grads(f, jnp.ones(2), modes="fwd").verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_a_gradient_that_xla_compiles_so_that_it_fails():
     matrix = jnp.eye(4) + jnp.arange(16.0).reshape(4, 4) / 20
 
@@ -74,6 +75,7 @@ def test_a_gradient_that_xla_compiles_so_that_it_fails():
     assert check_grads(wrong, x).verdict is Verdict.WRONG
 
 
+@pytest.mark.slow
 def test_a_function_that_must_stay_in_float32():
     def f(x):
         return jax.lax.scan(
@@ -104,6 +106,7 @@ def test_a_function_that_must_stay_in_float32():
     assert check_grads(lambda x: strict_scan(wrong(x)), x).verdict is Verdict.WRONG
 
 
+@pytest.mark.slow
 def test_functions_that_cannot_be_traced_or_mapped(key):
     def branches(x):
         return jnp.sum(x**2) if x[0] > 0 else jnp.sum(x)
@@ -171,6 +174,7 @@ def test_two_values_for_one_input(name):
     assert "key" in report.leaves[0].reason
 
 
+@pytest.mark.slow
 def test_inside_jit_vmap_scan_and_a_large_scan(key):
     x = jax.random.normal(key, (6, 4))
 
@@ -182,6 +186,7 @@ def test_inside_jit_vmap_scan_and_a_large_scan(key):
     assert check_grads(f, x).verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_functions_that_round_to_float32_are_checked_without_the_rounding(key):
     shifts = jax.random.uniform(key, (3000,), jnp.float32, -1.0, 1.0)
 
@@ -208,6 +213,7 @@ def test_a_function_that_is_another_without_its_rounding_is_left_as_it_is():
     assert check_grads(f, jnp.array([0.3, -0.7])).verdict is Verdict.WRONG
 
 
+@pytest.mark.slow
 def test_second_order(params, x):
     report = check_grads(network, params, x, order=2)
     assert report.ok
@@ -237,6 +243,7 @@ def test_second_order_of_a_rule_that_holds_numbers():
     assert not check_grads(rule, point, order=2).ok
 
 
+@pytest.mark.slow
 def test_second_order_of_a_solver_for_symmetric_matrices():
     def f(a):
         def solve(_, b):
@@ -249,6 +256,7 @@ def test_second_order_of_a_solver_for_symmetric_matrices():
     assert check_grads(f, matrix, order=2).verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_second_order_in_forward_mode_alone():
     def f(x):
         def step(carry):
@@ -261,6 +269,7 @@ def test_second_order_in_forward_mode_alone():
     assert {leaf.order for leaf in report.leaves} == {1, 2}
 
 
+@pytest.mark.slow
 def test_second_order_of_complex_arguments_under_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         z = jnp.array([1 + 2j, 0.5 - 1j], jnp.complex64)

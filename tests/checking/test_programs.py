@@ -26,6 +26,7 @@ def test_the_same_function_is_compiled_once(params, x):
     assert report.ok
 
 
+@pytest.mark.slow
 def test_a_second_check_traces_what_may_have_changed():
     traces = []
 
@@ -77,6 +78,7 @@ def test_a_key_that_cannot_be_hashed_is_built_each_time():
     assert reuse(("test", []), object) is not reuse(("test", []), object)
 
 
+@pytest.mark.slow
 def test_another_function_of_the_same_shape_is_compiled_anew():
     x = jnp.arange(1.0, 4.0)
     for slope in (2.0, 3.0):
@@ -130,6 +132,7 @@ def test_values_that_change_under_an_unchanged_rule_are_seen():
     assert check_grads(f, x).verdict is Verdict.WRONG
 
 
+@pytest.mark.slow
 def test_a_rule_in_a_loop_that_breaks_is_seen():
     layer, x = with_rule(1.0), jnp.arange(1.0, 4.0)
 
@@ -165,6 +168,7 @@ def _with_rule(matrix, index):
     return with_backward(forward, backward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

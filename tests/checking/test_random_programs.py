@@ -35,6 +35,7 @@ def test_verdict(seed):
         assert not wrong.miss, f"{program.names}\n{plant}\n{wrong.text}"
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_programs_and_different_ones_do_not():
     first, again, other = (random_program(seed) for seed in (3, 3, 4))
     assert first.names == again.names != other.names
@@ -42,6 +43,7 @@ def test_equal_seeds_give_equal_programs_and_different_ones_do_not():
     assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
 
 
+@pytest.mark.slow
 def test_a_planted_error_changes_the_gradient_and_its_right_counterpart_does_not():
     program = random_program(1)
     plant = visible_plant(program)

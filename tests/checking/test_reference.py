@@ -103,6 +103,7 @@ CLOSED_FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CLOSED_FORMS, ids=range(len(CLOSED_FORMS)))
 def test_closed_forms_to_40_digits(case):
     f, x, derivative = case
@@ -244,6 +245,7 @@ def test_complex_arguments_as_in_jax():
     assert leaf.cause is Cause.RIGHT
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_said():
     callback = jax.custom_jvp(lambda x: jax.pure_callback(np.sin, x, x))
     callback.defjvp(lambda p, t: (callback(*p), jnp.cos(p[0]) * t[0]))
@@ -261,6 +263,7 @@ def test_what_is_not_known_is_said():
         reference(lambda a: jnp.linalg.eigh(a)[1][0, 0], jnp.eye(2))
 
 
+@pytest.mark.slow
 def test_a_program_for_each_device_is_not_known():
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("rows")

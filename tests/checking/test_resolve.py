@@ -49,6 +49,7 @@ def test_a_gradient_that_rounding_loses_does_not_agree(f, x, derivative):
         assert leaf.verdict is Verdict.AGREE
 
 
+@pytest.mark.slow
 def test_values_that_cancel():
     (leaf,) = check_grads(tilted, 1e-7).leaves
     assert leaf.verdict is Verdict.AGREE

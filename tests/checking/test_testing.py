@@ -37,6 +37,7 @@ def test_the_message_has_the_label():
         testing.assert_grads(wrong_cosine, 0.5, label="the sine")
 
 
+@pytest.mark.slow
 def test_assert_expectation_returns_the_report_or_raises_it_with_the_label(key):
     def sample(key, mean):
         return mean * jax.random.normal(key) + mean**2
@@ -71,6 +72,7 @@ def test_the_drop_in_passes_right_functions(modes, order):
     testing.check_grads(f, (x, y), order, modes)
 
 
+@pytest.mark.slow
 def test_the_drop_in_sees_what_the_original_misses():
     def opposite(x):
         rule = jax.custom_vjp(lambda x: 1e-5 * jnp.sin(x))
@@ -121,6 +123,7 @@ def test_strict_promotion_does_not_forbid_float64():
     assert report.precision == "float64"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [testing.check_grads, jax.test_util.check_grads])
 @pytest.mark.parametrize("x", [-np.inf, np.nan])
 def test_an_infinite_argument_is_held_fixed(check, x):
@@ -135,6 +138,7 @@ def test_an_infinite_argument_is_held_fixed(check, x):
         check(unsafe, (x,), 1)
 
 
+@pytest.mark.slow
 def test_finite_elements_beside_infinite_ones_are_checked():
     x = jnp.array([0.5, -np.inf, 1.5])
     testing.check_grads(lambda x: jnp.sum(jnp.tanh(x)), (x,), 2)

@@ -59,6 +59,7 @@ def test_widening_removes_the_rounding_inside(inner, narrow):
         np.testing.assert_allclose((moved - back) / 2e-9, slope, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_widened_is_left_as_it_is():
     def host(x):
         kind = jax.ShapeDtypeStruct((), jnp.float32)

@@ -99,6 +99,7 @@ def answer(options, arguments, monkeypatch):
     return code, printed.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_options_end_in_one_line_before_any_work(name, folder, monkeypatch):
     options, before = options_of(name), sorted(folder.rglob("*"))

@@ -36,6 +36,7 @@ def test_files_hold_the_same_numbers(tmp_path):
         np.testing.assert_array_equal(read, inputs("wine", 10, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_feature", [True, False])
 def test_parts_are_standardized_like_the_training_set(per_feature, key):
     digits = load("digits")
@@ -49,6 +50,7 @@ def test_parts_are_standardized_like_the_training_set(per_feature, key):
     np.testing.assert_allclose(*whole, atol=0.002)
 
 
+@pytest.mark.slow
 def test_splits_can_be_mapped_over_keys():
     wine = load("wine")
     keys = jax.random.split(jax.random.key(0), 3)

@@ -3,6 +3,8 @@
 import json
 import textwrap
 
+import pytest
+
 from experiments import _kit as kit
 
 IMPORTS = """
@@ -16,6 +18,7 @@ from jaxgrad import layers
 """
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     paragraphs = kit.__doc__.split("\n\n")
     code = textwrap.dedent("\n\n".join(p for p in paragraphs if p.startswith("    ")))

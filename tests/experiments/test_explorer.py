@@ -66,6 +66,7 @@ def test_without_the_library_the_error_names_the_extra(tmp_path, monkeypatch):
     options(tmp_path, html=False).check()
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_numbers_and_no_address(tmp_path):
     rng = np.random.default_rng(0)
     axes, shape = ("activation", "seed", "w_variance", "depth"), (1, 2, 3, 4)

@@ -59,6 +59,7 @@ def atlas(options):
     return main.atlas(options)[0]
 
 
+@pytest.mark.slow
 def test_a_planted_wrong_rule_is_reported(atlas):
     rows = [row for row in atlas.rows if row.kind == "WRONG"]
     assert {row.name for row in rows} == {"planted.wrong"} == set(atlas.failing)
@@ -102,6 +103,7 @@ for name in ("endless", "other"):
     assert done.stdout.endswith("{'error': None}\n")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(options, atlas, tmp_path, monkeypatch):
     again = main.Options(output=tmp_path / "atlas", **SEARCH)
     search, names = records.search, []
@@ -121,6 +123,7 @@ def test_an_interrupted_run_goes_on_where_it_was(options, atlas, tmp_path, monke
     assert damaged == 0
 
 
+@pytest.mark.slow
 def test_damaged_records_are_computed_again(options, atlas, monkeypatch):
     names, search = [], records.search
     monkeypatch.setattr(records, "search", lambda e, **k: names.append(e.name) or search(e, **k))
@@ -223,6 +226,7 @@ def test_the_line_shows_one_element_of_one_argument():
         assert plain["reproduced"] == (autodiff == 3.0)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_function_is_bounded(monkeypatch):
     def forever(*_, **__):
         while True:
@@ -309,6 +313,7 @@ def test_arguments_fit_the_function(name, shapes):
     assert [argument.shape for argument in entry.arguments] == shapes
 
 
+@pytest.mark.slow
 def test_every_public_function_is_accounted_for_once():
     namespaces = ("jax.nn", "jax.numpy.linalg", "jax.scipy.special", "optax.losses")
     entries = functions.catalog(namespaces)

@@ -54,6 +54,7 @@ def start(command):
 SLOW = [pytest.param(work, marks=pytest.mark.slow) for work in ("threads", "loop")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["computation", *SLOW])
 def test_an_interrupted_command_ends_within_seconds(tmp_path, work):
     code = COMMAND.replace("WORK", work)

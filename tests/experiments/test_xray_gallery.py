@@ -26,6 +26,7 @@ def fan_in(weights):
 
 # Documented defaults: uniform within 1 / sqrt(fan-in); a normal distribution cut off at two
 # standard deviations, which leaves 0.774 of its variance; the same one with that corrected.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variance"), [("Equinox MLP", 1 / 3), ("Haiku MLP", 0.7737), ("Linen MLP", 1.0)]
 )
@@ -37,6 +38,7 @@ def test_weights_are_drawn_by_the_default_of_the_library(name, variance, key):
     assert len(np.unique(weights[:, 0, 0])) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models_return_one_logit_for_each_class_at_any_depth(name, key):
     leaves = []
@@ -52,6 +54,7 @@ def test_models_return_one_logit_for_each_class_at_any_depth(name, key):
     assert any(a.shape != b.shape for a, b in zip(*leaves, strict=True))
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_layers_computed_by_hand(key):
     model, x = MODELS["Haiku MLP"](5, 16), jax.random.normal(key, (8, 64))
 
@@ -78,6 +81,7 @@ def test_sizes_are_those_of_the_layers_computed_by_hand(key):
         np.testing.assert_allclose(sizes[:, i], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_default_that_does_not_survive_is_mended(tmp_path, capsys):
     options = dataclasses.replace(SMALL, output=tmp_path / "gallery.png", learning_rate=3e-3)
     kit.check(options)

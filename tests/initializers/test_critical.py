@@ -54,6 +54,7 @@ def test_critical_for_a_width_keeps_the_typical_layer(activation):
     assert found.w_variance > critical(activation, 0.0).w_variance
 
 
+@pytest.mark.slow
 def test_critical_for_a_width_keeps_the_median_network(key):
     def growth(key, factor):
         network = layers.mlp(16, 40, "relu", w_variance=factor)

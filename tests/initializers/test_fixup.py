@@ -21,6 +21,7 @@ def test_fixup(key, layers, power):
     np.testing.assert_allclose(traced, kernel, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fixup_one_step_moves_the_output_as_much_at_any_depth(key):
     @functools.partial(jax.jit, static_argnums=0)
     def moved(depth):

@@ -49,6 +49,7 @@ def test_delta_orthogonal_keeps_the_dtype(key):
     assert kernel.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "match"),
     [

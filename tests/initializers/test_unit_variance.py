@@ -37,6 +37,7 @@ def network_outputs(x, activation):
 STACKED = {"first": False, "hidden": True, "readout": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "bias"), [("relu", False), ("tanh", True)])
 def test_unit_variance_of_every_layer_the_first_too(key, activation, bias):
     x = 7.0 * jax.random.normal(key, (128, 5))
@@ -62,6 +63,7 @@ def test_unit_variance_of_every_layer_the_first_too(key, activation, bias):
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_unit_variance_of_a_network_that_overflows(key):
     x = jax.random.normal(key, (64, 16))
     params, _ = layers.init(layers.mlp(16, 30, w_variance=1e8), (16,), key=key)
@@ -73,6 +75,7 @@ def test_unit_variance_of_a_network_that_overflows(key):
     assert int(found.passes) <= 6
 
 
+@pytest.mark.slow
 def test_unit_variance_of_convolutions_in_a_pytree_of_any_kind_and_order(key):
     x = 3.0 * jax.random.normal(key, (4, 6, 3))
     shapes = {"z": (3, 3, 8), "a": (3, 8, 8), "m": (3, 8, 4)}

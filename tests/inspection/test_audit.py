@@ -70,6 +70,7 @@ def test_the_branch_that_is_not_taken_is_not_met():
     assert "no function with a derivative rule is called" in str(report)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_mode_apart():
     report = jaxgrad.audit(lambda x: square(0.5)(x), X)
     assert failing(report) == [("x", "rev", 0.5), ("x", "fwd", 0.5)]
@@ -89,6 +90,7 @@ def test_forward_and_reverse_mode_apart():
     assert failing(jaxgrad.audit(lambda x: double(x), X)) == [("x", "rev", -1.0)]
 
 
+@pytest.mark.slow
 def test_argument_and_element():
     @jax.custom_vjp
     def dense(x, params):
@@ -158,6 +160,7 @@ def test_a_wrong_rule_is_no_purpose():
     assert not jaxgrad.audit(lambda x: f(x), jnp.array([-1.2, 0.3, 0.45]))
 
 
+@pytest.mark.slow
 def test_inputs_are_those_of_the_program():
     # The rule is wrong beyond 1 only, which the last of 40 iterations alone reaches.
     f = sine(1.0, jnp.exp, lambda x: jnp.where(x > 1, 2.0, 1.0) * jnp.exp(x))
@@ -168,12 +171,14 @@ def test_inputs_are_those_of_the_program():
     assert jaxgrad.audit(lambda x: f(x), 0.5)
 
 
+@pytest.mark.slow
 def test_infinite_inputs_stay_as_they_are():
     mask = jnp.array([0.0, -jnp.inf, 0.3])
     report = jaxgrad.audit(lambda x: jnp.logaddexp(x, mask), X)
     assert report.verdict is RuleVerdict.AGREE
 
 
+@pytest.mark.slow
 def test_rounding_is_no_mistake():
     # The rule rounds as much as its arguments are large.
     x = jnp.array([-1e5, -1e5 + 1])
@@ -184,6 +189,7 @@ def test_rounding_is_no_mistake():
     assert jaxgrad.audit(lambda x: RIGHT(x), x).verdict is RuleVerdict.AGREE
 
 
+@pytest.mark.slow
 def test_matrices_that_are_taken_for_symmetric():
     matrix = jnp.array([[2.0, 0.3], [0.3, 1.0]])
     report = jaxgrad.audit(lambda a: jnp.linalg.cholesky(a), matrix, primitives=True)
@@ -201,6 +207,7 @@ def test_numbers_close_to_underflow_accuse_nobody():
     assert jaxgrad.audit(lambda x: square(1.0)(x), jnp.full(3, 1e-30))
 
 
+@pytest.mark.slow
 def test_operations_of_jax():
     report = jaxgrad.audit(lambda x: jnp.sin(jnp.cumsum(x)) @ (2 * x), X, primitives=True)
     names = {row.name for row in report.rules}
@@ -247,6 +254,7 @@ def test_bad_arguments(call, words):
         call()
 
 
+@pytest.mark.slow
 def test_check_grads_names_the_wrong_rule_of_several():
     right, wrong = square(1.0), sine(1.01)
     report = jaxgrad.check_grads(lambda x: jnp.sum(right(wrong(x)) + jax.nn.relu(x)), X)

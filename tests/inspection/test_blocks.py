@@ -49,6 +49,7 @@ def by_hand(params, x):
     return [[log_mean_square(a) for a in part] for part in (signals[1:], gradients)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [unrolled, scanned])
 def test_sizes_are_those_by_hand(model, loss):
     sizes = jax.jit(measure_blocks(loss, DEPTH))(*model)
@@ -57,6 +58,7 @@ def test_sizes_are_those_by_hand(model, loss):
     np.testing.assert_allclose(sizes.log_gradient, gradient, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_map_over_factors_is_each_of_them(model):
     params, x = model
     measured = measure_blocks(scanned, DEPTH)
@@ -67,6 +69,7 @@ def test_a_map_over_factors_is_each_of_them(model):
         np.testing.assert_allclose(mapped.log_gradient[i], alone.log_gradient, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_operation_that_a_block_has_twice_counts_where_it_is_last(model):
     params, x = model
 
@@ -97,6 +100,7 @@ class Residual(nn.Module):
         return nn.Dense(2)(x)
 
 
+@pytest.mark.slow
 def test_the_stream_of_a_residual_model_of_flax(key):
     model: Any = Residual()
     x = jax.random.normal(key, (5, 6))

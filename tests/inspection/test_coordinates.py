@@ -41,6 +41,7 @@ def exponents(check, operation="dot_general"):
     return {(e.parameter.strip("[]'").split("'")[0], e.quantity): e for e in rows}
 
 
+@pytest.mark.slow
 def test_the_standard_parametrization_with_adam_grows(key):
     # Each weight moves by the learning rate, along a signal of `width` elements.
     check = coordinate_check(make, widths=WIDTHS, optimizer=optax.adam(1e-3), key=key, seeds=8)
@@ -58,6 +59,7 @@ def test_the_standard_parametrization_with_adam_grows(key):
     assert "test_coordinates.py" in text[1]
 
 
+@pytest.mark.slow
 def test_the_readout_alone_grows_as_the_width(key):
     # The first step of Adam is the rate times the sign of each gradient.
     def readout(width, depth):
@@ -81,6 +83,7 @@ def maximal_update(width, depth):
     return optax.multi_transform(rates, labels)
 
 
+@pytest.mark.slow
 def test_the_maximal_update_parametrization_is_level(key):
     check = coordinate_check(
         functools.partial(make, output=1.0),
@@ -97,6 +100,7 @@ def test_the_maximal_update_parametrization_is_level(key):
     assert 0 < rows["out", "size"].error < 0.15
 
 
+@pytest.mark.slow
 def test_a_residual_stream_without_scale_grows_with_depth(key):
     def residual(width, depth, key):
         ws = jax.random.normal(key, (depth, width, width)) / (width * 1.0) ** 0.5
@@ -124,6 +128,7 @@ def test_a_residual_stream_without_scale_grows_with_depth(key):
     assert change.verdict == "zero"
 
 
+@pytest.mark.slow
 def test_changes_are_those_of_a_network_trained_by_hand(key):
     widths = (4, 8)
     optimizer = optax.adam(0.01)

@@ -111,6 +111,7 @@ def weights_after(healthy, key):
     return weights.at[healthy:].multiply(6**-0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [True, False])
 def test_a_network_whose_first_blocks_are_healthy(key, scanned):
     def loss(weights, x):

@@ -45,6 +45,7 @@ def nnx_model(key, x):
     return lambda m, x: m[1](nnx.relu(m[0](x))), model, "[{}].kernel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [linen_model, haiku_model, equinox_model, nnx_model])
 def test_products_are_named_by_their_parameters(key, x, make):
     apply, params, path = make(key, x)

@@ -37,6 +37,7 @@ def test_a_branch_that_is_not_taken_is_named_and_mended():
     assert problem.rewrite == "jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)"
 
 
+@pytest.mark.slow
 def test_the_first_operation_of_the_forward_pass_is_told():
     def loss(w, x):
         y = jnp.log(x - 1) * w
@@ -52,6 +53,7 @@ def test_the_first_operation_of_the_forward_pass_is_told():
     assert others[0].rewrite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_iterations_are_those_of_the_data(reverse):
     def loss(scale, x):
@@ -87,6 +89,7 @@ def test_transformations_are_searched(wrap):
     assert problem.rewrite
 
 
+@pytest.mark.slow
 def test_intended_infinities_are_not_accused():
     def loss(w):
         mask = jnp.tril(jnp.ones((2, 2), bool))
@@ -98,6 +101,7 @@ def test_intended_infinities_are_not_accused():
     assert explain_non_finite(lambda w: loss(w + 1), jnp.array([[0.0, 1.0], [2.0, 3.0]])) == ()
 
 
+@pytest.mark.slow
 def test_an_empty_row_of_a_mask_is_not_the_fault_of_the_mask():
     def loss(scores, mask):
         return jnp.sum(jax.nn.softmax(scores + mask) ** 2)
@@ -158,6 +162,7 @@ def test_a_rewrite_that_changes_the_value_is_not_shown():
     assert problem.rewrite == "jnp.where(x > 0, jnp.where(x > 0, x, 1) ** y, 1)"
 
 
+@pytest.mark.slow
 def test_a_rewrite_must_hold_for_other_parameters():
     # At 2 the loss is NaN, so that it cannot show whether the bound is right; at 0.2 it can.
     def loss(x):
@@ -177,6 +182,7 @@ def test_a_rewrite_must_hold_for_other_parameters():
     assert problem.rewrite == ""
 
 
+@pytest.mark.slow
 def test_float16_is_computed_in_float32():
     (problem,) = explain_non_finite(lambda x: jnp.mean(x * x), jnp.full(4, 300, jnp.float16))
     assert problem.cause == "overflow of float16"
@@ -245,6 +251,7 @@ def with_a_linear_solve(x):
     return jnp.sum(jnp.linalg.solve(jnp.diag(x + 1), x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", [with_callback, with_keys, with_complex_numbers, with_a_linear_solve])
 def test_what_cannot_be_opened_does_not_disturb(f):
     (problem,) = explain_non_finite(lambda x: f(x) + jnp.sqrt(x[0]), jnp.array([0.0, 1.0, 2.0]))

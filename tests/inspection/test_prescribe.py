@@ -69,6 +69,7 @@ def test_relu_needs_the_variance_of_he(key, x):
     assert not is_level(fix.before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu], ids=["tanh", "gelu"])
 def test_other_activations_are_level_in_both_directions(key, x, activation):
     weights = 2 * jax.random.normal(key, (2 * DEPTH, WIDTH, WIDTH)) / WIDTH**0.5
@@ -77,6 +78,7 @@ def test_other_activations_are_level_in_both_directions(key, x, activation):
     assert not is_level(fix.before)
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_loss_does_not_matter(key, x):
     weights = jax.random.normal(key, (DEPTH, WIDTH, WIDTH)) / WIDTH**0.5
     loss = chain(jnp.tanh)
@@ -87,6 +89,7 @@ def test_the_scale_of_the_loss_does_not_matter(key, x):
     np.testing.assert_allclose(*factors, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_healthy_models_are_left_alone(key, x, orthogonal):
     models = [(lambda x: x, orthogonal)]
     for seed in jax.random.split(key, 4):
@@ -109,6 +112,7 @@ def test_growth_within_the_noise_of_the_blocks_is_left_alone(orthogonal, x):
     assert "which random weights of this width do" in str(fix)
 
 
+@pytest.mark.slow
 def test_a_single_block_is_rescaled_alone(orthogonal, x):
     for weights in (orthogonal.at[7].multiply(10.0), list(orthogonal.at[7].multiply(10.0)[:9])):
         fix = prescribe(xray(chain(), weights, x))
@@ -136,6 +140,7 @@ def branches(key):
     return {"up": up, "down": down, "bias": jax.random.normal(keys[2], (2 * DEPTH, WIDTH))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [2**0.5, 2.0])
 def test_a_residual_stream_grows_as_asked(branches, x, total):
     branches["bias"] *= 0
@@ -159,6 +164,7 @@ def test_the_bias_at_the_end_of_a_branch_is_scaled_with_it(branches, x):
     assert is_level(fix.after)
 
 
+@pytest.mark.slow
 def test_a_normalization_at_the_end_of_a_branch_is_named(branches, x):
     def norm(x):
         return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True))
@@ -212,6 +218,7 @@ def test_weights_of_a_recurrence_are_left_alone(key, x):
     assert fix.changes == ()
 
 
+@pytest.mark.slow
 def test_layers_that_only_have_running_numbers(key, x):
     keys = jax.random.split(key, 12)
     params = {
@@ -234,6 +241,7 @@ def test_layers_that_only_have_running_numbers(key, x):
     assert sorted(scaled) == sorted(f"dense_{i}" for i in range(1, 12, 2))
 
 
+@pytest.mark.slow
 def test_large_logits_of_attention(key, x):
     def loss(params, x):
         def block(x, w):
@@ -259,6 +267,7 @@ def test_large_logits_of_attention(key, x):
     assert "the logits of attention have size 2" in str(fix)
 
 
+@pytest.mark.slow
 def test_models_that_hold_more_than_arrays(key, x):
     model = equinox.nn.MLP(WIDTH, 10, WIDTH, 6, key=key)
     fix = prescribe(xray(lambda m, x: jnp.mean(jax.vmap(m)(x) ** 2), model, x))
@@ -289,6 +298,7 @@ def test_one_program_measures_all_factors(orthogonal, x):
     assert len(traces) - again <= 1
 
 
+@pytest.mark.slow
 def test_traces_that_are_not_finite_are_refused(orthogonal, x):
     def loss(weights, x):
         return chain()(weights, jnp.log(x)) + 0 * jnp.sum(weights)

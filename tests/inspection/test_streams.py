@@ -79,6 +79,7 @@ def test_dilution_is_that_of_a_network_taken_apart(side, params, x):
     assert stream.growth == pytest.approx(0.0 if side == "post" else expected[1:].sum(), abs=0.1)
 
 
+@pytest.mark.slow
 def test_unrolled_blocks_are_one_stream(params, x):
     depth = 5
     rows = [tuple(leaf[i] for leaf in params) for i in range(depth)]
@@ -89,6 +90,7 @@ def test_unrolled_blocks_are_one_stream(params, x):
     assert stream.parameter == "[#][#]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 def test_branches_are_accused_where_they_leave_little_of_the_stream(side, params, x):
     faults = [f for f in xray(loss_of(side), params, x).faults if f.kind == "branches"]
@@ -110,6 +112,7 @@ def test_branches_are_accused_where_they_leave_little_of_the_stream(side, params
     assert float(words[-1]) == pytest.approx(factor, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 def test_small_branches_and_shallow_networks_are_not_accused(side, params, x):
     trace = xray(loss_of(side, DEPTH**-0.5), params, x)
@@ -118,6 +121,7 @@ def test_small_branches_and_shallow_networks_are_not_accused(side, params, x):
     assert shallow.summary == "nothing stands out"
 
 
+@pytest.mark.slow
 def test_a_pre_norm_stream_that_starts_small_is_not_accused_at_any_depth(key, x):
     trace = xray(loss_of("pre"), draw(key, 400), 0.01 * x)
     (stream,) = streams(trace.sites, trace.problem)

@@ -141,6 +141,7 @@ def test_a_factor_is_a_scale_but_in_a_compiled_function_it_is_none(x):
     assert [s.fan_in for s in sites if s.operation == "dot_general"] == [WIDTH, 0]
 
 
+@pytest.mark.slow
 def test_a_rule_of_the_user_is_one_site_and_stays(x):
     @jax.custom_vjp
     def doubled(x):
@@ -200,6 +201,7 @@ def test_sizes_beyond_the_range_of_squares():
     assert product.forward.log_largest == pytest.approx(np.log(1e35), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_zeros_and_values_that_are_not_finite():
     def loss(x):
         return jnp.sum(jax.nn.relu(x)) + jnp.sum(jnp.sqrt(x[2:]))

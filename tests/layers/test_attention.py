@@ -85,6 +85,7 @@ def test_scales_of_logits(key):
     )
 
 
+@pytest.mark.slow
 def test_draws_have_the_variances_asked_for(key):
     variances = {"query": 2.0, "key": 0.5, "value": 3.0, "output": 0.25}
     named: dict[str, Any] = {f"{name}_variance": value for name, value in variances.items()}
@@ -102,6 +103,7 @@ def test_draws_have_the_variances_asked_for(key):
     assert jax.tree.structure(one) == jax.tree.structure(other)
 
 
+@pytest.mark.slow
 def test_softmax_of_masked_rows():
     logits = jnp.asarray([[1.0, 2.0, 1e30], [5.0, 1.0, 2.0], [-1e30, 3e30, 2e30]])
     allowed = jnp.asarray([[True, True, False], [False, False, False], [True, True, True]])
@@ -145,6 +147,7 @@ def test_a_masked_token_changes_nothing(key):
     np.testing.assert_array_equal(slope, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_scale", [-150.0, 150.0])
 @pytest.mark.parametrize("biases", [None, 0.0, 1.0])
 def test_signals_beyond_the_range_of_floats(key, log_scale, biases):
@@ -204,6 +207,7 @@ def test_errors(key):
         layers.attention(2, causal=True, mask=np.array([[False, True], [True, False]]))
 
 
+@pytest.mark.slow
 def test_a_masked_layer_is_predicted_and_can_be_differentiated(key):
     """Each token attends to itself and its neighbours on a circle of ten."""
     tokens, width, draws = 10, 64, 300
@@ -240,6 +244,7 @@ def test_a_masked_layer_is_predicted_and_can_be_differentiated(key):
     assert float(slope.logit_scale) != 0
 
 
+@pytest.mark.slow
 def test_a_traced_mask_can_be_applied_but_not_predicted():
     moments = Moments(0.0, tokens=Tokens(4, 1.0))
 

@@ -30,6 +30,7 @@ def copy_of(tree, index):
     return jax.tree.map(lambda a: a[index], tree)
 
 
+@pytest.mark.slow
 def test_repeat_is_its_copies_one_after_the_other(key, x):
     stack = layers.repeat(BLOCK, 3)
     params, state = layers.init(stack, (6,), key=key)
@@ -81,6 +82,7 @@ def test_a_prediction_must_keep_the_kind_of_moments():
         layers.repeat(Alternate(), 2).predict(Moments(0.0, jnp.zeros(()), jnp.zeros(())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3])
 @jax.enable_x64(True)
 def test_active_copies_are_the_shorter_stack(key, x, count):
@@ -113,6 +115,7 @@ def test_active_copies_are_the_shorter_stack(key, x, count):
     chex.assert_trees_all_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_map_over_active_copies_gives_each_depth(key, x):
     block = layers.sequential(layers.dense(6, w_variance=1.5), layers.activation("tanh"))
     params, _ = layers.init(layers.repeat(block, 3), (6,), key=key)

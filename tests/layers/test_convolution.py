@@ -23,6 +23,7 @@ def test_convolutions_equal_those_of_flax(key, padding):
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_axes_and_gaps_position_by_position(key):
     q, gap = np.exp(np.asarray(jax.random.normal(key, (2, 3, 4, 5)), np.float64))
     gap = gap / gap.max()

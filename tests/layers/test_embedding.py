@@ -14,6 +14,7 @@ from jaxgrad.layers import Scaled
 IDS = np.array([[0, 3, 6, 3], [5, 1, 2, 0]])
 
 
+@pytest.mark.slow
 def test_values_and_gradients_equal_those_of_flax(key):
     layer = layers.embedding(7, 5, variance=4.0)
     params, state = layers.init(layer, (4,), key=key)
@@ -33,6 +34,7 @@ def test_values_and_gradients_equal_those_of_flax(key):
     np.testing.assert_allclose(results[0][1]["embedding"], results[1][1]["embedding"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_language_model_takes_ids(key):
     network = layers.sequential(
         layers.embedding(7, 8),
@@ -78,6 +80,7 @@ def test_sinusoids_turn_with_the_position(key):
     np.testing.assert_allclose(-np.angle(turns[0]), 10_000.0 ** -(np.arange(3) / 3), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
 def test_positions_are_added(key, kind):
     layer = layers.positions(kind)

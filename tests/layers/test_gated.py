@@ -81,6 +81,7 @@ def test_a_prediction_equals_the_measurement(key, activation):
         assert np.all(np.abs(ratio - 1) < 4 * error), (ratio, error)
 
 
+@pytest.mark.slow
 def test_gates_of_any_size_have_their_logs(key):
     """A signal of `exp(60)`, whose square overflows, passes; a tiny one, too."""
     layer = layers.gated(4, "relu")

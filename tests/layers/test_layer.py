@@ -106,6 +106,7 @@ def test_init_compiles_once_and_takes_each_value(key):
     assert draws == [(2, 3)]
 
 
+@pytest.mark.slow
 def test_layers_are_arguments_of_transformations(key):
     x = jax.random.normal(key, (8, 6))
     params, state = layers.init(network(), (6,), key=key)
@@ -123,6 +124,7 @@ def test_layers_are_arguments_of_transformations(key):
     np.testing.assert_allclose(mapped[1], loss(network()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_apply_agrees_under_jit_vmap_and_grad(key):
     layer = network()
     params, state = layers.init(layer, (6,), key=key)

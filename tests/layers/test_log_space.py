@@ -166,6 +166,7 @@ def differentiated(layer, params, value, tangent, cotangent, log_scale):
     return expected, moved, by_input, squares
 
 
+@pytest.mark.slow
 def test_saturated_slopes_do_not_underflow(key):
     layer = layers.activation("tanh")
     z = Scaled(jnp.asarray([[1.0, -1.5]]), jnp.asarray([jnp.log(200.0)]))

@@ -171,6 +171,7 @@ def test_apply_takes_every_activation(key, name):
     np.testing.assert_allclose(apply(network, params, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_features", [3, 5])
 def test_a_deeper_network_begins_with_the_shallower(x64, key, in_features):
     shallow, deep = (draw(build(depth), key, in_features) for depth in (3, 9))
@@ -205,6 +206,7 @@ def test_a_thousand_layers_make_the_same_program_as_four():
         assert four == thousand
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_compile_about_as_fast_as_four():
     def seconds(depth):
         start = time.process_time()
@@ -227,6 +229,7 @@ def test_a_thousand_layers_run(key):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_variances_multiply_the_draws_of_layers_only(key, dtype):
     def params(w_variance, b_variance):
@@ -247,6 +250,7 @@ def test_variances_multiply_the_draws_of_layers_only(key, dtype):
     assert not np.any(params(1.0, 0.0)["hidden"]["bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameterization", ["standard", "ntk"])
 def test_variances_may_be_traced(key, parameterization):
     x = jnp.ones((2, 3))
@@ -262,6 +266,7 @@ def test_variances_may_be_traced(key, parameterization):
     np.testing.assert_allclose(jax.grad(out)(1.0), 2 * out(1.0), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_features", [3, 5])
 def test_vmap_over_keys_jit_and_grad_agree_with_eager(key, in_features):
     x = jax.random.normal(key, (4, in_features))
@@ -280,6 +285,7 @@ def test_vmap_over_keys_jit_and_grad_agree_with_eager(key, in_features):
     assert len(np.unique(mapped[0])) == 3
 
 
+@pytest.mark.slow
 def test_randomized_activation_draws_anew_in_each_layer(key):
     phi = activations.get("randomized_leaky_relu")
     network = build(activation=phi, out_features=None, b_variance=1.0)
@@ -367,6 +373,7 @@ def test_zero_kernels_stop_an_odd_activation_altogether(key):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_equals_flax_with_copied_weights(key):
     network = build(width=8, activation="tanh", b_variance=0.3)
     params = draw(network, key, dtype=jnp.float32)

@@ -19,6 +19,7 @@ def batches(key):
     return 3.0 + 2.0 * jax.random.normal(key, (4, 32, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spatial", [0, 2])
 def test_batch_norm_equals_flax_in_training_and_in_use(key, batches, spatial):
     if spatial:
@@ -59,6 +60,7 @@ def test_layer_norm_equals_flax_and_keeps_no_state(key, batches):
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rms_norm_equals_flax(key, batches):
     params, state = layers.init(layers.rms_norm(0.3), (6,), key=key)
     assert state == ()
@@ -124,6 +126,7 @@ def test_gradients_of_norms(key, layer, mode):
     assert check_grads(loss, params, 2.0 + weights, argnums=(0, 1)).ok
 
 
+@pytest.mark.slow
 def test_parts_of_norms(x64, batches):
     batch = _normalization.statistics(batches[0], (0,))
     np.testing.assert_allclose(batch.mean[0], np.mean(batches[0], 0), rtol=1e-6)
@@ -140,6 +143,7 @@ def test_parts_of_norms(x64, batches):
     np.testing.assert_array_equal(zeros, 0)
 
 
+@pytest.mark.slow
 def test_norms_over_positions_equal_those_of_flax(key):
     x = 3 + 2 * jax.random.normal(key, (6, 4, 5))
     params = {"scale": jnp.arange(1.0, 6.0), "shift": jnp.arange(5.0)}

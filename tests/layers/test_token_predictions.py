@@ -52,6 +52,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_does_what_is_predicted(name):
     layer, keys = LAYERS[name], jax.random.split(jax.random.key(2))
@@ -78,6 +79,7 @@ def test_a_layer_does_what_is_predicted(name):
     assert (error < 0.05 * scale).all()
 
 
+@pytest.mark.slow
 def test_gaps_of_changes_are_followed():
     # The first layer of a stack makes changes alike, which later attention passes on.
     network = layers.repeat(layers.attention(4, logit_scale=0.0), 3)

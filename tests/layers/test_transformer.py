@@ -100,6 +100,7 @@ def test_a_trained_scale_is_a_parameter(key, per_feature):
     assert predicted == layers.residual(branch, 0.3).predict(start).log_gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
 def test_a_transformer_equals_one_written_with_flax(key, placement):
     network = layers.transformer(3, 8, 2, placement=placement, causal=True, bias=True, scale=0.7)
@@ -185,6 +186,7 @@ def test_depth_64_is_measured_without_overflow(key, placement, logit_scale):
     assert not network.homogeneous
 
 
+@pytest.mark.slow
 def test_gated_units_take_the_place_of_an_activation(key):
     network = layers.transformer(2, 4, 2, gate=True, activation="silu", hidden=6, bias=True)
     params, _ = layers.init(network, (3, 4), key=key)

@@ -105,6 +105,7 @@ def test_any_initializer_serves(key):
     np.testing.assert_allclose(params["kernel"] @ params["kernel"].T, np.eye(4), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_variances_may_be_traced(key):
     def block(w_variance):
         weights = layers.dense(6, w_variance=w_variance, b_variance=w_variance, bias=True)
@@ -126,6 +127,7 @@ def test_variances_may_be_traced(key):
     np.testing.assert_allclose(predicted, np.log(1 + w**2 * (w / 2 + w)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_at_zero():
     log_q = np.asarray([0.0, -2000.0, 2000.0])
     start = dataclasses.replace(START, log_q=log_q, log_gradient=-log_q, gap=np.full(3, 0.5))

@@ -116,6 +116,7 @@ def test_exact_equals_autodiff_for_any_layer(key, name):
     np.testing.assert_allclose(out.log_last_gradient, np.log(ends), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_mlp_equals_blocks_of_dense_layers_and_activations(key):
     """Gram matrices and gradients formed one by one give the same norms."""
     network = cases.mlp(12, 5, "tanh", w_variance=1.8, b_variance=0.4)
@@ -167,6 +168,7 @@ def test_log_ratio_is_first_over_last(key):
     assert result.log_ratio[0] == 0
 
 
+@pytest.mark.slow
 def test_randomized_activation_draws_as_in_the_network(key):
     network = cases.plain_mlp(16, 4, "randomized_leaky_relu")
     params = cases.draw(network, key)
@@ -239,6 +241,7 @@ def test_probe_and_exact_agree_for_any_layer(key, name):
 # Depth
 
 
+@pytest.mark.slow
 def test_exact_survives_depth(key):
     params = cases.draw(cases.plain_mlp(16, 2000, "relu"), key)
     x = jax.random.normal(key, (3, 10))
@@ -280,6 +283,7 @@ def test_a_thousand_blocks_neither_overflow_nor_underflow(key, block, growth):
         assert slope == pytest.approx(np.log(growth), abs=0.4)
 
 
+@pytest.mark.slow
 def test_dead_network_is_a_result(key):
     zero = propagation.exact(
         cases.plain_mlp(w_variance=0.0),
@@ -300,6 +304,7 @@ def test_dead_network_is_a_result(key):
 # Transforms and errors
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_agree_with_eager(key):
     params = cases.draw(cases.mlp(), key)
     x = jax.random.normal(key, (4, 10))

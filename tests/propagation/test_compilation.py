@@ -77,6 +77,7 @@ def test_a_second_call_traces_nothing(key, name):
     assert len(TRACES) > count or name == "predict from inputs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_second_call_compiles_nothing(key, name):
     """An mlp has paths of its own."""

@@ -101,6 +101,7 @@ def test_a_given_tangent_goes_by_the_jvp(key):
         propagation.probe(network, params, x, key=key, tangent=change)
 
 
+@pytest.mark.slow
 def test_the_tangent_is_the_derivative_of_the_whole_batch(key):
     block = layers.sequential(layers.dense(5), layers.batch_norm(), layers.dropout(0.1))
     network = layers.repeat(block, 3)
@@ -115,6 +116,7 @@ def test_the_tangent_is_the_derivative_of_the_whole_batch(key):
     np.testing.assert_allclose(result.log_gradient[-1], jnp.log(jnp.mean(moved**2)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_probe_is_unbiased_for_one_network(key):
     depth = 6
     network = cases.mlp(16, depth, w_variance=1.5, b_variance=0.2)
@@ -153,6 +155,7 @@ def test_randomized_activation_draws(key):
 # Layers of layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "parameterization"), [("tanh", "ntk"), ("parametric_relu", "standard")]
 )
@@ -179,6 +182,7 @@ def test_an_mlp_equals_blocks_of_dense_layers_and_activations(key, activation, p
         )
 
 
+@pytest.mark.slow
 def test_a_sequence_has_the_entries_of_its_parts(key):
     block = cases.block_of(6, "relu", w_variance=2.0)
     network = layers.sequential(
@@ -199,6 +203,7 @@ def test_a_sequence_has_the_entries_of_its_parts(key):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active", [0, 2, 4])
 def test_copies_that_do_not_act_return_what_they_get(key, active):
     block = cases.block_of(6, "tanh", w_variance=2.0)
@@ -288,6 +293,7 @@ def test_a_thousand_blocks_with_biases_equal_the_mlp(key, activation, w_variance
         )
 
 
+@pytest.mark.slow
 def test_log_space_equals_float64_where_that_still_holds(key):
     """Small variances take tanh into its linear asymptote; float64 has no need of it."""
     network = cases.plain_mlp(24, 120, w_variance=0.1)
@@ -333,6 +339,7 @@ def test_gradient_equals_float64_where_float32_ends(key, phi, slope, w_variance,
     np.testing.assert_allclose(single.log_gradient, logs, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_dead_network_is_a_result(key):
     network = layers.mlp(3, 100, "relu")
     params = cases.draw(network, key)
@@ -351,6 +358,7 @@ def test_dead_network_is_a_result(key):
 # Transforms
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_agree_with_eager(key):
     params = cases.draw(cases.mlp(), key)
     x = jax.random.normal(key, (4, 10))
@@ -365,6 +373,7 @@ def test_jit_and_vmap_agree_with_eager(key):
         chex.assert_trees_all_close(f(v), single, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_variances_of_blocks_may_be_traced(key):
     def network(w_variance):
         inner = layers.sequential(
@@ -436,6 +445,7 @@ def test_depth_does_not_change_the_program(key):
         assert size(make, 4) == size(make, 1000)
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_compile_as_fast_as_four(key):
     def seconds(depth):
         network = layers.mlp(16, depth)

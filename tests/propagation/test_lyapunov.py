@@ -21,6 +21,7 @@ def test_exponents_of_gaussian_products(key):
     np.testing.assert_allclose(result.exponents, result.log_growth.mean(axis=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_exponents_are_those_of_the_singular_values(key):
     inner = cases.block_of(6, "tanh", w_variance=2.0)
     depth = 200
@@ -37,6 +38,7 @@ def test_exponents_are_those_of_the_singular_values(key):
     assert np.all(volumes < 1e-4)
 
 
+@pytest.mark.slow
 def test_volumes_of_a_network_of_several_widths(key):
     """The growth of all directions together is the volume that the Jacobian makes of a cube."""
     network = layers.sequential(
@@ -61,6 +63,7 @@ def test_saturated_units_lose_no_direction(key):
     assert np.all(result.exponents < -100)
 
 
+@pytest.mark.slow
 def test_traced_arguments_stay_in_their_precision(key):
     network = layers.repeat(layers.dense(4), 5)
     params = cases.draw(network, key, (4,))

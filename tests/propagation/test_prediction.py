@@ -12,6 +12,7 @@ from tests.propagation import cases
 START = Moments(0.0, 0.0, 0.0, None, gaussian=True, fresh=True)
 
 
+@pytest.mark.slow
 def test_the_prediction_of_an_mlp_is_that_of_its_blocks():
     network = layers.mlp(4, 6, "tanh", w_variance=1.7, b_variance=0.2, bias=True)
     moments = Moments(log_q=np.log([0.5, 2.0]), gap=0.6)
@@ -38,6 +39,7 @@ def test_the_prediction_of_an_mlp_is_that_of_its_blocks():
     np.testing.assert_array_equal(blocks.log_preactivation, np.nan)
 
 
+@pytest.mark.slow
 def test_blocks_are_followed_one_by_one():
     block = layers.residual(
         layers.sequential(layers.activation("relu"), layers.dense(4, w_variance=0.6)), 0.5
@@ -58,6 +60,7 @@ def test_blocks_are_followed_one_by_one():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active", [0, 2, 3])
 def test_copies_that_do_not_act(active):
     block = cases.block_of(4, "relu", w_variance=3.0)

@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxgrad import layers, propagation
 from jaxgrad.theory import Moments
 from tests.propagation import cases
 
 
+@pytest.mark.slow
 def test_measured_minus_predicted(key):
     network = cases.plain_mlp(64, 6, "relu", w_variance=2.0)
     x = jax.random.normal(key, (8, 10))
@@ -33,6 +35,7 @@ def test_measured_minus_predicted(key):
     assert difference.depths is None
 
 
+@pytest.mark.slow
 def test_seeds_minus_one_prediction(key):
     network = layers.repeat(cases.block_of(8), 3)
 

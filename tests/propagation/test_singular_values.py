@@ -26,6 +26,7 @@ def logs_of(matrices):
         return np.log(np.linalg.svd(matrices, compute_uv=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [6, 7])
 def test_equal_those_of_numpy(key, size):
     inner = cases.block_of(size, "tanh", w_variance=1.5, b_variance=0.3, bias=True)
@@ -37,6 +38,7 @@ def test_equal_those_of_numpy(key, size):
     np.testing.assert_allclose(result, logs_of(jacobian(network, params, x)), atol=1e-11)
 
 
+@pytest.mark.slow
 def test_equal_those_of_numpy_for_images(key):
     block = layers.sequential(
         layers.convolution(3, (3,), padding="SAME"),
@@ -88,6 +90,7 @@ def test_keep_their_digits_over_hundreds_of_powers_of_ten(key):
     np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_directions_that_a_network_drops_are_zero(key):
     network = layers.repeat(cases.block_of(16, "relu"), 3)
     params = cases.draw(network, key, (16,))
@@ -103,6 +106,7 @@ def test_directions_that_a_network_drops_are_zero(key):
     assert rank.max() < 10
 
 
+@pytest.mark.slow
 def test_batch_norm_has_one_jacobian_for_the_batch(key):
     network = layers.repeat(layers.sequential(layers.dense(3), layers.batch_norm(0.1)), 2)
     params = cases.draw(network, key, (3,))
@@ -139,6 +143,7 @@ def test_mean_squares_of_gaussian_products():
     within_errors(square.mean(axis=1) ** 2, trace)
 
 
+@pytest.mark.slow
 def test_spectrum_of_wide_gaussian_products(key):
     size, depth = 128, 4
     network = layers.repeat(layers.dense(size), depth)

@@ -46,6 +46,7 @@ def files(folder):
     }
 
 
+@pytest.mark.slow
 def test_workers_write_what_one_process_writes(client, options, tmp_path):
     calls, forecasts = [], []
     sweeps.run(cell, AXES, VARIABLES, store=tmp_path / "one", **options)
@@ -75,6 +76,7 @@ def plugin_names(dask_worker):
     return [name for name in dask_worker.plugins if name.startswith("jaxgrad")]
 
 
+@pytest.mark.slow
 def test_a_store_of_another_folder_is_resumed(client, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InterruptedError):
@@ -119,6 +121,7 @@ def test_workers_have_the_settings_of_the_client(client, key, tmp_path):
         assert float(table["x"][0]) == 1 / 3
 
 
+@pytest.mark.slow
 def test_an_error_of_a_cell_is_raised_and_the_next_sweep_goes_on(client, options, tmp_path):
     # The program fails while it runs, after the first chunks.
     def failing(key, point, *args):

@@ -51,6 +51,7 @@ def files(store):
 SLOW = [pytest.param(200, seed, marks=pytest.mark.slow) for seed in range(1, 11)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "seed"), [(64, 0), *SLOW])
 def test_no_random_damage_is_read_in_silence(times, seed):
     counts = damaged_stores.count(times, seed)
@@ -250,6 +251,7 @@ def test_only_the_chunks_that_are_used_are_read(store, monkeypatch):
     assert numbers == [("y", 3)]
 
 
+@pytest.mark.slow
 def test_selections_are_those_of_the_same_array_in_memory(finished):
     whole, draw = sweeps.open_store(finished).load(), random.Random(0)
 

@@ -12,6 +12,7 @@ from jaxgrad import sweeps
 from jaxgrad.sweeps import Forecast, Variable, _forecast
 
 
+@pytest.mark.slow
 def test_amounts_are_those_of_the_sweep(key, tmp_path):
     events = []
 
@@ -44,6 +45,7 @@ def test_amounts_are_those_of_the_sweep(key, tmp_path):
     assert events == [30]
 
 
+@pytest.mark.slow
 def test_the_time_is_that_of_the_remaining_chunks(key):
     def wait(x):
         time.sleep(0.2)

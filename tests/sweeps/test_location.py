@@ -62,6 +62,7 @@ def places(folder):
     yield "obstore", zarr.storage.ObjectStore(obstore.store.LocalStore(str(folder / "e")))
 
 
+@pytest.mark.slow
 def test_a_store_is_created_resumed_and_repaired_anywhere_that_zarr_can_write(expected, tmp_path):
     for name, place in places(tmp_path):
         with pytest.raises(StopError):

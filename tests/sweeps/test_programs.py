@@ -40,6 +40,7 @@ def limit(monkeypatch, most, sizes, message="RESOURCE_EXHAUSTED: Out of memory a
     monkeypatch.setattr(_programs, "compile_cells", compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2, 3, 6])
 def test_a_batch_that_exhausts_the_memory_is_halved(key, monkeypatch, most):
     whole, sizes = run(key), []

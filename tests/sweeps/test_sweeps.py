@@ -83,6 +83,7 @@ def small(key, point):
 SMALL = {"y": Variable(("k",))}
 
 
+@pytest.mark.slow
 def test_equals_a_loop_over_cells_with_the_documented_key(key):
     table = sweep(key)
     assert table["path"].dims == ("scale", "kind", "seed", "step")
@@ -109,6 +110,7 @@ def test_chunks_change_no_value(key, chunk_cells):
     assert_close(sweep(key, chunk_cells=chunk_cells), sweep(key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_devices_change_no_value(key, count):
     if count > jax.local_device_count():
@@ -147,6 +149,7 @@ def test_cells_are_spread_over_the_devices(key):
     assert sizes == [-(-10 // count)]
 
 
+@pytest.mark.slow
 def test_growing_reordering_and_splitting_keep_values(key):
     table = sweep(key)
     grown = {
@@ -191,6 +194,7 @@ def test_static_numbers_decide_shapes_and_change_no_key(key):
         np.testing.assert_allclose(cell["y"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_cells_one_after_the_other_have_the_same_values(key):
     assert_close(sweep(key, vectorized=False), sweep(key))
     spy, sizes = batch_spy()
@@ -240,6 +244,7 @@ class Config:
     name: str = "plain"
 
 
+@pytest.mark.slow
 def test_labels_and_attributes_are_the_same_in_memory_and_in_a_store(key, tmp_path):
     options = {"config": Config(), "units": {"scale": "days since 2000-01-01"}, "args": (2.0,)}
     memory = sweep(key, **options)
@@ -486,6 +491,7 @@ def test_survives_kills_at_random_moments(tmp_path, kills):
     xr.testing.assert_identical(without_time(resumed), without_time(whole))
 
 
+@pytest.mark.slow
 def test_memory_limit_shrinks_the_batch(key):
     spy, sizes = batch_spy()
 
@@ -682,6 +688,7 @@ def test_missing_packages_are_named(key, monkeypatch, package):
         sweeps.run(small, {"x": [1]}, SMALL, key=key)
 
 
+@pytest.mark.slow
 def test_import_needs_no_package_and_starts_no_backend():
     code = """
 import sys

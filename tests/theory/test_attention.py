@@ -20,6 +20,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_moments_equal_those_of_drawn_layers(case):
     result = transformer_moments.attention(case, 600, jax.random.key(3))
@@ -108,6 +109,7 @@ def test_moments_that_do_not_fit_are_refused():
         theory.pull_back(lambda moments: moments, Moments(0.0))
 
 
+@pytest.mark.slow
 def test_moments_of_tokens():
     key, shape = jax.random.key(0), (200, 6, 64)
     shared, each = jax.random.normal(key, (200, 1, 64)), jax.random.normal(jax.random.key(1), shape)

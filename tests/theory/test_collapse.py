@@ -17,6 +17,7 @@ def test_uniform_attention_with_a_skip(scale):
     np.testing.assert_allclose(x, 1 / np.log(1 + scale**2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_the_rate_at_which_tokens_become_equal():
     network = layers.transformer(40, 64, 4, placement="post")
     moments = Moments(0.0, tokens=Tokens(16, 1.0))
@@ -25,6 +26,7 @@ def test_it_is_the_rate_at_which_tokens_become_equal():
     np.testing.assert_allclose(np.log(gaps[30] / gaps[29]), -1 / x, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_pre_norm_networks_collapse_ever_more_slowly():
     block = layers.transformer(1, 64, 4, placement="pre").block
     moments = Moments(0.0, tokens=Tokens(16, 1.0))
@@ -43,6 +45,7 @@ def test_a_map_that_moves_tokens_apart_has_a_negative_scale():
     np.testing.assert_allclose(x, -1 / np.log(2), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_changes_become_equal_at_a_steady_rate(activation):
     options = {f"{name}_variance": 2.0 for name in ("value", "output", "hidden", "last")}

@@ -22,6 +22,7 @@ def test_critical_points_lie_on_the_critical_line(name):
         np.testing.assert_allclose([point.w_variance, point.q], [w, q], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_where_there_is_no_critical_point():
     assert np.isnan(theory.critical("relu", 0.1).w_variance)
     assert np.isnan(theory.critical("gelu", 0.1).w_variance)

@@ -72,6 +72,7 @@ def test_leaky_relu_layer_is_a_mixture_of_two_chi_squares():
     assert float(law.var_log) == pytest.approx(var - (shares @ means) ** 2, abs=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "width"), [("tanh", 8), ("gelu", 8), ("randomized_leaky_relu", 40)]
 )
@@ -112,6 +113,7 @@ def simulated(activation, w_variance, b_variance, width, seeds):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys), np.float64)
 
 
+@pytest.mark.slow
 def test_gradient_law_against_networks():
     logs = simulated("tanh", 1.760955, 0.05, 32, 400)
     law = gradient_law("tanh", DEPTH, 1.760955, 0.05, width=32)
@@ -208,6 +210,7 @@ def test_alive_probability(key):
     within_errors(jax.jit(lambda k: jax.lax.map(alive, k, batch_size=500))(keys), 0.26308)
 
 
+@pytest.mark.slow
 def test_transforms():
     def mean_log(q, width):
         return layer_law("tanh", q, 1.5, width).mean_log

@@ -51,6 +51,7 @@ def test_several_fixed_points_are_those_of_a_fine_scan(phi, w, b):
     np.testing.assert_array_equal(found.stability[there], expected)
 
 
+@pytest.mark.slow
 def test_a_touching_fixed_point_is_half_stable():
     # The second moment is convex and then concave, so that a line can touch it from below: the
     # length map has slope 1 at q and, with this bias, passes through it.

@@ -7,6 +7,7 @@ import pytest
 from jaxgrad import theory
 
 
+@pytest.mark.slow
 def test_the_correlation_map_equals_closed_forms():
     gaps = [2.0, 1.3, 1.0, 0.1, 1e-3, 1e-6, 1e-9, 1e-12]
     with mpmath.workdps(40):
@@ -31,6 +32,7 @@ def test_the_correlation_map_equals_closed_forms():
     np.testing.assert_allclose(apart, (square - mean**2) / (1 + square), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_correlation_map_with_biases_follows_sampled_networks(key):
     q, gap, w, b = 0.8, 0.3, 1.7, 0.1
     u = np.random.default_rng(0).standard_normal((2, 4_000_000)) * np.sqrt(q)

@@ -150,6 +150,7 @@ def test_moments_of_one_example_have_no_gap():
         theory.moments_of(jnp.ones((1, 3)), gap=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [1.0, 1e-3, 1e-12, 1e-22])
 def test_gap_of_slopes_of_relu(gap):
     # E phi'(u) phi'(v) = (pi - arccos c) / (2 pi), and half of that angle is arcsin sqrt(gap / 2).
@@ -158,6 +159,7 @@ def test_gap_of_slopes_of_relu(gap):
     np.testing.assert_allclose(pair.slope_gap, 2 * np.arcsin(np.sqrt(gap / 2)) / np.pi, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_gap_of_slopes_of_a_smooth_activation():
     # To first order gap q E phi''^2 / E phi'^2; tanh'' = -2 tanh (1 - tanh^2).
     z, weights = np.polynomial.hermite_e.hermegauss(120)

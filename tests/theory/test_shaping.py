@@ -39,11 +39,13 @@ def constants(phi):
     return [dict(phi.constants)[name] for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOPE)
 def test_constants_for_a_slope_are_those_of_the_authors(name):
     np.testing.assert_allclose(constants(shaped(name, resnet, slope=1.2)), SLOPE[name], rtol=2e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CURVATURE)
 def test_constants_for_a_curvature_are_those_of_the_authors(name):
     computed = constants(shaped(name, resnet, curvature=0.2))
@@ -52,6 +54,7 @@ def test_constants_for_a_curvature_are_those_of_the_authors(name):
     np.testing.assert_allclose([slope, np.sqrt(2 / (1 + slope**2))], [0.62918002903, 1.19699654978])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"slope": 1.5}, {"curvature": 0.3}], ids=str)
 def test_constants_solve_the_equations_in_high_precision(target):
     a, b, shift, scale = map(mpmath.mpf, constants(shaped("tanh", 50, **target)))
@@ -75,6 +78,7 @@ def test_constants_solve_the_equations_in_high_precision(target):
         assert 50 * average(lambda z, v, s, c: c * c) == pytest.approx(0.3, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_maps_of_a_layer_meet_the_target():
     gap = 1e-3
     phi = shaped("tanh", 1000, slope=1.5)
@@ -86,6 +90,7 @@ def test_maps_of_a_layer_meet_the_target():
     assert 1 - float(c_map(phi, gap, 1.0, 1.0)) / gap == pytest.approx(0.015 * gap, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_targets_of_any_depth_are_met():
     scales = [dict(shaped("tanh", depth).constants)["input_scale"] for depth in (1, 100, 100_000)]
     # Near a linear function the excess of the slope is proportional to the squared input scale.
@@ -121,6 +126,7 @@ def test_a_deep_network_is_well_behaved():
     assert float(plain) < -50
 
 
+@pytest.mark.slow
 def test_a_shaped_activation_is_an_ordinary_one():
     phi = shaped("selu", 20)
     assert isinstance(phi, Activation)

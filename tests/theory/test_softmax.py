@@ -140,6 +140,7 @@ def test_it_can_be_traced_and_keeps_small_differences():
     np.testing.assert_allclose(small, 1e-9 * (1 - 1 / 16) / 16, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mask_of_all_and_a_causal_one_are_as_none_and_causal():
     full = theory.softmax_moments(3.0, 6, correlation=0.4, mask=np.ones((6, 6), bool))
     np.testing.assert_allclose(full, theory.softmax_moments(3.0, 6, correlation=0.4), rtol=1e-6)

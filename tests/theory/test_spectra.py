@@ -31,6 +31,7 @@ def test_lyapunov_exponents_of_a_product():
     within_errors(np.asarray(logs), lyapunov_exponents(3))
 
 
+@pytest.mark.slow
 def test_largest_eigenvalue(key):
     product = jnp.eye(300)
     for layer in range(3):

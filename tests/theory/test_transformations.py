@@ -9,6 +9,7 @@ from jaxgrad import layers, propagation, theory
 from jaxgrad.theory import Moments
 
 
+@pytest.mark.slow
 def test_theory_composes_with_transformations():
     @jax.jit
     def slope(w):

@@ -158,6 +158,7 @@ def drawn():
     return compiled(jax.random.key(1), IMAGES, 1.0, 2)
 
 
+@pytest.mark.slow
 def test_compiled_and_mapped_over_keys_and_strengths_it_is_the_same(drawn):
     keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
     strengths, pixels = jnp.asarray([0.5, 1.0]), jnp.asarray([1, 2])
@@ -183,6 +184,7 @@ def test_dtype_is_kept_and_draws_are_those_of_float32(drawn):
         np.testing.assert_allclose(images, drawn[name], 4e-3, 4e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_affine_maps_they_are(drawn, x64):
     images = jnp.asarray(IMAGES, float)
     step = np.random.default_rng(1).standard_normal(IMAGES.shape)

@@ -17,6 +17,7 @@ def quadratic(eigenvalues, key):
     return lambda x: 0.5 * x @ matrix @ x, basis
 
 
+@pytest.mark.slow
 def test_a_quadratic_loss(key):
     loss, basis = quadratic(np.geomspace(1e-4, 10.0, 60), key)
     result = largest_curvature(loss, jnp.ones(60), key=key)
@@ -25,6 +26,7 @@ def test_a_quadratic_loss(key):
     assert abs(float(result.vector @ basis[:, -1])) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_few_steps_and_the_residual_bound_the_distance(key):
     loss, _ = quadratic(np.linspace(0.0, 1.0, 200), key)
     values = [largest_curvature(loss, jnp.ones(200), key=key, steps=steps) for steps in (2, 5, 40)]
@@ -37,6 +39,7 @@ def test_few_steps_and_the_residual_bound_the_distance(key):
         assert nearest < float(result.residual) + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eigenvalues", [[-3.0, -2.0, -1.0], [0.0, 0.0, 5.0], [-1e20, 0.0, 1e20]])
 def test_few_parameters_and_negative_curvature(eigenvalues, key):
     loss, _ = quadratic(eigenvalues, key)
@@ -44,11 +47,13 @@ def test_few_parameters_and_negative_curvature(eigenvalues, key):
     assert value == pytest.approx(eigenvalues[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_no_curvature(key):
     result = largest_curvature(lambda x: jnp.sum(x), jnp.ones(4), key=key)
     assert (float(result.value), float(result.residual)) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_network_agrees_with_its_whole_hessian(key):
     keys = jax.random.split(key, 3)
@@ -68,6 +73,7 @@ def test_a_network_agrees_with_its_whole_hessian(key):
     assert jax.tree.structure(result.vector) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 def test_it_can_be_mapped(key):
     def value(scale):
         return largest_curvature(lambda x: jnp.sum(scale * x**2), jnp.ones(5), key=key).value
@@ -118,6 +124,7 @@ def test_the_rate_of_a_quadratic_loss_is_that_of_descent(steps, share, key):
     assert float(rate) >= 2 / 5 * (1 - 1e-4)
 
 
+@pytest.mark.slow
 def test_the_rate_scales_with_the_loss_and_is_infinite_where_nothing_rises(key):
     loss, _ = quadratic(np.linspace(0.1, 3.0, 20), key)
     x = jax.random.normal(key, (20,))

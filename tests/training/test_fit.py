@@ -28,6 +28,7 @@ def fit(data, key, rate=0.05, loss=loss, **change):
     return training.fit(loss, jnp.zeros(3), optax.sgd(rate), data, key=key, **options)
 
 
+@pytest.mark.slow
 def test_full_batches_are_gradient_descent(key, data):
     result = fit(data, key, batch_size=40)
     w = jnp.zeros(3)
@@ -112,6 +113,7 @@ def test_rate_variance_penalty_depth_and_seed_are_mapped_by_one_program(data):
     assert all(np.abs(result[index] - result[0]).max() > 1e-3 for index in range(1, 5))
 
 
+@pytest.mark.slow
 def test_evaluations_come_before_the_first_step_and_after_each_every(key, data):
     def evaluate(w, state):
         return jnp.sum(w**2), {"w": w}
@@ -128,6 +130,7 @@ def test_evaluations_come_before_the_first_step_and_after_each_every(key, data):
     np.testing.assert_allclose(without.params, result.params, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [False, True])
 def test_early_stopping_stops_and_returns_the_best(key, data, mapped):
     """The error falls until the sum of the parameters' squares passes 1, then rises."""
@@ -278,6 +281,7 @@ def test_a_monitor_sees_the_state_before_the_step(key, data):
     np.testing.assert_array_equal(result.trace, [0, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_what_a_monitor_saw_ends_where_training_stops(key, data):
     result = fit(
         data,

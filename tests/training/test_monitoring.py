@@ -38,6 +38,7 @@ def params(key):
     return layers.init(NETWORK, (5,), key=key)[0]
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_each_layer(params):
     norms = monitoring.layer_norms(seen(params), stacked=STACKED)
     kernels = [params["first"]["kernel"], *params["hidden"]["kernel"], params["readout"]["kernel"]]
@@ -73,6 +74,7 @@ def test_norms_of_zero_and_of_no_numbers_say_so():
     np.testing.assert_array_equal(result, [-np.inf, np.inf, np.nan])
 
 
+@pytest.mark.slow
 def test_layers_go_from_input_to_output():
     flax = {f"Dense_{index}": {"kernel": jnp.full((2, 2), index + 1.0)} for index in range(12)}
     assert monitoring.layer_names(flax) == tuple(f"Dense_{i}/kernel" for i in range(12))
@@ -80,6 +82,7 @@ def test_layers_go_from_input_to_output():
     np.testing.assert_allclose(norms.log_weight, np.log(2 * np.arange(1, 13)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_copies_of_a_block_come_one_after_the_other(key):
     block = layers.sequential(layers.dense(6), layers.activation("relu"), layers.dense(6))
     net = layers.sequential(layers.dense(6), layers.repeat(block, 3), layers.dense(2))
@@ -95,6 +98,7 @@ def test_copies_of_a_block_come_one_after_the_other(key):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "selu"])
 def test_units_are_those_of_signal_propagation(key, activation):
     network = layers.mlp(7, 4, activation, w_variance=30.0)
@@ -111,12 +115,14 @@ def test_units_are_those_of_signal_propagation(key, activation):
     assert np.any(result.dead > 0) >= (activation == "relu")
 
 
+@pytest.mark.slow
 def test_a_leaky_slope_counts_as_flat_below_the_threshold_only():
     z = -jnp.ones((1, 8, 4))
     assert monitoring.units(z, "leaky_relu").dead == 1
     assert monitoring.units(z, "leaky_relu", saturation=0.005).dead == 0
 
 
+@pytest.mark.slow
 def test_counts_are_numpys_and_nothing_is_dropped(key):
     z = np.array(3 * jax.random.normal(key, (2, 30, 8), jnp.float32))
     z[1, :3, 0] = np.nan, np.inf, -np.inf

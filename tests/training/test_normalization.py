@@ -67,6 +67,7 @@ def test_float32_with_a_large_mean():
     assert np.all(off.max(axis=0) < 4 * eps * np.abs(exact_mean) / exact_std)
 
 
+@pytest.mark.slow
 def test_is_a_pytree_and_agrees_under_jit_and_vmap(key):
     sets = 3.0 + 2.0 * jax.random.normal(key, (4, 50, 6))
     eager = [normalization.fit(x) for x in sets]

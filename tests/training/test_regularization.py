@@ -62,6 +62,7 @@ def test_penalties_are_the_course_formulas(params):
     np.testing.assert_allclose(l1, 0.7 / 40 * np.sum(np.abs(kernels)), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [regularization.l1, regularization.l2])
 def test_gradients_of_penalties(params, penalty):
     assert check_grads(penalty, params, 0.7).ok
@@ -70,6 +71,7 @@ def test_gradients_of_penalties(params, penalty):
     assert np.all(np.isfinite(jax.grad(lambda w: penalty({"w": w}, 1.0))(jnp.zeros(3))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 20])
 def test_l2_under_gradient_descent_is_weight_decay(x64, params, steps):
     """W := (1 - lr lambda / m) W - lr dW, as optax.add_decayed_weights does it."""
@@ -127,6 +129,7 @@ def test_penalty_errors(params, penalty, arguments, error, match):
 # Dropout
 
 
+@pytest.mark.slow
 def test_dropout_equals_flax_given_its_mask(key):
     h = 1.0 + jnp.abs(jax.random.normal(key, (200, 30)))
     ours = regularization.dropout(h, 0.2, key=key)

@@ -36,6 +36,7 @@ def test_grid_has_all_combinations():
     np.testing.assert_allclose(middle["rate"], np.sqrt(1e-6 * 10), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_random_points_try_more_values_of_what_matters(key):
     """Bergstra, Bengio (2012): of 25 points of a grid only 5 differ in the rate."""
 

@@ -174,6 +174,7 @@ def test_energy_distance_is_joint_and_does_not_depend_on_scales(key):
     np.testing.assert_allclose(scaled.ks, result.ks, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_under_one_distribution(key):
     def one(key):
         sets = jax.random.normal(key, (2, 20, 3))
