@@ -130,8 +130,9 @@ def test_the_search_finds_a_word_without_a_network(served, opened):
 @pytest.mark.parametrize(("task", "path", "function"), TASKS, ids=lambda text: text[:20])
 def test_the_first_result_of_a_search_does_the_task(served, opened, task, path, function):
     with opened(served[1] + "index.html") as page:
-        # Words that are entered before the index has been read may be lost.
-        for _ in range(10):
+        # Words that are entered before the index has been read may be lost, and on a machine that
+        # runs other tests reading it may take a minute.
+        for _ in range(60):
             page.fill(".md-search__input", "")
             page.fill(".md-search__input", task)
             page.wait_for_timeout(3000)
