@@ -298,13 +298,13 @@ def map_table(dataset: xarray.Dataset, name: str, options: Options) -> str:
     log_ratio = data["log_ratio"].transpose("seed", "w_variance", "depth").values
     thresholds = regimes.Thresholds(options.ratio, options.z)
     labels = regimes.classify(log_ratio, dataset["depth"].values, thresholds).regime
-    level = Estimate(*map(np.asarray, regimes.level(log_ratio, variances)))
+    level = Estimate(*map(np.asarray, regimes.level(log_ratio, variances, thresholds)))
     rows = []
     # Powers of two, and the largest depth.
     for depth in sorted({*(d for d in 2 ** np.arange(1, 11) if d < options.depth), options.depth}):
         stable = np.asarray(labels[:, depth - 1]) == regimes.Regime.STABLE
         here = level[depth - 1]
-        words = f"{here:.3f}" if np.isfinite(here.mean) else "not in range"
+        words = f"{here:.3f}" if np.isfinite(here.mean) else "none"
         rows.append((depth, _ranges(stable, variances), words))
     headings = {"depth": "d", "stable weight variances": "", "level at (± standard error)": ""}
     lines = [kit.table(headings, rows, f"{name}, weight variance x fan-in:")]

@@ -146,8 +146,7 @@ def _classify_seeds(log_ratio, depths, thresholds):
 def _classify(mean, error, depths, thresholds):
     # The ratio is of squares, so its log is twice that of the norm.
     limit = 2 * jnp.log(thresholds.ratio)
-    # An infinite mean has no standard error, and is significant without one.
-    significant = jnp.isinf(mean) | (jnp.abs(mean) > thresholds.z * error)
+    significant = _significant(mean, error, thresholds.z)
     sign = jnp.where(significant & (jnp.abs(mean) > limit), jnp.sign(mean), 0)
     regime = jnp.where(jnp.isnan(mean), Regime.UNDEFINED, sign).astype(jnp.int8)
     # Probabilities that the true mean lies below -limit and below limit.
@@ -158,6 +157,11 @@ def _classify(mean, error, depths, thresholds):
     # A network of depth L has L - 1 layers between the first and the last.
     layers = jnp.broadcast_to(jnp.maximum(depths - 1, 1), mean.shape)
     return Classification(regime, mean, error, mean / layers, error / layers, confidence)
+
+
+def _significant(mean, error, z):
+    # An infinite mean has no standard error, and is significant without one.
+    return jnp.isinf(mean) | (jnp.abs(mean) > z * error)
 
 
 def mean_and_error(values: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -201,19 +205,29 @@ def _storage(log_mean_square, dtype):
 
 
 class Level(NamedTuple):
-    """The result of `level`, `[...]` each; NaN where fewer than two seeds cross."""
+    """The result of `level`, `[...]` each; NaN where there is none."""
 
     variance: Float[Array, "..."]
     variance_se: Float[Array, "..."]
 
 
-def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
+def level(
+    log_ratio: ArrayLike, variances: ArrayLike, thresholds: Thresholds | None = None
+) -> Level:
     """Find the variance at which the gradient neither grows nor shrinks, by interpolation.
 
     The log ratio of each seed, `[seeds, variances, ...]`, is a function of the log variance. Its
     first upward crossing of zero is found by linear interpolation. The result is the geometric mean
-    over the seeds that cross. The variances are positive and increase.
+    over the seeds that cross. It is NaN if fewer than two do, and unless the mean over all seeds is
+    below zero at a smaller variance and above it at a larger one, by more than `thresholds.z`
+    standard errors each: noise around zero is no level. The variances are positive and increase.
+
+    >>> level([[-2.0, 1.9], [-1.9, 2.0]], [1.0, 4.0]).variance.round(2).tolist()
+    2.0
+    >>> level([[-0.1, 1.9], [0.1, 2.0]], [1.0, 4.0]).variance.tolist()
+    nan
     """
+    thresholds = _checked(thresholds)
     log_ratio = _validate.real("log_ratio", log_ratio)
     values = _validate.in_float64("variances", variances)
     increasing = values.ndim == 1 and len(values) > 1 and np.all(np.diff(values) > 0)
@@ -223,11 +237,11 @@ def level(log_ratio: ArrayLike, variances: ArrayLike) -> Level:
     if log_ratio.ndim < 2 or 0 in log_ratio.shape or log_ratio.shape[1] != len(values):
         rule = f"have shape [seeds, {len(values)}, ...] to fit the variances"
         raise ValueError(f"log_ratio must {rule}, got {log_ratio.shape}; put seeds first")
-    return _level(log_ratio, jnp.log(jnp.asarray(values, log_ratio.dtype)))
+    return _level(log_ratio, jnp.log(jnp.asarray(values, log_ratio.dtype)), thresholds.z)
 
 
 @jax.jit
-def _level(log_ratio, log_values):
+def _level(log_ratio, log_values, z):
     # A line can be drawn through 1e30. NaN stays NaN, which is on neither side of zero.
     finite = jnp.nan_to_num(log_ratio, nan=jnp.nan, posinf=1e30, neginf=-1e30)
     low, high = finite[:, :-1], finite[:, 1:]
@@ -239,9 +253,16 @@ def _level(log_ratio, log_values):
     start = log_values[index[:, 0]]
     root = start + share * (log_values[index[:, 0] + 1] - start)
     count = crossed.sum(axis=0)
-    variance = jnp.exp(jnp.sum(jnp.where(crossed, root, 0.0), axis=0) / jnp.maximum(count, 1))
+    log_variance = jnp.sum(jnp.where(crossed, root, 0.0), axis=0) / jnp.maximum(count, 1)
+    variance = jnp.exp(log_variance)
     # The standard error over the seeds that cross; the denominators are safe for fewer than two.
     deviation = jnp.where(crossed, jnp.exp(root) - variance[None], 0.0)
     error = jnp.sum(deviation**2, axis=0) / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1)
-    known = count > 1
+    mean, mean_error = mean_and_error(log_ratio)
+    significant = _significant(mean, mean_error, z)
+    # How far each variance is above the level; one at the level may be on either side.
+    distance = jnp.expand_dims(log_values, range(1, mean.ndim)) - log_variance[None]
+    below = jnp.any(significant & (mean < 0) & (distance <= 0), axis=0)
+    above = jnp.any(significant & (mean > 0) & (distance >= 0), axis=0)
+    known = (count > 1) & below & above
     return Level(jnp.where(known, variance, jnp.nan), jnp.where(known, jnp.sqrt(error), jnp.nan))

@@ -336,9 +336,25 @@ def test_only_downward_is_no_level():
 
 
 def test_seeds_that_do_not_cross_are_left_out():
-    three = regimes.level(lines(np.array([2.0, 20.0, 3.0])), VARIANCES)
+    any_mean = regimes.Thresholds(z=0.0)
+    three = regimes.level(lines(np.array([2.0, 20.0, 3.0])), VARIANCES, any_mean)
     two = regimes.level(lines(np.array([2.0, 3.0])), VARIANCES)
     np.testing.assert_allclose(three, two, rtol=1e-6)
+
+
+def test_noise_around_zero_is_no_level():
+    """As in a residual network, whose small branches change its gradient by less than its noise."""
+    noise = np.random.default_rng(0).standard_normal((SEEDS, 1, 2000))
+    variances = VARIANCES[None, :, None]
+    log_ratio = noise * variances + 0.3 * variances**2
+    falls_and_rises = (log_ratio[:, 0] < 0) & (log_ratio[:, -1] > 0)
+    assert (falls_and_rises.sum(axis=0) > 1).mean() > 0.8
+    for z in (2.0, 3.0):
+        out = regimes.level(log_ratio, VARIANCES, regimes.Thresholds(z=z))
+        assert 0 < np.isfinite(out.variance).mean() <= stats.t(SEEDS - 1).sf(z)
+    # A mean far below zero is no noise.
+    out = regimes.level(log_ratio - 5.0, VARIANCES)
+    assert np.isfinite(out.variance).mean() > 0.95
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def _lines(page: Map, arrays: dict[str, np.ndarray], regime: np.ndarray) -> tupl
     # `level` takes seeds, and a prediction has none: two equal ones stand for them.
     predicted = np.stack([arrays["gradientTheory"]] * 2)
     for name, values in (("level", arrays["gradient"]), ("theory", predicted)):
-        level = np.log2(np.asarray(regimes.level(values, variances).variance))
+        level = np.log2(np.asarray(regimes.level(values, variances, page.thresholds).variance))
         # In networks of one layer the first one is also the last.
         finite = np.isfinite(level) & (depths > depths[0])
         lines[name] = [[depths[finite].tolist(), level[finite].tolist()]]

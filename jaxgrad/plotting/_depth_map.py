@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,14 @@ BORDERS = (
     (regimes.Regime.EXPLODING, 0.5, "dashed", "measured: explodes above"),
 )
 FEW = 8
-"""So many depths have a tick each."""
+"""So many depths have a tick each, if there is room."""
+FACTOR_2 = np.log10(2.0)
 SCALES = 6
 """Networks are trainable up to about this many depth scales, Schoenholz et al. (2017)."""
+LEVEL, BANDS = "measured: gradient level", "bands: standard error"
+THEORY_LINES = "theory, infinite width: the same lines"
+THEORY_LEVEL = "theory, infinite width: gradient level"
+THEORY_SCALES = f"theory: depth = {SCALES} depth scales of the gradient"
 
 
 def depth_map(
@@ -39,7 +45,7 @@ def depth_map(
 
     On the left is the log10 of the gradient norm at the first layer over that at the last, averaged
     over seeds, with the borders of the regimes. On the right is, for the deepest network, the
-    gradient norm at each layer for a few variances.
+    gradient norm at each layer for variances over the whole grid.
 
     Args:
       dataset: `log_ratio` over (activation, seed, w_variance, depth) and `log_profile` over
@@ -69,116 +75,138 @@ def depth_map(
     thresholds = regimes.Thresholds() if thresholds is None else thresholds
     _validate.instance("thresholds", thresholds, regimes.Thresholds, "jaxgrad.regimes.Thresholds()")
     names = [str(name) for name in dataset["activation"].values]
-    figure = Figure(figsize=(style.WIDTH, 1.9 + 3.1 * len(names)), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 1.7 + 3.1 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1.25, 1))
-    mesh: Any = None
+    drawn: set[str] = set()
     for (left, right), name in zip(axes, names, strict=True):
         measured = dataset.sel(activation=name)
         predicted = None if theory is None else theory.sel(activation=name)
         log_ratio = measured["log_ratio"].transpose("seed", "w_variance", "depth").values
         # The variance of a level gradient, and the regime of every cell.
-        level = regimes.level(log_ratio, measured["w_variance"].values)
+        variances = measured["w_variance"].values
+        level = np.asarray(regimes.level(log_ratio, variances, thresholds).variance)
         classes = regimes.classify(log_ratio, measured["depth"].values, thresholds)
-        mesh = _map(left, measured, classes, level, (name, words))
+        drawn |= _map(left, measured, classes, level, (name, words))
         if predicted is not None:
-            _predictions(left, predicted, thresholds)
-        level_variance = float(np.asarray(level.variance)[-1])
-        _profile(right, measured, predicted, level_variance, (name, words))
+            drawn |= _predictions(left, predicted, thresholds)
+        drawn |= _profile(right, measured, predicted, float(level[-1]), (name, words))
     bar = {
-        "label": f"{quantity},\nits norm at the first {block} over that at the last",
+        "label": f"{quantity}, its norm at the first {block} over that at the last",
         "ticks": range(-4, 5, 2),
         "format": lambda value, _: "unchanged" if value == 0 else f"$10^{{{value:g}}}$",
     }
     # One for all maps, whose colours are the same.
-    figure.colorbar(mesh, ax=axes[:, 0], location="bottom", extend="both", aspect=40, **bar)
-    figure.legend(handles=_handles(theory), loc="outside lower center", ncols=2)
+    mesh = axes[0, 0].collections[0]
+    place = {"location": "bottom", "pad": 0.05 / len(names), "aspect": 50, "shrink": 0.7}
+    figure.colorbar(mesh, ax=axes, extend="both", **place, **bar)
+    handles = [handle for handle in _handles() if handle.get_label() in drawn]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     style.headline(figure, "Where gradients vanish, survive or explode before training")
     return figure
 
 
-def _map(ax: Any, measured: Any, classes: Any, level: regimes.Level, title: Any) -> Any:
+def _map(ax: Any, measured: Any, classes: Any, level: np.ndarray, title: Any) -> set[str]:
+    """Draw one map; return what the legend has to say about it, as do the functions below."""
     name, words = title
     depth, variance = measured["depth"].values, measured["w_variance"].values
     # Half, since the logs are of squared norms.
     decades = np.asarray(classes.log_ratio) / (2 * np.log(10))
-    mesh = heat_map(ax, depth, variance, decades, DECADES)
-    ink = palette().ink
+    heat_map(ax, depth, variance, decades, DECADES)
+    ink, drawn = palette().ink, set()
     # Regimes are -1, 0 and 1, so that their borders are contours at -1/2 and 1/2.
     regime = np.asarray(classes.regime, float)
-    for value, edge, line, _ in BORDERS:
+    for value, edge, line, label in BORDERS:
         if (regime == value).any() and (regime != value).any():
             border = ax.contour(depth, variance, regime, [edge], colors=ink, linestyles=line)
             border.set_path_effects(halo(4))
+            drawn.add(label)
     regions = ("vanishes", "survives", "explodes")
     order = (regimes.Regime.VANISHING, regimes.Regime.STABLE, regimes.Regime.EXPLODING)
     for value, word in zip(order, regions, strict=True):
         name_region(ax, depth, variance, regime == value, word)
-    ax.plot(depth[1:], np.asarray(level.variance)[1:], color=ink, linestyle="dotted", zorder=5)
     ax.set_yscale("log")
-    # Plain numbers at powers of 2.
-    low, high = np.ceil(np.log2(variance.min())), np.floor(np.log2(variance.max()))
-    marks = 2.0 ** np.arange(low, high + 1)
-    ax.set_yticks(marks, [f"{mark:g}" for mark in marks])
+    marks, texts = style.log_ticks(*np.log10(variance[[0, -1]]))
+    ax.set_yticks(10**marks, texts)
     ax.set_yticks([], minor=True)
-    ticks = [int(depth[0]), *(tick for tick in ax.get_xticks() if 1 < tick <= depth[-1])]
-    ax.set_xticks(ticks if len(depth) > FEW else depth)
+    ax.set_xticks(_depth_ticks(depth))
     ax.set_xlim(depth[0] - 0.5, depth[-1] + 0.5)
     ax.set(xlabel=f"depth (number of {words['block']}s)", ylabel=words["label"], title=name)
-    return mesh
+    drawn |= _line(ax, depth, level, LEVEL, color=ink, linestyle="dotted", zorder=5)
+    return drawn
 
 
-def _predictions(ax: Any, predicted: Any, thresholds: regimes.Thresholds) -> None:
+def _line(ax: Any, x: np.ndarray, y: np.ndarray, label: str, **look: Any) -> set[str]:
+    """Draw a line, and return its label if some piece of it is in the panel."""
+    ax.plot(x, y, **look)
+    limits = zip((x, y), (ax.get_xlim(), ax.get_ylim()), strict=True)
+    inside = np.all([(low <= part) & (part <= high) for part, (low, high) in limits], axis=0)
+    return {label} if (inside[1:] & inside[:-1]).any() else set()
+
+
+def _depth_ticks(depth: np.ndarray) -> list[float]:
+    """Every depth where there are few, round numbers otherwise; none too near to the next."""
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = depth[0], depth[-1]
+    ticks = depth
+    if len(depth) > FEW:
+        ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(first, last)
+    selected: list[float] = []
+    for tick in sorted({float(first), *map(float, ticks)}, reverse=True):
+        if first <= tick <= last and all(tick <= n - 0.06 * (last - first) for n in selected):
+            selected.append(tick)
+    return selected[::-1]
+
+
+def _predictions(ax: Any, predicted: Any, thresholds: regimes.Thresholds) -> set[str]:
     """Draw where theory predicts level gradients, and to which depth trainable networks.
 
     Without a depth scale the borders are those of the measurement.
     """
     limits = ax.get_ylim()
     log_ratio = predicted["log_ratio"].transpose("w_variance", "depth").values
+    depths, variances = predicted["depth"].values, predicted["w_variance"].values
     # `level` takes seeds, and a prediction has none: two equal ones stand for them.
-    level = regimes.level(np.stack([log_ratio] * 2), predicted["w_variance"].values)
-    line = "solid" if "xi" in predicted else "dotted"
-    lines = [(predicted["depth"].values[1:], np.asarray(level.variance)[1:], line, 2.5)]
+    level = np.asarray(regimes.level(np.stack([log_ratio] * 2), variances).variance)
+
+    def line(x, y, label, style, width):
+        effects = {"path_effects": halo(width + 2), "zorder": 3}
+        return _line(ax, x, y, label, color=palette().theory, ls=style, lw=width, **effects)
+
     if "xi" in predicted:
-        scale = SCALES * predicted["xi"].values
-        lines.append((scale, predicted["fine_w_variance"].values, "dashdot", 1.8))
+        drawn = line(depths, level, THEORY_LEVEL, "solid", 2.5)
+        scale, fine = SCALES * predicted["xi"].values, predicted["fine_w_variance"].values
+        drawn |= line(scale, fine, THEORY_SCALES, "dashdot", 1.8)
     else:
+        drawn = line(depths, level, THEORY_LINES, "dotted", 2.5)
         edge = 2 * np.log(thresholds.ratio)
-        depths, variances = predicted["depth"].values, predicted["w_variance"].values
         for value, edges in ((-edge, "solid"), (edge, "dashed")):
             if log_ratio.min() < value < log_ratio.max():
                 look = {"colors": palette().theory, "linestyles": edges}
                 ax.contour(depths, variances, log_ratio, [value], **look)
-    for x, y, line, width in lines:
-        look = {"color": palette().theory, "path_effects": halo(width + 2), "zorder": 3}
-        ax.plot(x, y, ls=line, lw=width, **look)
+                drawn.add(THEORY_LINES)
     ax.set_ylim(limits)
+    return drawn
 
 
-def _handles(theory: Any) -> list[Any]:
+def _handles() -> list[Any]:
+    """All that a legend may explain."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     ink, color = palette().ink, palette().theory
     lines: list[Any] = [(ink, line, words) for _, _, line, words in BORDERS]
-    lines += [(ink, "dotted", "measured: gradient level")]
-    if theory is not None and "xi" not in theory:
-        lines.append((color, "solid", "theory, infinite width: the same lines"))
-    if theory is not None and "xi" in theory:
-        lines.append((color, "solid", "theory, infinite width: gradient level"))
-        lines.append((color, "dashdot", f"theory: depth = {SCALES} depth scales of the gradient"))
+    lines += [(ink, "dotted", LEVEL), (color, "solid", THEORY_LINES)]
+    lines += [(color, "solid", THEORY_LEVEL), (color, "dashdot", THEORY_SCALES)]
     handles: list[Any] = [Line2D([], [], c=c, lw=2, ls=ls, label=words) for c, ls, words in lines]
-    return [*handles, Patch(color=palette().muted, alpha=0.25, label="bands: standard error")]
+    return [*handles, Patch(color=palette().muted, alpha=0.25, label=BANDS)]
 
 
-def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -> None:
-    """Draw the gradient at each layer of the deepest network, around the level variance."""
+def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -> set[str]:
+    """Draw the gradient at each layer of the deepest network, for variances over the whole grid."""
     name, words = title
     block = words["block"]
     variance, layer = measured["w_variance"].values, measured["layer"].values
-    # The level variance and two on each side, an eighth of the range apart.
-    centre = np.abs(np.log(variance / level)).argmin() if np.isfinite(level) else len(variance) // 2
-    step = max(len(variance) // 8, 1)
-    indices = [centre + step * offset for offset in (2, 1, 0, -1, -2)]
     profile = measured["log_profile"].transpose("seed", "w_variance", "layer").values
     theory = None
     # A prediction may be of the map alone.
@@ -186,29 +214,48 @@ def _profile(ax: Any, measured: Any, predicted: Any, level: float, title: Any) -
         theory = predicted["log_profile"].transpose("w_variance", "layer").values
     mean, error = (np.asarray(part) for part in regimes.mean_and_error(_decades(profile)))
     predictions = {"color": palette().theory, "linestyle": "dashed", "linewidth": 1}
-    for (colour, marker), index in zip(palette().lines, indices, strict=True):
-        if not 0 <= index < len(variance):
-            continue
-        low, high = (10 ** (mean[index] + sign * error[index]) for sign in (-1, 1))
-        ax.fill_between(layer, low, high, color=colour, alpha=0.25, linewidth=0)
-        is_level = index == centre and np.isfinite(level)
-        label = f"{variance[index]:.2f}" + (" (level)" if is_level else "")
+    shown = _spread(variance, level, np.isfinite(mean).all(axis=-1))
+    for index, (colour, marker) in shown.items():
+        edges = mean[index] - error[index], mean[index] + error[index]
+        ax.fill_between(layer, *edges, color=colour, alpha=0.25, linewidth=0)
+        is_level = np.isfinite(level) and index == np.abs(np.log(variance / level)).argmin()
+        label = f"{variance[index]:.3g}" + (" (level)" if is_level else "")
         every = max(len(layer) // 8, 1)
-        ax.plot(layer, 10 ** mean[index], c=colour, marker=marker, markevery=every, label=label)
+        ax.plot(layer, mean[index], c=colour, marker=marker, markevery=every, label=label)
         if theory is not None:
-            values = 10 ** _decades(theory[index])
-            ax.plot(layer, values, **predictions)
-    ax.plot(layer[[0, -1]], [1.0, 1.0], color=palette().muted, linewidth=0.8, zorder=1)
+            ax.plot(layer, _decades(theory[index]), **predictions)
+    ax.axhline(0.0, color=palette().muted, linewidth=0.8, zorder=1)
     if theory is not None:
         ax.plot([], [], **predictions, label="theory")
-    ax.set_yscale("log")
-    # To the right of where the lines meet, where it covers none.
-    ticks = [tick for tick in ax.get_xticks() if 0 <= tick <= layer[-1]]
-    ax.set(xticks=ticks, xlim=(layer[0] - 0.02 * len(layer), layer[0] + 1.6 * len(layer)))
-    ax.legend(title=words["label"].split(" × ")[0], handlelength=1.5, loc="center right")
+    # A level gradient looks level: the axis shows a factor of two at least.
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -FACTOR_2), max(high, FACTOR_2))
+    ax.set_yticks(*style.log_ticks(*ax.get_ylim()))
+    ax.set_xticks(_depth_ticks(layer))
+    # Beside the panel, where it covers no line.
+    how = {"handlelength": 1.5, "frameon": False, "alignment": "left"}
+    heading = textwrap.fill(words["label"].split(" × ")[0], 16)
+    ax.legend(title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5), **how)
     ax.set_title(f"{name}, {len(layer)} {block}s deep")
     ax.set_xlabel(f"{block} (1 is next to the input)")
     ax.set_ylabel(f"gradient norm,\nlast {block} = 1")
+    return {BANDS} if shown else set()
+
+
+def _spread(variance: np.ndarray, level: float, known: Any) -> dict[int, tuple[str, str]]:
+    """Five variances from the largest to the smallest, and the colour and marker of each.
+
+    The level one is in the middle if there is one, and the others halfway to the ends.
+    """
+    candidates = np.flatnonzero(known)
+    if not candidates.size:
+        return {}
+    last = candidates.size - 1
+    centre = last / 2
+    if np.isfinite(level):
+        centre = float(np.abs(np.log(variance[candidates] / level)).argmin())
+    places = np.round([last, (last + centre) / 2, centre, centre / 2, 0.0]).astype(int)
+    return dict(zip(candidates[places].tolist(), palette().lines, strict=True))
 
 
 def _decades(profile: np.ndarray) -> np.ndarray:

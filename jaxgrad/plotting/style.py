@@ -137,23 +137,50 @@ def heat_map(ax: Any, x: Any, y: Any, values: Any, reach: float) -> Any:
 
 
 def name_region(ax: Any, x: Any, y: Any, region: np.ndarray, words: str) -> None:
-    """Write words in the cell of a boolean region that is farthest from its border."""
-    from scipy.ndimage import distance_transform_cdt
+    """Write words in the place of a boolean region that is farthest from its border."""
+    from scipy.ndimage import distance_transform_edt
 
     if not region.any():
         return
-    room = np.asarray(distance_transform_cdt(np.pad(region, 1), "taxicab"))[1:-1, 1:-1]
-    best = np.argwhere(room == room.max())
+    # A fine grid of equal columns, although those of a map may be few and of any width.
+    places, parts = np.linspace(x[0], x[-1], max(len(x), 240)), 4
+    nearest = np.abs(np.asarray(x)[:, None] - places).argmin(axis=0)
+    region = np.repeat(np.asarray(region)[:, nearest], parts, axis=0)
+    sampling = (1 / len(region), 1 / len(places))  # in units of the panel's sides
+    room = np.asarray(distance_transform_edt(np.pad(region, 1), sampling))[1:-1, 1:-1]
+    best = np.argwhere(room > 0.95 * room.max())
     row, column = best[np.abs(best - best.mean(axis=0)).sum(axis=1).argmin()]
     # Near an edge the words stay within the panel.
-    place = np.searchsorted([0.15, 0.85], column / max(len(x) - 1, 1))
+    place = np.searchsorted([0.15, 0.85], column / (len(places) - 1))
     look = {
         "ha": ("left", "center", "right")[place],
         "va": "center",
         "fontweight": "bold",
         "path_effects": halo(4),
     }
-    ax.text(x[column], y[row], words, fontsize=TITLE, zorder=6, **look)
+    ax.text(places[column], y[row // parts], words, fontsize=TITLE, zorder=6, **look)
+
+
+def log_ticks(low: float, high: float) -> tuple[np.ndarray, list[str]]:
+    """Round numbers between two powers of ten, as exponents, and how they are written."""
+    powers = np.arange(np.ceil(low), np.floor(high) + 1)
+    if len(powers) > 3:
+        # Multiples, so that 1 is among them.
+        marks = powers[powers % -(-len(powers) // 8) == 0]
+    else:
+        start = np.floor(low)
+        marks = (start + np.arange(np.ceil(high) - start)[:, None] + np.log10([1, 2, 5])).ravel()
+        marks = np.append(marks, np.ceil(high))
+        marks = marks[(marks >= low - 1e-9) & (marks <= high + 1e-9)]
+    if len(marks) < 3:
+        from matplotlib.ticker import MaxNLocator
+
+        values = np.asarray(MaxNLocator(5).tick_values(10**low, 10**high))
+        marks = np.log10(values[(values >= 10**low) & (values <= 10**high)])
+    # Powers are words for what is very large or small.
+    is_plain = np.abs(marks).max(initial=0) <= 4
+    words = [f"{10**mark:g}" if is_plain or mark == 0 else f"$10^{{{mark:g}}}$" for mark in marks]
+    return marks, words
 
 
 def scientific(value: float) -> str:

@@ -105,7 +105,7 @@ def test_figure_has_words_on_every_axis(dataset):
     figure = plotting.depth_map(dataset)
     *panels, bar = figure.axes
     assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_title() for ax in panels)
-    assert bar.get_xlabel() == "gradient,\nits norm at the first layer over that at the last"
+    assert bar.get_xlabel() == "gradient, its norm at the first layer over that at the last"
     assert figure.axes[0].collections[0].norm.vmin == -figure.axes[0].collections[0].norm.vmax
 
 

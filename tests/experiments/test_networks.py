@@ -136,7 +136,7 @@ def test_the_map_of_a_transformer_is_resumed_and_drawn(tmp_path):
     assert "theory" not in "".join(t.get_text() for t in legend.get_texts())
     assert figure.axes[0].get_xlabel() == "depth (number of blocks)"
     assert figure.axes[0].get_title() == "pre-norm"
-    assert figure.axes[-1].get_xlabel().startswith("gradient of token differences,\nits norm at")
+    assert figure.axes[-1].get_xlabel().startswith("gradient of token differences, its norm at")
 
 
 def test_theory_is_drawn_over_a_map(tmp_path):
