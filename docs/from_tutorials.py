@@ -29,8 +29,8 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("jaxgrad") is None:
-    source = "jaxgrad[experiments] @ git+https://github.com/jaxgrad/jaxgrad"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)"""
+    command = [sys.executable, "-m", "pip", "install", "-q", "jaxgrad[experiments]"]
+    subprocess.run(command, check=True)"""
 # A block of code with its marks before it and its output after it.
 BLOCK = re.compile(
     r"(?:^<!-- .*? -->\n)?^```python\n(.*?)^```$(?:\n+^```\n.*?^```$)?", re.DOTALL | re.MULTILINE

@@ -31,8 +31,8 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("jaxgrad") is None:
-    source = "jaxgrad[experiments] @ git+https://github.com/jaxgrad/jaxgrad"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "jaxgrad[experiments]"]
+    subprocess.run(command, check=True)
 
 # %%
 import jax

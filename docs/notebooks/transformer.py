@@ -15,12 +15,13 @@
 #
 # **Goal.** A deep transformer hardly learns. You will find out why before spending hours on learning rates. **At the end**
 # the same model learns, with the same optimizer, because its initial weights are scaled as they should be. You need to know
-# how a transformer is built. The example needs `pip install "jaxgrad[experiments]"` for the data.
+# how a transformer is built. The example needs `python -m pip install "jaxgrad[experiments]"` for the data.
 #
 # ## 1. A transformer that hardly learns
 #
-# The model reads images of handwritten digits as eight tokens, one for each row. It has 24 blocks with the norm *after* the
-# sum, as the first transformers had. Each matrix has LeCun's initialization, which is the default of most libraries.
+# The model reads images of handwritten digits as eight tokens, one for each row. It has 24 blocks, each with attention and two
+# dense layers, and it is post-norm, as the original transformer was: the norm comes *after* each sum. Each matrix has LeCun's
+# initialization, which is the default of Flax.
 
 # %%
 # Where jaxgrad is not installed, as in Colab, this installs it.
@@ -29,8 +30,8 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("jaxgrad") is None:
-    source = "jaxgrad[experiments] @ git+https://github.com/jaxgrad/jaxgrad"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "jaxgrad[experiments]"]
+    subprocess.run(command, check=True)
 
 # %%
 import jax
@@ -106,7 +107,7 @@ params = init(jax.random.key(0))
 train(params)
 
 # %% [markdown]
-# Guessing gives a loss of about 2.3, the log of ten. After 150 steps the model has learned little.
+# Random guessing gives a loss of log 10, about 2.3. After 150 steps the model has learned little.
 #
 # ## 2. X-ray it
 #
@@ -124,26 +125,31 @@ print(trace.summary.rpartition(" (")[0])  # what is cut off is the line of code
 #
 # - **branches** is the kind of fault. The signal neither vanishes nor explodes here, because a norm follows each sum. Something
 #   else is wrong.
-# - **64% of the stream is what each block adds.** After a block only about a third of the stream's variance is what was there
-#   before.
-# - **so that what comes before is diluted.** Over 24 blocks the image is divided by this again and again. What the last block
-#   sees is made of the random weights of the last few blocks, not of the image.
-# - **multiply the branches by 0.13.** Then a block adds little, and all blocks together add about as much as was there.
+# - **64% of the stream is what each block adds.** Each block leaves only 36 % of the variance that enters it.
+# - **what comes before is diluted 1.3e+05 times.** After 24 blocks that adds up: the size of what the image contributes is
+#   130,000 times smaller than that of the whole stream. What reaches the last block is made of the random weights of the last
+#   few blocks, not of the image.
+# - **multiply the branches by 0.13.** Then each block adds little, and all blocks together add about as much as was there. This is
+#   an estimate of one factor for both branches of a block; the next step measures one for each.
+# - `['blocks']['out']` is the path of a parameter: the matrix `out` at the end of attention, for all 24 blocks. Its variance is the
+#   median over the blocks, times fan-in.
 #
 # The line of code is in the summary, too; it is left out here. `print(trace)` shows the signal and the gradient at each
 # operation, and `trace.save_html("page.html")` writes a page with curves.
 #
 # ## 3. Get the factors
 #
-# `prescribe` finds the factors by measuring the model again with rescaled weights:
+# `prescribe` measures the model again with rescaled weights until it has the factors:
 
 # %%
 fix = jaxgrad.prescribe(trace)
 print(fix)
 
 # %% [markdown]
-# Only the two matrices that end a branch are changed. Each change comes with an initializer that you can put into your
-# code.
+# Only the two matrices that end a branch are changed. The 24 blocks have two branches each, hence the 48. Attention adds less
+# than the dense layers do, so its matrix may stay a little larger: 0.176 instead of 0.147. Each change comes with an initializer
+# that you can put into your code. The last two lines are factors of the root mean square; they are level before and after, which is
+# why a look at the sizes alone would have shown nothing.
 #
 # ## 4. Train again
 #
@@ -153,15 +159,14 @@ print(fix)
 train(fix.apply(params))
 
 # %% [markdown]
-# The model learns. Nothing but the scale of two matrices at the start is different.
+# The model learns. Only the initial scale of two matrices in each block is different.
 #
 # ## What you have seen
 #
-# - A model can fail to learn although its signal and its gradient keep their size: its branches can drown what they are added
-#   to.
-# - `jaxgrad.xray` names the first cause in words, before training.
+# - A model may fail to learn although its signal and its gradient keep their size: its branches may drown what they are added to.
+# - `jaxgrad.xray` names the most likely cause in words, before training.
 # - `jaxgrad.prescribe` gives the factors, as numbers and as an initializer.
 #
-# `python -m experiments.xray_gallery` does the same to six models of Flax, Equinox and Haiku with 4, 16 and 64 blocks, with
-# several seeds. Next: [measure depth](https://jaxgrad.github.io/jaxgrad/guides/measure_depth/), [theory of attention](https://jaxgrad.github.io/jaxgrad/explanations/attention/), or [in a
+# In [a clone of the repository](https://jaxgrad.github.io/jaxgrad/install/#a-clone-for-experiments-and-benchmarks), `python -m experiments.xray_gallery` runs the
+# same steps on six models of Flax, Equinox and Haiku with 4, 16 and 64 blocks and several seeds. Next: [measure depth](https://jaxgrad.github.io/jaxgrad/guides/measure_depth/), [theory of attention](https://jaxgrad.github.io/jaxgrad/explanations/attention/), or [in a
 # training loop](https://jaxgrad.github.io/jaxgrad/guides/training_loop/).

@@ -323,10 +323,10 @@ def _branch_fault(sites, stream: Stream, rate: float, blocks, normalized: bool) 
 
 
 def _variance(weights: Sequence[Any], blocks: tuple[int, int], count: int) -> float:
-    """Return the mean variance of the weights of some blocks, 0 if it is not known."""
+    """Return the median variance of the weights of some blocks, 0 if it is not known."""
     values = np.concatenate([np.ravel(site.variance) for site in weights] or [np.empty(0)])
     values = values[blocks[0] : blocks[1] + 1] if len(values) == count else values
-    return float(np.mean(values)) if len(values) and np.all(np.isfinite(values)) else 0.0
+    return float(np.median(values)) if len(values) and np.all(np.isfinite(values)) else 0.0
 
 
 def _growth(sites: Sequence[Any]) -> Iterator[Fault]:

@@ -129,7 +129,7 @@ def test_a_network_whose_first_blocks_are_healthy(key, scanned):
     assert product.forward_range == product.backward_range == (3, DEPTH - 1)
     assert product.forward == pytest.approx(6**-0.5, abs=0.04)
     assert "a block in 12 blocks from block 3 on, because" in trace.summary
-    variance = float(np.mean(WIDTH * np.square(weights[3:])))
+    variance = float(np.median(WIDTH * np.mean(np.square(weights[3:]), axis=(1, 2))))
     assert f"has the variance {variance:.3g} / fan-in" in trace.summary
     healthy = xray(loss, weights_after(DEPTH, key), args[1]) if scanned else None
     assert healthy is None or healthy.summary == "nothing stands out"

@@ -69,6 +69,15 @@ def test_relu_needs_the_variance_of_he(key, x):
     assert not is_level(fix.before)
 
 
+def test_the_variance_is_the_one_that_the_x_ray_names(key, x):
+    # Every third block is larger, so that the mean over blocks is not their median.
+    scale = jnp.where(jnp.arange(DEPTH) % 3 == 0, 1.5, 1.0)[:, None, None]
+    weights = scale * jax.random.normal(key, (DEPTH, WIDTH, WIDTH)) / (2 * WIDTH**0.5)
+    trace = xray(chain(jax.nn.relu), weights, x)
+    (change,) = prescribe(trace).changes
+    assert f"has the variance {change.variance:.3g} / fan-in" in trace.faults[0].text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu], ids=["tanh", "gelu"])
 def test_other_activations_are_level_in_both_directions(key, x, activation):
