@@ -1,8 +1,9 @@
 """Map a pure function over a labelled grid: compiled, in chunks, over devices, resumable.
 
 The random draws of a cell depend only on its coordinates (`cell_key`). Cutting a grid into chunks,
-spreading it over devices, extending, reordering, splitting or resuming it changes no value beyond
-rounding. `run` writes files if a `store` is passed. The extra `experiments` is required.
+spreading it over devices, adding values to an axis, reordering, splitting or resuming it changes no
+value beyond rounding. `run` writes files if a `store` is passed; a store holds one grid, and
+`xarray.concat` joins those of several. The extra `experiments` is required.
 """
 
 from jaxgrad.sweeps._forecast import Forecast

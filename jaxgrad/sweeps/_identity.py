@@ -23,11 +23,15 @@ def describe(grid, variables, outputs, labels, units, config, shared) -> dict[st
     """Return all on which the results of a sweep depend, as JSON values."""
     key, args = shared
     leaves, structure = jax.tree_util.tree_flatten_with_path(args)
+    # Texts and booleans are never traced; stores without static numbers have no entry.
+    untraced = {name: axis.labels[0] for name, axis in grid.items() if axis.traced is None}
+    static = sorted(name for name, label in untraced.items() if type(label) in (int, float))
     return {
         "format": FORMAT,
         "cell_ids": _grid.CELL_IDS,
         "axes": {name: axis.labels for name, axis in grid.items()},
         "axis_order": list(grid),
+        **({"static": static} if static else {}),
         "variables": {
             name: variables[name]._asdict() | {"shape": out.shape, "dtype": str(out.dtype)}
             for name, out in outputs.items()
@@ -65,7 +69,7 @@ def _hash(leaf: jax.Array) -> str:
 
 def _of_0_1(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the description as version 0.1 wrote it."""
-    added = ("format", "cell_ids", "structure", "settings", "versions")
+    added = ("format", "cell_ids", "structure", "settings", "versions", "static")
     old = {name: value for name, value in identity.items() if name not in added}
     return old | {"args": list(identity["args"].values())}
 
@@ -78,9 +82,12 @@ def check(store: str, old: dict[str, Any], new: dict[str, Any], other_versions: 
         return
     before, now = dict(old), json.loads(text)
     pairs = before.pop("versions", {}), now.pop("versions", {})
-    remedy = "pass another path, or delete it"
     for place, *values in _differences(before, now, ""):
         difference = "{} in the store, {} now".format(*map(_shown, values))
+        remedy = "pass another path, or delete it"
+        axis = place.removeprefix("axes.").partition("[")[0]
+        if place.startswith("axes.") and set(before["axes"].get(axis, [])) < set(now["axes"][axis]):
+            remedy = "sweep the new values alone to another path, and join both by xarray.concat"
         raise ValueError(f"store {store!r} holds another sweep ({place}: {difference}); {remedy}")
     if not other_versions and pairs[0] != pairs[1]:
         text = ", ".join(

@@ -39,7 +39,7 @@ def _read(store: Store, name: str, selection: Any, number: int) -> np.ndarray:
         raise
     # Each codec has its own errors for bytes that it did not write.
     except Exception as error:
-        raise _store.damaged_chunk(store, name, number, repr(error)) from error
+        raise _store.damaged_chunk(store, name, number, _store.UNREADABLE) from error
 
 
 def read_block(store: Store, name: str, number: int) -> np.ndarray:

@@ -74,12 +74,14 @@ def run(
       config: Mapping or dataclass of JSON values. The code of `function` is not stored, so put
         everything here that its results depend on.
       store: Path of a Zarr directory, a URL such as `s3://bucket/sweep.zarr`, or a store of Zarr.
-        It is created, or resumed if it holds the same sweep. A chunk whose values are all written
-        is not computed again, even if the process was killed. Several processes may share a
-        directory: each takes chunks that no other computes, and takes over those of a process that
-        died. Elsewhere there are no such leases, and each process computes all that is missing.
+        It is created, or resumed if it holds the same sweep: the same axes and coords with their
+        units, `static` axes, variables, config, key, args, precision and versions. A chunk whose
+        values are all written is not computed again, even if the process was killed. Several
+        processes may share a directory: each takes chunks that no other computes, and takes over
+        those of a process that died. Elsewhere there are no such leases, and each process computes
+        all that is missing.
       repair: Whether to verify what is computed, and compute chunks that are missing or damaged
-        again. Otherwise they raise an error when they are read.
+        again. Otherwise they raise an error when their values are read.
       other_versions: Whether to resume a store that other versions of JAX, NumPy or this package
         have begun. Its values may then differ by rounding, or in their draws, from chunk to chunk.
         The table has a variable `chunk-versions`, which says which cells come from which.
@@ -173,10 +175,15 @@ def _open(location: Location, sweep: Sweep, repair: bool, other_versions: bool) 
         if not repair:
             raise
         # Chunks stay, and those that fit the digests of this sweep stay valid.
-        warnings.warn(f"metadata and labels are written again: {error}", stacklevel=3)
+        _warn("metadata and labels are written again", error)
         _store.create(location, sweep.identity, attributes, sweep.chunks)
         store = _store.open_verified("store", location, "r+")
     return store
+
+
+def _warn(repair: str, error: Exception) -> None:
+    # Without the hint to do what is being done.
+    warnings.warn(f"{repair}: {str(error).removesuffix(_store.REPAIR)}", stacklevel=4)
 
 
 def _checked_calls(**calls: Any) -> dict[str, Callable[..., Any]]:
@@ -225,7 +232,7 @@ def _intact(store: Store, repair: bool) -> np.ndarray:
         try:
             computed[store.chunks.block(number)] = _reading.verify_block(store, number)
         except _store.DamagedStoreError as error:
-            warnings.warn(f"cells are computed again: {error}", stacklevel=3)
+            _warn("cells are computed again", error)
             _store.remove_block(store, number)
     return computed
 

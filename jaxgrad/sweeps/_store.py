@@ -51,6 +51,10 @@ class Store(NamedTuple):
     binding: bytes | None  # None: a store of 0.1, which has no digests
 
 
+REPAIR = "; pass repair=True to sweeps.run to write it again"
+UNREADABLE = "its bytes are not those that were written"
+
+
 class DamagedStoreError(ValueError):
     """A store whose files are not those that were written."""
 
@@ -165,7 +169,7 @@ def open_verified(argument: str, location: Location, mode: Any = "r") -> Store:
         except OSError:
             raise
         except Exception as error:
-            raise damaged(location, f"{name}/c/0", repr(error)) from error
+            raise damaged(location, f"{name}/c/0", UNREADABLE) from error
         if stored != labels:
             raise damaged(location, f"{name}/c/0", "labels differ from those in zarr.json")
     shape = tuple(len(identity["axes"][name]) for name in identity["axis_order"])
@@ -176,7 +180,8 @@ def open_verified(argument: str, location: Location, mode: Any = "r") -> Store:
 
 def _verified_attributes(argument: str, location: Location) -> tuple[dict[str, str], list[str]]:
     """Return the attributes of a store and the names of its arrays, without running its codecs."""
-    got = f"got {location.name!r}; pass another path"
+    nothing = "" if _location.exists(location) else ", where there is nothing"
+    got = f"got {location.name!r}{nothing}; pass another path"
     foreign = ValueError(f"{argument} must be the store of a sweep, {got}")
     data = _location.read(location, METADATA)
     if data is None and _location.read(location, f"{DIGESTS}/{METADATA}") is not None:
@@ -192,7 +197,7 @@ def _verified_attributes(argument: str, location: Location) -> tuple[dict[str, s
         names += [DIGESTS] * today
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         if data is not None and _location.read(location, f"{MARKER}/{METADATA}") is not None:
-            raise damaged(location, METADATA, repr(error)) from error
+            raise damaged(location, METADATA, UNREADABLE) from error
         raise foreign from None
     if MARKER not in consolidated:
         raise foreign
@@ -206,7 +211,7 @@ def _verified_attributes(argument: str, location: Location) -> tuple[dict[str, s
         try:
             seal = _seal(metadata)
         except ValueError as error:
-            raise damaged(location, METADATA, repr(error)) from error
+            raise damaged(location, METADATA, UNREADABLE) from error
         if seal != attributes.pop(_SEAL, None):
             raise damaged(location, METADATA, "metadata are not those that were written")
         # Before they are decoded: a wrong file may ask for any amount of memory.
@@ -231,10 +236,8 @@ def _check_codecs(location: Location, name: str, metadata: dict[str, Any]) -> No
 
 def damaged(location: Location, key: str, reason: str, cells: str = "") -> DamagedStoreError:
     """Return the error that names a file, its cells and the remedy."""
-    remedy = "pass repair=True to sweeps.run to write it again"
-    return DamagedStoreError(
-        f"store {location.name!r} is damaged: {key}{cells and f' ({cells})'}: {reason}; {remedy}"
-    )
+    place = f"{key}{cells and f' ({cells})'}"
+    return DamagedStoreError(f"store {location.name!r} is damaged: {place}: {reason}{REPAIR}")
 
 
 def damaged_chunk(store: Store, name: str, number: int, reason: str) -> DamagedStoreError:

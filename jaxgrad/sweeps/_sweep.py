@@ -80,6 +80,13 @@ def prepare(
 def resume(sweep: Sweep, store: Store, static: Any, other_versions: bool) -> Sweep:
     """Return a sweep with the chunks and the keys of a store, which must be one of that sweep."""
     _identity.check(store.location.name, store.identity, sweep.identity, other_versions)
+    for (name, axis), step in zip(sweep.compiler.grid.items(), store.chunks.chunk, strict=True):
+        # One program would compute several of its values. Only stores of 0.1 do not say which axes
+        # are static.
+        if axis.traced is None and step > 1:
+            remedy = "leave it out, or pass another path"
+            got = f"got {name!r}, of which the store computes {step} values together"
+            raise ValueError(f"static must be as when the store was begun, {got}; {remedy}")
     sweep = sweep._replace(chunks=store.chunks)
     if store.binding is not None:
         return sweep
@@ -219,9 +226,14 @@ def _output_shapes(cell, grid, variables, coords, shared) -> dict[str, Any]:
         for name, out in jax.eval_shape(functools.partial(cell, static), shared, *inputs).items():
             dims, shape, dtype = variables[name].dims, out.shape, out.dtype
             # The first variable with a dimension decides its size, unless coords do.
+            for dim, size in zip(dims, shape, strict=False):
+                if len(coords.get(dim, range(size))) != size:
+                    got = f"got {len(coords[dim])} for the {size} values of {name!r}"
+                    remedy = "pass as many labels as the function returns values"
+                    raise ValueError(f"coords[{dim!r}] must have a label for each, {got}; {remedy}")
             expected = tuple(map(dim_sizes.setdefault, dims, shape))
             if not len(dims) == len(set(dims)) == len(shape) or expected != shape:
-                got = f"got shape {shape} where other cells, variables or coords say {expected}"
+                got = f"got shape {shape} where other cells or variables say {expected}"
                 remedy = "name each dimension once and keep its size"
                 rule = f"variables[{name!r}].dims {dims} must fit the result of function"
                 raise ValueError(f"{rule}, {got}; {remedy}")

@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import re
 import shutil
 import tracemalloc
 import warnings
@@ -95,14 +96,24 @@ def test_a_damaged_chunk_is_named_when_it_is_read_and_repaired(finished, store, 
     np.testing.assert_array_equal(table[name][1, :2], whole[name][1, :2])
     place = rf"{name}/c/1/1{inner} \(x=1.5, seed=2 to 3\)"
     message = rf"store '.*sweep' is damaged: {place}: .*; pass repair=True to sweeps.run"
-    with pytest.raises(sweeps.DamagedStoreError, match=message):
+    with pytest.raises(sweeps.DamagedStoreError, match=message) as caught:
         table[name][1, 2].load()
-    with pytest.raises(sweeps.DamagedStoreError, match=place):
-        run(store).load()
+    # Words, and no bytes.
+    assert not re.search(r"b'|\\x|Error", str(caught.value))
+    if kind == "missing":
+        with pytest.raises(sweeps.DamagedStoreError, match=place):
+            run(store)
+    else:
+        # A finished store is read when its values are used.
+        resumed = run(store)
+        with pytest.raises(sweeps.DamagedStoreError, match=place):
+            resumed.load()
 
     log = []
-    with pytest.warns(UserWarning, match=f"computed again: .*{place}"):
+    with pytest.warns(UserWarning, match=f"computed again: .*{place}") as warned:
         repaired = run(store, repair=True, progress=lambda *now: log.append(now))
+    # What is being done is no advice.
+    assert not [warning for warning in warned if "repair=True" in str(warning.message)]
     assert log == [(10, 12), (12, 12)]
     assert files(store) == before
     xr.testing.assert_identical(repaired.load(), whole.drop_vars("computed").load())

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from jaxgrad import sweeps
 from jaxgrad.sweeps import Variable, _grid, _identity
@@ -47,6 +48,58 @@ def test_precision_is_part_of_a_sweep(tmp_path):
         run(tmp_path / "sweep")
     with jax.enable_x64(True), pytest.raises(ValueError, match="jax_enable_x64: false in the sto"):
         run(tmp_path / "sweep")
+
+
+def test_static_axes_are_part_of_a_sweep(tmp_path):
+    """A program of a static axis computes one value of it, and a chunk may have several."""
+
+    def sweep(name, static=(), **options):
+        how = {"key": jax.random.key(0), "store": tmp_path / name, "chunk_cells": 4}
+        axes = {"a": [0, 1], "n": [1, 2, 3, 4], "kind": ["relu"]}
+        variables = {"y": Variable()}
+        return sweeps.run(
+            lambda key, point: {"y": 1.0 * point["n"]},
+            axes,
+            variables,
+            static=static,
+            **how,
+            **options,
+        )
+
+    def stop(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep("sweep", progress=stop)
+    message = r'another sweep .static\[0\]: nothing in the store, "n" now'
+    with pytest.raises(ValueError, match=message):
+        sweep("sweep", static="n")
+    # Texts are never traced, so that it says nothing to call them static.
+    np.testing.assert_array_equal(sweep("sweep", static="kind")["y"][..., 0], [[1, 2, 3, 4]] * 2)
+    sweep("static", static="n")
+    with pytest.raises(ValueError, match=r'static\[0\]: "n" in the store, nothing now'):
+        sweep("static")
+
+
+def test_an_axis_with_more_values_is_refused_with_a_way_to_join_them(tmp_path):
+    def sweep(seeds, name="sweep"):
+        how = {"key": jax.random.key(0), "store": tmp_path / name}
+        axes = {"seed": seeds}
+        return sweeps.run(
+            lambda key, point: {"y": jax.random.normal(key)}, axes, {"y": Variable()}, **how
+        )
+
+    first = sweep(range(2))
+    for more in (range(3), [2, 0, 1]):
+        with pytest.raises(ValueError, match=r"axes\.seed\[.\]: .*; sweep the new values alone to"):
+            sweep(more)
+    # Values that are left out are no new ones.
+    for other in (range(1), [0, 2]):
+        with pytest.raises(ValueError, match="pass another path, or delete it"):
+            sweep(other)
+    joined = xr.concat([first, sweep([2], "more")], "seed", combine_attrs="override")
+    assert joined.load().drop_attrs().identical(sweep(range(3), "all").load().drop_attrs())
 
 
 @pytest.mark.parametrize("package", ["jaxgrad", "jax", "jaxlib", "numpy"])
