@@ -76,7 +76,7 @@ def classify(
     """Classify the gradients of networks of several depths.
 
     A gradient vanishes or explodes if its norm changes by more than `thresholds.ratio` in total
-    *and* its growth per layer differs from none by more than `thresholds.z` standard errors. A
+    *and* its growth per layer differs from zero by more than `thresholds.z` standard errors. A
     ratio of 0 (log -inf) vanishes, an infinite one explodes, and NaN is undefined.
 
     Args:

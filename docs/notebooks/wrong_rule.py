@@ -14,7 +14,8 @@
 # # Find a wrong rule (notebook)
 #
 # **Goal.** A model has a derivative rule that somebody wrote by hand, and its gradient is wrong. You will find out that it
-# is wrong, where, and why. **At the end** you have a test that fails if it happens again. You need to know `jax.grad`.
+# is wrong, where, and why. **At the end** you have mended the rule and have a test that fails if it breaks again. You need to know
+# `jax.grad`.
 #
 # ## 1. A model that seems to train
 #
@@ -89,8 +90,8 @@ values = train(params)
 print(f"loss at the start {values[0]:.3f}, after 100 steps {values[-1]:.3f}")
 
 # %% [markdown]
-# The loss falls. Nothing looks wrong: a wrong gradient that points roughly downhill still trains, only worse. So training is no
-# test of a gradient.
+# The loss falls, and nothing looks wrong. A wrong gradient that points roughly downhill still trains the model, only worse. So
+# training is not a test of a gradient.
 #
 # ## 2. Which leaf is wrong?
 #
@@ -105,11 +106,11 @@ print(jaxgrad.check_grads(loss, params, x, y))
 # Read the table:
 #
 # - `['out']` and the weights of the last block, `['blocks'][2]`, are right. The column *visible error* says how small an
-#   error of one element would have been seen, in units of the gradient.
+#   error of one element the check would have seen, in units of the gradient.
 # - All weights of the first two blocks are wrong.
 #
-# What does that say? The gradient is computed from the last block to the first. The last block gets the right cotangent and
-# makes the right gradient of its own weights from it. What it passes *back* to the blocks before must be wrong.
+# What does that tell you? The gradient is computed from the last block to the first. The last block receives the right cotangent and
+# computes the right gradient of its own weights. So the cotangent that it passes *back* to the blocks before it must be wrong.
 #
 # ## 3. Which rule is wrong?
 #
@@ -124,12 +125,12 @@ for row in audit.wrong:
     print(f"{row.words}: {row.rule.rpartition('/')[2]}")
 
 # %% [markdown]
-# The rule is right about `gain` and wrong about `x`. The line of the rule is printed, too; `print(audit)` has more.
+# The rule is right for `gain` and wrong for `x`. The last line also shows where the rule begins; `print(audit)` has more.
 #
 # ## 4. Mend it
 #
-# The derivative of `x / size` by `x` has two parts. The second one removes what points along `x`, and it needs the *mean* of
-# `weighted * normed` because `size` is a root *mean* square. The rule has a sum:
+# The derivative of `x / size` with respect to `x` has two parts. The second one removes the component along `x`, and it needs the
+# *mean* of `weighted * normed`, because `size` is a root *mean* square. The rule took the sum. This is the right one:
 
 
 # %%
@@ -167,9 +168,9 @@ test_rms_norm()
 # ## What you have seen
 #
 # - A falling loss does not show that a gradient is right.
-# - `jaxgrad.check_grads` says which leaf is wrong, and the elements say in which block.
+# - `jaxgrad.check_grads` says which leaves are wrong, and their paths say in which blocks.
 # - `jaxgrad.audit` says which rule is wrong, and for which argument.
-# - `jaxgrad.testing.assert_grads` keeps it right.
+# - `jaxgrad.testing.assert_grads` in a test keeps it right.
 #
 # Next: [check gradients in pytest](https://jaxgrad.github.io/jaxgrad/guides/pytest/), [all kinds of checks](https://jaxgrad.github.io/jaxgrad/guides/check_gradients/), or [how a numeric
 # derivative gets its error bar](https://jaxgrad.github.io/jaxgrad/explanations/error_bars/).
