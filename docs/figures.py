@@ -18,7 +18,7 @@ THEMES = ("", "dark")
 
 
 class Figure(NamedTuple):
-    """A module of the experiments, its options, and the parts that have a figure each."""
+    """A module, its options, and the parts that have a figure each."""
 
     module: str
     options: str = ""
@@ -28,9 +28,7 @@ class Figure(NamedTuple):
     def command(self, name: str) -> str:
         """The command that a reader would type."""
         options = f" {self.options}" if self.options else ""
-        return (
-            f"python -m experiments.{self.module}{options} --theme both --output {WORK}/{name}.svg"
-        )
+        return f"python -m {self.module}{options} --theme both --output {WORK}/{name}.svg"
 
     def files(self, name: str) -> list[str]:
         """The names of the files that the command writes."""
@@ -40,22 +38,27 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
-    "depth_variance": Figure("depth_variance", "--html", page=True),
-    "depth_variance_transformer": Figure("depth_variance", "--network transformer"),
-    "phase_diagram": Figure("phase_diagram"),
-    "activations": Figure("activations"),
-    "trainability": Figure("trainability", "--kinds plain orthogonal critical batch_norm residual"),
-    "trainability_transformers": Figure("trainability.transformers"),
-    "xray_gallery": Figure("xray_gallery"),
-    "gradient_check": Figure("gradient_check", "--parts kinks steps", ("kinks", "steps")),
-    "input_normalization": Figure("input_normalization"),
-    "data_splits": Figure("data_splits"),
-    "norm_layers": Figure("norm_layers"),
-    "learning_rate": Figure("learning_rate"),
-    "regularization": Figure("regularization"),
-    "bias_variance": Figure("bias_variance"),
-    "diagnosis": Figure("diagnosis"),
-    "hyperparameters": Figure("hyperparameters"),
+    "depth_variance": Figure("experiments.depth_variance", "--html", page=True),
+    "depth_variance_transformer": Figure("experiments.depth_variance", "--network transformer"),
+    "own_map": Figure("docs.page_figure", "tutorials/own_map"),
+    "phase_diagram": Figure("experiments.phase_diagram"),
+    "activations": Figure("experiments.activations"),
+    "trainability": Figure(
+        "experiments.trainability", "--kinds plain orthogonal critical batch_norm residual"
+    ),
+    "trainability_transformers": Figure("experiments.trainability.transformers"),
+    "xray_gallery": Figure("experiments.xray_gallery"),
+    "gradient_check": Figure(
+        "experiments.gradient_check", "--parts kinks steps", ("kinks", "steps")
+    ),
+    "input_normalization": Figure("experiments.input_normalization"),
+    "data_splits": Figure("experiments.data_splits"),
+    "norm_layers": Figure("experiments.norm_layers"),
+    "learning_rate": Figure("experiments.learning_rate"),
+    "regularization": Figure("experiments.regularization"),
+    "bias_variance": Figure("experiments.bias_variance"),
+    "diagnosis": Figure("experiments.diagnosis"),
+    "hyperparameters": Figure("experiments.hyperparameters"),
 }
 
 

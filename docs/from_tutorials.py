@@ -1,7 +1,7 @@
 """Notebooks as text, made of tutorials: `python -m docs.from_tutorials` writes them anew.
 
 A notebook has the text and the code of its tutorial. Outputs are left out, since running it makes
-them, and links lead to the site, since Colab knows no other pages.
+them. Links lead to the site and figures come from it, since Colab knows no other pages.
 """
 
 import posixpath
@@ -35,6 +35,8 @@ if importlib.util.find_spec("jaxgrad") is None:
 BLOCK = re.compile(
     r"(?:^<!-- .*? -->\n)?^```python\n(.*?)^```$(?:\n+^```\n.*?^```$)?", re.DOTALL | re.MULTILINE
 )
+# A figure for light pages and the same for dark ones.
+PICTURES = re.compile(r"(!\[[^\]]*\]\()\.\./figures/(\w+)\.svg#only-light\)\n!.*?#only-dark\)")
 LINK = re.compile(r"\]\((\.\.?/|)([\w/]+)\.md(#[\w-]+)?\)")
 
 
@@ -52,6 +54,7 @@ def notebook(page: str) -> str:
 
 
 def _markdown(text: str) -> str:
+    text = PICTURES.sub(rf"\1{SITE}figures/\2.svg)", text)
     lines = LINK.sub(_absolute, text).strip().splitlines()
     return "\n".join(
         ["# %% [markdown]", *(f"# {line}".rstrip() for line in lines)] if lines else []

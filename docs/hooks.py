@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
 import jaxgrad  # noqa: E402
-from docs import figures  # noqa: E402
+from docs import figures, from_tutorials  # noqa: E402
 
 REPOSITORY = "https://github.com/jaxgrad/jaxgrad"
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -32,6 +32,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 # The site is a branch of the repository, from which Colab reads notebooks.
 COLAB = "https://colab.research.google.com/github/jaxgrad/jaxgrad/blob/gh-pages"
 LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<after>[)\s])")
+PICTURE = re.compile(rf"(!\[[^\]]*\]\(){from_tutorials.SITE}figures/(\w+)\.svg\)")
 FORMULA = re.compile(r'(<(span|div) class="arithmatex">)\\([(\[])(.*?)\\[)\]](</\2>)', re.DOTALL)
 MODULES = "|".join(name for name in jaxgrad.__all__ if hasattr(getattr(jaxgrad, name), "__path__"))
 NAME = re.compile(
@@ -71,7 +72,11 @@ def notebook_page(notebook, name):
         for cell in notebook.cells
     )
     first, _, rest = title.partition("\n")
-    return "\n\n".join([first, " · ".join(links), rest, *parts]) + "\n"
+    page = "\n\n".join([first, " · ".join(links), rest, *parts]) + "\n"
+    # The site shows its own figures, in both themes.
+    return PICTURE.sub(
+        r"\1../figures/\2.svg#only-light)\n\1../figures/\2_dark.svg#only-dark)", page
+    )
 
 
 def on_page_markdown(markdown, page, **_):

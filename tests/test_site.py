@@ -6,15 +6,17 @@
 import importlib
 import pkgutil
 import re
+import textwrap
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jupytext
 import pytest
 import yaml
 
 import jaxgrad
-from docs import docstrings, figures, hooks
+from docs import docstrings, figures, from_tutorials, hooks, page_figure
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -84,6 +86,49 @@ def test_pages_show_the_figures_that_have_a_command():
     pages = "".join(path.read_text() for path in DOCS.rglob("*.md"))
     shown = set(re.findall(r"figures/[\w.]+", pages))
     assert shown == set(figures.images())
+
+
+def test_a_page_s_code_draws_its_figure_in_both_themes(tmp_path, monkeypatch):
+    code = """
+    ```python
+    from pathlib import Path
+
+    runs = [1]
+    ```
+
+    ```python
+    from matplotlib.figure import Figure
+
+    runs.append(2)
+    Path("left").write_text("")
+    figure = Figure()
+    figure.text(0, 0, str(runs))
+    ```
+
+    ```python
+    raise ValueError("it is after the figure")
+    ```
+    """
+    (tmp_path / "page.md").write_text(textwrap.dedent(code))
+    monkeypatch.setattr(page_figure, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    paths = page_figure.draw("page", Path("figures/map.svg"), "both")
+    assert [path.name for path in paths] == ["map.svg", "map_dark.svg"]
+    light, dark = (path.read_text() for path in paths)
+    assert light != dark
+    # What comes before the figure runs once, and what the page writes is not kept.
+    assert "[1, 2, 2]" in dark
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "page.md"]
+
+
+def test_a_notebook_s_page_shows_the_figure_of_its_tutorial():
+    path = next(path for path in hooks.NOTEBOOKS if path.stem == "own_map")
+    page = hooks.notebook_page(jupytext.read(path), "notebooks/own_map")
+    shown = re.findall(r"^!.*", (DOCS / "tutorials" / "own_map.md").read_text(), re.MULTILINE)
+    assert len(shown) == 2
+    assert re.findall(r"^!.*", page, re.MULTILINE) == shown
+    # Elsewhere, as in Colab, there is no file of the site.
+    assert f"({from_tutorials.SITE}figures/own_map.svg)" in path.read_text()
 
 
 def test_links_that_leave_the_pages_lead_to_the_repository_or_to_a_page_of_the_site():

@@ -30,6 +30,19 @@ def scanned(params, x):
     return jnp.mean(h**2)
 
 
+def listed(params, x):
+    for layer in [{"w": w} for w in params]:
+        x = jnp.tanh(x @ layer["w"])
+    return jnp.mean(x**2)
+
+
+def looped(params, x):
+    def block(i, h):
+        return jnp.tanh(h @ params[i])
+
+    return jnp.mean(jax.lax.fori_loop(0, DEPTH, block, x) ** 2)
+
+
 def log_mean_square(a):
     return np.log(np.mean(np.square(a)))
 
@@ -50,7 +63,7 @@ def by_hand(params, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [unrolled, scanned])
+@pytest.mark.parametrize("loss", [unrolled, scanned, listed, looped])
 def test_sizes_are_those_by_hand(model, loss):
     sizes = jax.jit(measure_blocks(loss, DEPTH))(*model)
     signal, gradient = by_hand(*model)
