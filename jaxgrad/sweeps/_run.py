@@ -75,7 +75,7 @@ def run(
         everything here that its results depend on.
       store: Path of a Zarr directory, a URL such as `s3://bucket/sweep.zarr`, or a store of Zarr.
         It is created, or resumed if it holds the same sweep: the same axes and coords with their
-        units, `static` axes, variables, config, key, args, precision and versions. A chunk whose
+        units, `static` axes, variables, config, key, args, settings of JAX, versions. A chunk whose
         values are all written is not computed again, even if the process was killed. Several
         processes may share a directory: each takes chunks that no other computes, and takes over
         those of a process that died. Elsewhere there are no such leases, and each process computes

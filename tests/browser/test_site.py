@@ -39,7 +39,7 @@ TASKS = [
     ),
     ("why is the gradient of this model NaN", "guides/nan", "explain_non_finite"),
     ("map your own model", "tutorials/own_map", "measure_blocks"),
-    ("resume a killed sweep", "guides/sweeps", "KeyboardInterrupt"),
+    ("resume a killed sweep", "guides/sweeps", "SIGKILL"),
 ]
 
 
