@@ -1,7 +1,9 @@
 """The figures of the site, each with the command that draws it.
 
 `python -m docs build` runs the commands of figures that are not there. Results and stores go to
-`results/site/`, so that a drawing is quick the next time; the figures go to `docs/figures/`.
+`results/site/`, so that a drawing is quick the next time; the figures go to `docs/figures/`. Below
+each figure a page has its command. Those that would train networks for an hour are smaller than
+their defaults.
 """
 
 import shutil
@@ -25,10 +27,14 @@ class Figure(NamedTuple):
     parts: tuple[str, ...] = ("",)
     page: bool = False  # whether it also writes an interactive page
 
-    def command(self, name: str) -> str:
+    @property
+    def shown(self) -> str:
         """The command that a reader would type."""
-        options = f" {self.options}" if self.options else ""
-        return f"python -m {self.module}{options} --theme both --output {WORK}/{name}.svg"
+        return f"python -m {self.module} {self.options}".strip()
+
+    def command(self, name: str) -> str:
+        """The command that draws the figure for the site."""
+        return f"{self.shown} --theme both --output {WORK}/{name}.svg"
 
     def files(self, name: str) -> list[str]:
         """The names of the files that the command writes."""
@@ -44,10 +50,11 @@ FIGURES = {
     "phase_diagram": Figure("experiments.phase_diagram"),
     "activations": Figure("experiments.activations"),
     "trainability": Figure(
-        "experiments.trainability", "--kinds plain orthogonal critical batch_norm residual"
+        "experiments.trainability",
+        "--kinds plain orthogonal critical batch_norm residual --w-variances 12 --longer 1",
     ),
     "trainability_transformers": Figure("experiments.trainability.transformers"),
-    "xray_gallery": Figure("experiments.xray_gallery"),
+    "xray_gallery": Figure("experiments.xray_gallery", "--seeds 3"),
     "gradient_check": Figure(
         "experiments.gradient_check", "--parts kinks steps", ("kinks", "steps")
     ),

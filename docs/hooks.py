@@ -2,6 +2,7 @@
 
 - Pages and images that no file in `docs/` has: `CHANGELOG.md` and `CONTRIBUTING.md` of the top
   level, notebooks, and a drawing in place of each figure that has not been drawn.
+- Below each figure is the command that draws it.
 - Links to files outside of `docs/` lead to the page that is made of them, or to the repository.
 - Names such as `theory.critical` lead to the reference.
 - Formulas become MathML, which browsers show without a script.
@@ -33,6 +34,8 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 COLAB = "https://colab.research.google.com/github/jaxgrad/jaxgrad/blob/gh-pages"
 LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<after>[)\s])")
 PICTURE = re.compile(rf"(!\[[^\]]*\]\(){from_tutorials.SITE}figures/(\w+)\.svg\)")
+# The second of the two images of a figure.
+DARK = re.compile(r"!\[[^\]]*\]\([^)]*(figures/\w+_dark\.svg)#only-dark\)")
 FORMULA = re.compile(r'(<(span|div) class="arithmatex">)\\([(\[])(.*?)\\[)\]](</\2>)', re.DOTALL)
 MODULES = "|".join(name for name in jaxgrad.__all__ if hasattr(getattr(jaxgrad, name), "__path__"))
 NAME = re.compile(
@@ -85,8 +88,19 @@ def on_page_markdown(markdown, page, **_):
     # A search finds first what says how to do something, and long tables last.
     boost = next((boost for start, boost in BOOSTS.items() if uri.startswith(start)), 1)
     page.meta.setdefault("search", {"boost": boost})
+    markdown = captioned(markdown)
     # Generated pages are those of the top level, whose links are right by now.
     return markdown if uri in PAGES.values() else relinked(markdown, f"docs/{uri}", uri)
+
+
+def captioned(markdown):
+    """A text with the command of each figure below it."""
+    commands = {
+        f"figures/{file}": figure.shown
+        for name, figure in figures.FIGURES.items()
+        for file in figure.files(name)
+    }
+    return DARK.sub(lambda match: f"{match[0]}\n\n<small>`{commands[match[1]]}`</small>", markdown)
 
 
 def relinked(markdown, source, page):

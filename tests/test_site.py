@@ -144,6 +144,13 @@ def test_links_that_leave_the_pages_lead_to_the_repository_or_to_a_page_of_the_s
     assert hooks.relinked("[x](docs/a.md)", "CONTRIBUTING.md", "contributing.md") == "[x](a.md)"
 
 
+def test_the_command_of_a_figure_is_below_it():
+    light, dark = "figures/xray_gallery.svg#only-light", "figures/xray_gallery_dark.svg#only-dark"
+    images = f"![x]({light})\n![x]({dark})"
+    command = "python -m experiments.xray_gallery --seeds 3"
+    assert hooks.captioned(f"{images}\ntext") == f"{images}\n\n<small>`{command}`</small>\ntext"
+
+
 def test_names_become_links_and_formulas_become_mathml():
     page = "<h2><code>theory.critical</code></h2><p><code>theory.critical</code> "
     page += '<code>optax.adam</code> <span class="arithmatex">\\(x^2 &lt; 1\\)</span></p>'
