@@ -568,7 +568,11 @@ def _regimes():
     yield Case(
         regimes.level,
         {"log_ratio": ratios, "variances": (1, 2)},
-        {"log_ratio": arrays[:-1], "variances": [*variances, (1, INF), (1, 1j), (1, 2, 3)]},
+        {
+            "log_ratio": arrays[:-1],
+            "variances": [*variances, (1, INF), (1, 1j), (1, 2, 3)],
+            "thresholds": [3, "a", {}, (2.0, 1.0), NOTHING],
+        },
         names={"variances": "log_ratio"},
     )
 
