@@ -49,7 +49,7 @@ class Case(NamedTuple):
 # How the text of each cause begins.
 CAUSES = {
     "argument": "the argument is not finite",
-    "branch": "0 * inf in a branch that is not taken",
+    "branch": tuple(f"0 * {x} in a branch that is not taken" for x in ("inf", "nan")),
     "definite": "the matrix is not positive definite",
     "difference": "inf - inf",
     "division": "division by 0",

@@ -11,6 +11,8 @@ from jaxgrad.inspection._graph import Node
 CAUSES = {
     "argument": "the argument is not finite",
     "branch": "0 * inf in a branch that is not taken",
+    "branch_nan": "0 * nan in a branch that is not taken",
+    "compiled": "only if XLA compiles the whole program, whose operations one by one are finite",
     "definite": "the matrix is not positive definite",
     "difference": "inf - inf",
     "division": "division by 0",
@@ -74,6 +76,7 @@ class Place(NamedTuple):
       element: `None` if it could not be measured.
       dtype: of the result.
       rule: whether it is in a derivative rule of the user's code.
+      slope: what a zero gradient is multiplied by, infinite or NaN.
     """
 
     number: int
@@ -83,15 +86,17 @@ class Place(NamedTuple):
     element: Element | None
     dtype: str
     rule: bool
+    slope: float = np.inf
 
 
 def cause(place: Place, operations: Sequence[Node], where: Callable[[str], str]) -> str:
     """Return a text that begins with one of `CAUSES`; `where` shortens a line of code."""
     key = _key(place, operations)
     text = CAUSES[key]
-    if key == "branch":
+    if key in ("branch", "branch_nan"):
         gate = gate_after(place.number, operations)
-        return f"{text} (of {gate.name} in {where(gate.line)})" if gate else text
+        text += f" (of {gate.name} in {where(gate.line)})" if gate else ""
+        return text if key == "branch" else f"{text}: {CAUSES[_by_inputs(place, operations)]}"
     if key == "slope":
         inputs = place.element.inputs if place.element else ()
         return f"{text} of {place.primitive} at {', '.join(f'{x:.6g}' for x in inputs)}"
@@ -114,7 +119,7 @@ def _key(place: Place, operations: Sequence[Node]) -> str:
         place.element.cotangent == 0 and np.all(np.isfinite(place.element.inputs))
     )
     if place.backward and zero and gate_after(place.number, operations):
-        return "branch"
+        return "branch_nan" if np.isnan(place.slope) else "branch"
     return _by_inputs(place, operations)
 
 

@@ -15,6 +15,7 @@ from jaxgrad import _jaxprs
 from jaxgrad.inspection._causes import Element
 from jaxgrad.inspection._graph import Plan
 from jaxgrad.inspection._operations import run
+from jaxgrad.inspection._origins import evaluated
 from jaxgrad.inspection._problem import Problem
 from jaxgrad.inspection._rewrites import Rewrite
 from jaxgrad.inspection._sites import CLOSED
@@ -73,7 +74,7 @@ def capture(problem: Problem, numbers: Plan, index: int, iteration, change: Rewr
     jax.eval_shape(functools.partial(value, shapes=shapes), moved, fixed, None)
     slot = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     # A gradient for the parameters too, since the operation need not depend on the slot alone.
-    _, values = jax.jit(jax.grad(value, argnums=(0, 2)))(moved, fixed, slot)
+    _, values = evaluated(jax.grad(value, argnums=(0, 2)), moved, fixed, slot)
     return jax.device_get(values) if values["seen"] > 0 else None
 
 
@@ -111,6 +112,17 @@ def first_element(equation: Any, values: Any, computed: bool) -> Element | None:
             if len(bad):
                 return _read(tuple(map(int, bad[0])), np.shape(array), values)
     return _read((), None, values)
+
+
+def slope(equation: Any, values: Any, element: Element, computed: bool) -> float:
+    """Return what a zero gradient is multiplied by: the result at an element, or a derivative."""
+    if computed:
+        return element.result
+    inputs, cotangents = values["inputs"], values["cotangents"]
+    arrays = _input_cotangents(equation, inputs, jax.tree.map(np.ones_like, cotangents))
+    index = element.position
+    slopes = [x[index] if np.shape(x) == np.shape(arrays[0]) else x for x in arrays]
+    return np.inf if any(np.any(np.isinf(x)) for x in slopes) else np.nan
 
 
 def _read(index: Any, shape: Any, values: Any) -> Element:

@@ -1,6 +1,7 @@
 """A traced program evaluated with changes to some of its operations."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,13 @@ def number(program: Any, nodes: Sequence[Node]) -> Plan:
     """Return a plan in which each operation of a program has the number of its node."""
     numbers = {node.key: i for i, node in enumerate(nodes) if node.equation is not None}
     return plan(program, numbers)
+
+
+def number_of(equations: Sequence[Any]) -> int | None:
+    """Return the number of an operation, or of the one whose derivative it is a part of."""
+    names = "/".join(map(_jaxprs.scope, equations))
+    matches = re.findall(MARK.format(r"(\d+)"), names)
+    return int(matches[-1]) if matches else None
 
 
 def rule_line(node: Node, equation: Any) -> str:

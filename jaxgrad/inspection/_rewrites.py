@@ -96,10 +96,7 @@ def no_change() -> Rewrite:
 def rewrites(place: Place, operations: Sequence[Node]) -> list[Rewrite]:
     """Return the rewrites to try for an operation, the best first."""
     operation = operations[place.number]
-    # The same line may be carried out several times, as in a Python loop over layers.
-    numbers = [
-        i for i, o in enumerate(operations) if (o.name, o.line) == (operation.name, operation.line)
-    ]
+    numbers = alike(place.number, operations)
     patterns = _patterns(place.number, operations)
     inside = f" (inside of {operation.function.strip('_')})" if operation.function else ""
     local = [
@@ -114,6 +111,12 @@ def rewrites(place: Place, operations: Sequence[Node]) -> list[Rewrite]:
         text = "use a finite number in the mask, as jnp.finfo(x.dtype).min, instead of -jnp.inf"
         general.append(Rewrite(text, {}, bounded=True))
     return [*patterns, *local, *general]
+
+
+def alike(number: int, operations: Sequence[Node]) -> list[int]:
+    """Return the operations of one line, such as those of a Python loop over layers."""
+    same = operations[number]
+    return [i for i, o in enumerate(operations) if (o.name, o.line) == (same.name, same.line)]
 
 
 def _local(name: str, place: Place) -> list[tuple[str, Change]]:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ from jaxgrad._html import curve, fragment, save
 from jaxgrad._jaxprs import equations_of, has_user_rule, is_traced
 from jaxgrad.inspection._depth import Growth, growth, in_blocks
 from jaxgrad.inspection._faults import Fault, find_faults, instances_of, rule_fault
-from jaxgrad.inspection._non_finite import NonFinite, diagnose
+from jaxgrad.inspection._non_finite import NonFinite, diagnose, outputs_by_operations
 from jaxgrad.inspection._problem import Call, Problem, prepare
 from jaxgrad.inspection._site import Site, site_columns
 from jaxgrad.inspection._sites import plan_sites
@@ -154,7 +154,9 @@ def xray(
     first floating-point result is measured, and nothing inside.
 
     The program is compiled once for each function and shapes, as by `jax.jit`. If the loss or its
-    gradient is not finite, `explain_non_finite` compiles it anew to find out why.
+    gradient is not finite, `explain_non_finite` compiles it anew to find out why. It is compiled
+    once more, operation by operation, if a measured value is not finite or a boolean becomes a
+    number, since XLA may hide NaN then.
 
     Args:
       loss: a function that returns a real number.
@@ -192,7 +194,9 @@ def xray(
     gradient = problem.argument(leaves)
     columns = (plan.locations(), measured.forward, measured.backward, measured.details)
     sites = tuple(Site.create(*parts) for parts in zip(*columns, strict=True))
-    finite = all(bool(jnp.all(jnp.isfinite(x))) for x in [value, *leaves])
+    finite = _is_finite([value, *leaves])
+    if finite and _is_doubtful(problem, measured):
+        finite = _is_finite(outputs_by_operations(problem.call, problem.moved, problem.fixed))
     non_finite = () if finite else diagnose(problem)
     progress(2, 3)
     wrong = _wrong_rules(problem) if rules and finite else ()
@@ -286,6 +290,24 @@ def _evaluate(closed: Any, call: Call, moved, fixed, exact: bool):
     value, pullback, signals = jax.vjp(measured, moved, slots(plan, exact), has_aux=True)
     gradient, cotangents = pullback(jnp.ones_like(value))
     return value, gradient, Measurement(sums_of(signals), sums_of(cotangents))
+
+
+def _is_finite(arrays: Sequence[Any]) -> bool:
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in arrays)
+
+
+def _is_doubtful(problem: Problem, measured: Measurement) -> bool:
+    """Whether the compiler may hide a value that is not finite.
+
+    Then one was measured, or there is a mask of numbers: XLA makes a selection of the product.
+    """
+    parts = [*measured.forward, *measured.backward]
+    return any(np.any(np.asarray(part.non_finite) > 0) for part in parts) or any(
+        equation.primitive.name == "convert_element_type"
+        and equation.invars[0].aval.dtype == bool
+        and jnp.issubdtype(equation.params["new_dtype"], jnp.inexact)
+        for equation in equations_of(problem.program)
+    )
 
 
 def _wrong_rules(problem: Problem) -> tuple[checking.Rule, ...]:

@@ -197,6 +197,100 @@ def test_words():
     assert [problem.operation for problem in trace.non_finite] == ["sqrt"]
 
 
+def masked_by_a_product(x):
+    return jnp.sum((x > 0) * jnp.sqrt(x))
+
+
+@pytest.mark.parametrize(("x", "direction"), [(-4.0, "forward"), (0.0, "backward")])
+def test_what_xla_hides_is_told(x, direction):
+    args = jnp.array([x, 9.0])
+    assert np.all(np.isfinite(jax.jit(jax.grad(masked_by_a_product))(args)))
+    with jax.disable_jit():
+        assert np.isnan(jax.grad(masked_by_a_product)(args)[0])
+    for (problem,) in (
+        explain_non_finite(masked_by_a_product, args),
+        xray(masked_by_a_product, args).non_finite,
+    ):
+        assert (problem.direction, problem.operation) == (direction, "sqrt")
+        assert problem.element.inputs == (x,)
+        assert problem.compiled == "finite"
+        assert str(problem).startswith("operation by operation, the ")
+        assert str(problem).endswith("compiled by jax.jit, loss and gradient are finite")
+        assert problem.rewrite
+
+
+def test_a_rewrite_keeps_what_xla_computes():
+    (problem,) = explain_non_finite(lambda x: jnp.log(jnp.exp(x)), 1000.0)
+    assert (problem.operation, problem.compiled) == ("exp", "finite")
+    # A bound of the exponent would make the loss 88 instead of 1000.
+    assert problem.rewrite == ""
+
+
+def test_what_only_xla_makes_is_told():
+    def loss(x, y):
+        return x / y[0] / y[1] * 1e-30
+
+    # XLA divides by the product of both, which underflows.
+    args = 1e-30, jnp.array([1e-25, 1e-25])
+    assert np.isinf(jax.jit(loss)(*args))
+    (problem,) = explain_non_finite(loss, *args)
+    assert (problem.operation, problem.cause) == ("jit", CAUSES["compiled"])
+    assert problem.compiled == ""
+
+
+def test_zero_is_multiplied_by_what_is_there():
+    for x, text in ((0.0, "inf"), (-4.0, "nan")):
+        (problem,) = explain_non_finite(branch_not_taken, jnp.array([x, 9.0]))
+        assert problem.cause.startswith(f"0 * {text} in a branch that is not taken")
+        assert problem.cause.endswith(CAUSES["domain"]) == (text == "nan")
+        assert problem.rewrite
+
+
+def in_a_branch(x):
+    return jnp.sum(jnp.where(x > 0, jnp.log(x), jnp.sqrt(x) * 0.0))
+
+
+def in_a_part(x):
+    return jnp.sum(jnp.concatenate([jnp.log(x), jnp.sqrt(x - 3)])[1:])
+
+
+@pytest.mark.parametrize(("f", "x"), [(in_a_branch, [-1.0]), (in_a_part, [0.0, 5.0])])
+def test_an_operation_without_part_in_the_loss_is_not_its_cause(f, x):
+    first, *others = explain_non_finite(f, jnp.array(x))
+    assert (first.direction, first.operation, first.together) == ("forward", "sqrt", ())
+    # The logarithm spoils at most the gradient.
+    assert all(other.direction == "backward" for other in others)
+
+
+def test_several_causes_and_rewrites_are_told_together():
+    def loss(x):
+        return jnp.sum(jnp.log(x)) + jnp.sum(jnp.sqrt(x - 1))
+
+    results = explain_non_finite(loss, jnp.array([0.0, 3.0]))
+    assert {problem.operation for problem in results} == {"log", "sqrt"}
+    for problem, other in (results, results[::-1]):
+        assert problem.direction == "forward"
+        assert problem.together == problem.tried_with == (other.label,)
+        assert f", together with {other.label}; instead, {problem.rewrite} " in str(problem)
+        assert f"(tried with the rewrite of {other.label}: loss and" in str(problem)
+    # Alone it is enough.
+    (problem,) = explain_non_finite(loss, jnp.array([1.0, 3.0]))
+    assert problem.together == problem.tried_with == ()
+    assert str(problem).endswith("(tried: loss and gradient are finite)")
+
+
+def test_an_overflow_that_became_finite_is_named():
+    def loss(x):
+        return -jnp.log(jnp.exp(x[0]) / jnp.sum(jnp.exp(x)))
+
+    first = explain_non_finite(loss, jnp.array([0.0, 120.0]))[0]
+    assert first.cause.startswith(f"{CAUSES['log']}, since exp in test_non_finite.py:")
+    assert first.cause.endswith("is inf where its input is 120")
+    # Without an overflow there is nothing to name.
+    (problem,) = explain_non_finite(lambda x: jnp.log(x[0]) + jnp.exp(-x[1]), jnp.array([0.0, 120]))
+    assert problem.cause == CAUSES["log"]
+
+
 def test_a_finite_model_is_not_searched(monkeypatch):
     monkeypatch.setattr(_xray, "diagnose", lambda problem: 1 / 0)
     assert xray(branch_not_taken, jnp.array([4.0, 1.0])).non_finite == ()
