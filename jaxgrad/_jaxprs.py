@@ -192,9 +192,9 @@ def concrete(value: Any) -> Any:
 
 
 def short_place(place: str) -> str:
-    """Return a place in code without the folders of its file."""
+    """Return a function and where it is defined, or a line, without the folders of its file."""
     function, separator, file = place.rpartition(" at ")
-    return function + separator + re.split(r"[/\\]", file)[-1]
+    return function + (separator and " defined at ") + re.split(r"[/\\]", file)[-1]
 
 
 def rule_places(equation: Any) -> list[str]:

@@ -56,7 +56,7 @@ def test_rules_have_places_and_arguments(name):
     file, _, line = place.removeprefix("<lambda> at ").rpartition(":")
     maker = with_jvp if name == "custom_jvp" else with_vjp
     assert (file, int(line)) == (__file__, maker.__code__.co_firstlineno + 2)
-    assert _jaxprs.short_place(place) == f"<lambda> at test_jaxprs.py:{line}"
+    assert _jaxprs.short_place(place) == f"<lambda> defined at test_jaxprs.py:{line}"
     assert _jaxprs.argument_names(equation) == ["x"]
     (stack,) = _jaxprs.stacks(equation.params["call_jaxpr"])
     # Above it are only frames of JAX.

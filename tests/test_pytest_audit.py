@@ -60,10 +60,10 @@ def test_wrong_rules_are_named_with_line_and_test(pytester):
             "* jaxgrad audit *",
             "*: 3 WRONG, 1 DIFFERS, 1 AGREE",
             "2 of them were called under jit alone*",
-            f"WRONG: scaled, scaled_backward at test_suite.py:{line}, *3* and 2 other inputs",
-            "  reverse mode, x: the rule is 1.01 times the numeric one",
+            f"WRONG: scaled, scaled_backward defined at test_suite.py:{line}, *3* and 2 other*",
+            "  reverse mode, output 1 (x): the rule is 1.01 times the numeric one",
             "  first called in test_suite.py::test_twice",
-            "DIFFERS: straight, <lambda> at test_suite.py:*",
+            "DIFFERS: straight, <lambda> defined at test_suite.py:*",
         ]
     )
     assert [cls.__call__ for cls in _pytest_audit.CLASSES] == before

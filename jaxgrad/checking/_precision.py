@@ -4,8 +4,11 @@ A derivative shows best in float64, but some functions do not accept it, and som
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
+import inspect
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad._jaxprs import equations_of, function_name, is_program, rule_places
+from jaxgrad._jaxprs import equations_of, function_name, is_program, rule_places, short_place
 from jaxgrad._numerics import float_eps
 from jaxgrad.checking._arguments import Arguments
 from jaxgrad.checking._programs import Programs, build_programs, precision, reuse, to_float64
@@ -24,6 +27,7 @@ LOOPS = {"scan", "while", "cond"}
 # Operations with such names may have a rule for reverse mode alone.
 NO_FORWARD = ("vjp", "callback", "ffi", "hi_primitive")
 SIMPLE = (bool, int, float, str, type(None))
+MOST_ORDERED = 4  # More arguments are not tried in other orders.
 HOST_EPS = float(np.finfo(np.float32).eps)
 # Whether the moved leaves, and whether the fixed arrays, are converted to float64.
 PRECISIONS = ((True, True), (True, False), (False, False))
@@ -81,9 +85,31 @@ def choose_precision(arguments: Arguments) -> tuple[Computation, Facts, bool, st
     first, *rest = arguments.function.arguments(arguments.moved, arguments.fixed)
     as_in_jax = isinstance(first, (tuple, list)) and rest and isinstance(rest[0], int)
     hint = "; jaxgrad.testing.check_grads takes arguments as JAX's does" if as_in_jax else ""
+    hint = hint or _order_hint(arguments)
     raise ValueError(
         f"f raised {type(error).__name__} at the given arguments: {first_line(error)}{hint}"
     ) from error
+
+
+def _order_hint(arguments: Arguments) -> str:
+    """Say how a function takes its arguments, if it takes others or in another order."""
+    function, inputs = arguments.function, (arguments.moved, arguments.fixed)
+    values = function.arguments(*inputs)
+    count = len(values)
+    try:
+        inspect.signature(function.f).bind(*values)
+    except TypeError:
+        return "; pass all arguments of f after f, in the order in which f takes them"
+    except ValueError:  # A function without a signature.
+        return ""
+    orders = itertools.permutations(range(count)) if count <= MOST_ORDERED else ()
+    for order in orders:
+        with contextlib.suppress(Exception):  # whatever the function raises
+            reordered = lambda *args, order=order: function.f(*(args[i] for i in order))  # noqa: E731
+            jax.make_jaxpr(dataclasses.replace(function, f=reordered))(*inputs)
+            names = ", ".join(f"args[{i}]" for i in order)
+            return f"; f works with another order: pass f, {names}, for which argnums counts anew"
+    return ""
 
 
 def _convert_arrays(arguments: Arguments) -> tuple[list[Any], bool]:
@@ -339,8 +365,7 @@ def _epsilon(value: Any) -> float:
 def _rule_name(equation: Any) -> str:
     """The name of a function with a rule, and where the rule is."""
     name = function_name(equation) or "a function"
-    # Of the file without its folder.
-    place = " at ".join(map(os.path.basename, _rule_place(equation).split(" at ")))
+    place = short_place(_rule_place(equation))
     return f"{name} (rule: {place})" if place else name
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import json
 import math
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 LOST = 0.3  # A gradient that is this far off in its own type has no right digit.
+WIDTH = 100  # of printed lines
 SHOWN = 10  # The printed table has at most so many of the leaves that agree.
 # The visible error is the smallest error of one element that the check would have seen.
 HEADINGS = "leaf,verdict,relative error,worst index,autodiff,numeric,error bar,visible error"
@@ -27,6 +29,16 @@ NAMES = {
     "vmap": "the gradient under vmap is the one without",
     "jit": "the gradient under jit is the one without",
     "symmetry": "second derivatives are symmetric",
+}
+# How the printed report names those that hold or were not tried.
+SHORT = {
+    "linear": "linear in the cotangent",
+    "zero": "zero for a zero cotangent",
+    "holomorphic": "linear over the complex numbers",
+    "transpose": "forward mode is the transpose of reverse mode",
+    "vmap": "same under vmap",
+    "jit": "same under jit",
+    "symmetry": "symmetric second derivatives",
 }
 
 
@@ -276,10 +288,10 @@ def _notes(report: Report, named: list[tuple[str, Leaf]]) -> list[str]:
             f"with a probability below {missed:.0e}"
         )
     # Identities that hold are named, so that a reader knows what was tried.
-    held = ", ".join(identity.name for identity in report.identities if identity.holds)
-    notes += [f"identities that hold: {held}"] if held else []
+    held = ", ".join(SHORT[identity.name] for identity in report.identities if identity.holds)
+    notes += textwrap.wrap(f"also holds: {held}", WIDTH, subsequent_indent="  ") if held else []
     untried = [identity for identity in report.identities if identity.holds is None]
-    notes += [f"identity {identity.name} not tried: {identity.reason}" for identity in untried]
+    notes += [f"not tried: {SHORT[identity.name]} ({identity.reason})" for identity in untried]
     if report.left_out:
         names = ", ".join(f"{path or 'args'} ({kind})" for path, kind in report.left_out)
         notes.append(f"not differentiated: {names}")

@@ -101,7 +101,9 @@ def wrong_rules(f: Callable[..., Any], args: tuple, kwargs: Any, key: Any) -> li
         return None
     rules = check_rules(f, *args, kwargs=kwargs, key=key).rules
     wrong = [rule for rule in rules if rule.fails and not rule.through]
-    names = [f"{rule.name} (rule: {_jaxprs.short_place(rule.rule)})" for rule in wrong]
+    names = [
+        f"{rule.name} (rule: {_jaxprs.short_place(rule.rule)}, {rule.subject})" for rule in wrong
+    ]
     return list(dict.fromkeys(names))
 
 
@@ -228,7 +230,7 @@ def _row(call: RuleCall, located: _Located, samples: int) -> Rule:
     factor = {"zero": 0.0, "of the opposite sign": -1.0}.get(words[1]) if words else None
     if words and factor is None:
         factor = float(words[2])
-    argument = (_jaxprs.argument_names(equation)[index] if custom else "") or f"input {index}"
+    names = _jaxprs.argument_names(equation) if custom else []
     shapes = [f"{v.aval.dtype}{list(v.aval.shape)}" for v in equation.invars]
     return Rule(
         name=(custom and _jaxprs.function_name(equation)) or name,
@@ -236,7 +238,8 @@ def _row(call: RuleCall, located: _Located, samples: int) -> Rule:
         rule=next(iter(_jaxprs.rule_places(equation)), "") if custom else "",
         call=call.line,
         mode=leaf.mode,
-        argument=argument,
+        argument=(names[index] if names else "") or f"input {index}",
+        output=_output(names, index) if "vjp" in name else 0,
         verdict=verdict,
         element=leaf.worst_index,
         value=leaf.autodiff,
@@ -249,6 +252,13 @@ def _row(call: RuleCall, located: _Located, samples: int) -> Rule:
         inputs=", ".join(shapes),
         samples=samples,
     )
+
+
+def _output(names: list[str], index: int) -> int:
+    """Return the position of an argument among all, from 1; 0 if they have no names."""
+    # A leaf of an argument has a path behind its name.
+    arguments = list(dict.fromkeys(re.split(r"[\[.]", name)[0] for name in names))
+    return 0 if "" in arguments else 1 + arguments.index(re.split(r"[\[.]", names[index])[0])
 
 
 def _with_causes(rows: list[list[Rule]], calls: list[RuleCall]) -> list[Rule]:

@@ -23,6 +23,7 @@ class RuleVerdict(enum.StrEnum):
     """The rule equals the numeric derivative."""
 
 
+MODES = {"rev": "reverse", "fwd": "forward"}
 RULE_ORDER = tuple(RuleVerdict)
 
 
@@ -36,6 +37,7 @@ class Rule(NamedTuple):
       call: file, line and function of the call.
       mode: "rev" or "fwd".
       argument: name or number of the argument.
+      output: position of its gradient among the outputs of a backward rule, from 1; 0 if unknown.
       verdict: the worst one at any of the inputs.
       element: index of the one with the largest error; `None` if none was singled out.
       value, numeric: the derivatives there by the rule and by differences.
@@ -55,6 +57,7 @@ class Rule(NamedTuple):
     call: str
     mode: str
     argument: str
+    output: int
     verdict: RuleVerdict
     element: tuple[int, ...] | None
     value: complex
@@ -75,5 +78,9 @@ class Rule(NamedTuple):
     @property
     def words(self) -> str:
         """The argument, the mode, and the reason of the verdict."""
-        mode = {"rev": "reverse", "fwd": "forward"}[self.mode]
-        return f"{mode} mode, {self.argument}: {self.reason or self.verdict}"
+        return f"{MODES[self.mode]} mode, {self.subject}: {self.reason or self.verdict}"
+
+    @property
+    def subject(self) -> str:
+        """The argument, after the output of the backward rule that has its gradient."""
+        return f"output {self.output} ({self.argument})" if self.output else self.argument

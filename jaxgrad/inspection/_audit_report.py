@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jaxgrad._jaxprs import short_place
 from jaxgrad.checking import Rule, RuleVerdict
 
-TITLES = "function,verdict,mode,argument,element,rule,numeric,error,from body,place"
+# The body error is the distance of the rule from the derivative of the function's body.
+TITLES = "function,verdict,mode,argument,worst index,rule,numeric,relative error,body error,place"
 MODES = {"rev": "reverse", "fwd": "forward"}
 
 
@@ -35,7 +36,7 @@ def describe(rules: Sequence[Rule], closed: Sequence[str]) -> list[str]:
         lines += [f"    it uses {uses}, which is wrong"] if uses else []
         # Both modes of one error are one line.
         bad = [r for r in group if r.fails or r.verdict is RuleVerdict.DIFFERS]
-        for reason, rows in itertools.groupby(bad, lambda row: (row.argument, row.reason)):
+        for reason, rows in itertools.groupby(bad, lambda row: (row.subject, row.reason)):
             modes = " and ".join(MODES[row.mode] for row in rows)
             lines.append(f"    {modes} mode, {reason[0]}: {reason[1] or 'not finite'}")
     return [*lines, *_closed(closed)]
@@ -72,7 +73,7 @@ def _groups(rules: Sequence[Rule]) -> list[list[Rule]]:
 
 def _cells(rows: list[Rule]) -> list[str]:
     first, single = rows[0], len(rows) == 1
-    modes = ", ".join(dict.fromkeys(row.mode for row in rows))
+    modes = ", ".join(dict.fromkeys(MODES[row.mode] for row in rows))
     arguments = ", ".join(dict.fromkeys(row.argument for row in rows))
     # The index of a scalar is empty.
     index = str(list(first.element)) if single and first.element else ""

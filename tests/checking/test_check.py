@@ -110,6 +110,16 @@ def test_no_state_is_touched(params, x):
             "f raised TypeError at the given arguments: dot_general",
         ),
         (
+            lambda: check_grads(lambda p, x: jnp.sum(x @ p["w"]), jnp.ones(3), {"w": jnp.ones(3)}),
+            ValueError,
+            r"string indexing.*f works with another order: pass f, args\[1\], args\[0\]",
+        ),
+        (
+            lambda: check_grads(lambda p, x: p * x, 1.0),
+            ValueError,
+            "missing 1 required.*pass all arguments of f after f",
+        ),
+        (
             lambda: check_grads(lambda x: jnp.argmax(x), jnp.ones(3)),
             ValueError,
             "f raised TypeError.*must return a floating-point number or array, got int32",

@@ -63,8 +63,8 @@ does not hold: a zero cotangent gives a zero gradient (relative error 5.0e-01)
 functions with a custom derivative rule: layer
 checked along random directions: ['w']; one element off by more than the visible error is always \
 seen, errors of ten times that norm over many elements are missed with a probability below 5e-04
-identities that hold: linear
-identity vmap not tried: f cannot be mapped
+also holds: linear in the cotangent
+not tried: same under vmap (f cannot be mapped)
 not differentiated: ['n'] (int32[3])"""
 
 

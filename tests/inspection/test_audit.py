@@ -109,6 +109,11 @@ def test_argument_and_element():
     assert rows["p['w']"].element == (2, 1)
     assert rows["p['w']"].value == pytest.approx(1.5 * rows["p['w']"].numeric, rel=1e-5)
     assert rows["p['b']"].factor == 0
+    # The leaves of an argument are in one output of the rule.
+    assert [rows[name].output for name in ("x", "p['w']", "p['b']")] == [1, 2, 2]
+    line = backward.__code__.co_firstlineno
+    assert f"dense, backward defined at test_audit.py:{line}, called at" in str(report)
+    assert "reverse mode, output 2 (p['b']): the rule is zero" in str(report)
 
 
 def test_the_cause_comes_before_its_consequence():
@@ -259,5 +264,8 @@ def test_check_grads_names_the_wrong_rule_of_several():
     right, wrong = square(1.0), sine(1.01)
     report = jaxgrad.check_grads(lambda x: jnp.sum(right(wrong(x)) + jax.nn.relu(x)), X)
     line = wrong.bwd.__code__.co_firstlineno
-    assert f"wrong by itself: <lambda> (rule: <lambda> at test_audit.py:{line})" in report.notes
+    assert (
+        f"wrong by itself: <lambda> (rule: <lambda> defined at test_audit.py:{line}, output 1 (x))"
+        in report.notes
+    )
     assert np.isfinite(report.leaves[0].numeric)

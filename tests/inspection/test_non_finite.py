@@ -201,6 +201,7 @@ def masked_by_a_product(x):
     return jnp.sum((x > 0) * jnp.sqrt(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("x", "direction"), [(-4.0, "forward"), (0.0, "backward")])
 def test_what_xla_hides_is_told(x, direction):
     args = jnp.array([x, 9.0])
@@ -254,6 +255,7 @@ def in_a_part(x):
     return jnp.sum(jnp.concatenate([jnp.log(x), jnp.sqrt(x - 3)])[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("f", "x"), [(in_a_branch, [-1.0]), (in_a_part, [0.0, 5.0])])
 def test_an_operation_without_part_in_the_loss_is_not_its_cause(f, x):
     first, *others = explain_non_finite(f, jnp.array(x))
@@ -262,6 +264,7 @@ def test_an_operation_without_part_in_the_loss_is_not_its_cause(f, x):
     assert all(other.direction == "backward" for other in others)
 
 
+@pytest.mark.slow
 def test_several_causes_and_rewrites_are_told_together():
     def loss(x):
         return jnp.sum(jnp.log(x)) + jnp.sum(jnp.sqrt(x - 1))
@@ -279,6 +282,7 @@ def test_several_causes_and_rewrites_are_told_together():
     assert str(problem).endswith("(tried: loss and gradient are finite)")
 
 
+@pytest.mark.slow
 def test_an_overflow_that_became_finite_is_named():
     def loss(x):
         return -jnp.log(jnp.exp(x[0]) / jnp.sum(jnp.exp(x)))
