@@ -221,9 +221,9 @@ def test_what_xla_hides_is_told(x, direction):
 
 
 def test_a_rewrite_keeps_what_xla_computes():
-    (problem,) = explain_non_finite(lambda x: jnp.log(jnp.exp(x)), 1000.0)
+    (problem,) = explain_non_finite(lambda x: jnp.log(jnp.exp(x)), 100.0)
     assert (problem.operation, problem.compiled) == ("exp", "finite")
-    # A bound of the exponent would make the loss 88 instead of 1000.
+    # A bound of the exponent would make the loss 88 instead of 100.
     assert problem.rewrite == ""
 
 
@@ -256,7 +256,7 @@ def in_a_part(x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("f", "x"), [(in_a_branch, [-1.0]), (in_a_part, [0.0, 5.0])])
+@pytest.mark.parametrize(("f", "x"), [(in_a_branch, [-1.0]), (in_a_part, [-1.0, 5.0])])
 def test_an_operation_without_part_in_the_loss_is_not_its_cause(f, x):
     first, *others = explain_non_finite(f, jnp.array(x))
     assert (first.direction, first.operation, first.together) == ("forward", "sqrt", ())
