@@ -132,6 +132,7 @@ for row in audit.wrong:
 # The derivative of `x / size` with respect to `x` has two parts. The second one removes the component along `x`, and it needs the
 # *mean* of `weighted * normed`, because `size` is a root *mean* square. The rule took the sum. This is the right one:
 
+
 # %%
 def backward(saved, ct):
     x, gain = saved
