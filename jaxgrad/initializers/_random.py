@@ -92,10 +92,11 @@ def _checked_convolution(groups, strides, transposed):
 
 def check_names(function: str, options: dict[str, Any], remedies: dict[str, str] | None = None):
     """Raise a TypeError in the name of a public function for an option that no convolution has."""
-    for name in options:
+    for name, value in options.items():
         if name not in CONVOLUTION:
             remedy = (remedies or {}).get(name, f"the options are {', '.join(CONVOLUTION)}")
-            raise TypeError(f"{function} has no argument {name!r}; {remedy}")
+            got = f"got {_validate.show(value)}"
+            raise TypeError(f"{function} has no argument {name!r}, {got}; {remedy}")
 
 
 def _checked_draw(key, shape, dtype, ndim=0):

@@ -140,7 +140,7 @@ def test_zero_weights_leave_units_alike(key):
         (lambda k: initializers.lecun()(k, 5), "shape must be a sequence"),
         (lambda k: initializers.orthogonal(float("inf")), "gain must be finite"),
         (lambda k: initializers.he(negative_slope="a"), "negative_slope must be a number"),
-        (lambda k: initializers.he(gain=2.0), "he has no argument 'gain'; the options are groups"),
+        (lambda k: initializers.he(gain=2.0), "no argument 'gain', got 2.0; the options are"),
         (lambda k: initializers.lecun(stride=2), "lecun has no argument 'stride'"),
         (lambda k: initializers.glorot(fan=3), "glorot has no argument 'fan'"),
         (lambda k: initializers.fixup(3, depth=2), "fixup has no argument 'depth'"),
