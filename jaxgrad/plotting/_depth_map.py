@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 DECADES = 4.0
 BORDERS = (
-    (regimes.Regime.VANISHING, -0.5, "solid", "measured: vanishes below"),
-    (regimes.Regime.EXPLODING, 0.5, "dashed", "measured: explodes above"),
+    (regimes.Regime.VANISHING, -0.5, "solid", "measured: vanishes from here"),
+    (regimes.Regime.EXPLODING, 0.5, "dashed", "measured: explodes from here"),
 )
 FEW = 8
 """So many depths have a tick each, if there is room."""

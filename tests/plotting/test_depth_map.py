@@ -10,7 +10,7 @@ from jaxgrad import plotting
 from jaxgrad.plotting import style
 from tests.experiments.legible import drawn_texts, legible
 
-VANISHES, EXPLODES = "measured: vanishes below", "measured: explodes above"
+VANISHES, EXPLODES = "measured: vanishes from here", "measured: explodes from here"
 LEVEL, BANDS = "measured: gradient level", "bands: standard error"
 DEPTHS = np.array([2, 4, 8, 16, 32])
 
