@@ -75,6 +75,11 @@ def test_images_have_a_text_and_two_themes():
                 assert f"![{alternative}]({dark})" in text, (path.name, target)
 
 
+def test_the_readme_says_how_to_serve_and_to_build_the_site():
+    section = (ROOT / "README.md").read_text().partition("## Contributing")[2]
+    assert all(f"`python -m docs {command}`" in section for command in ("serve", "build"))
+
+
 def test_each_figure_has_a_command_that_exists():
     for name, figure in figures.FIGURES.items():
         command = figure.command(name).split()
