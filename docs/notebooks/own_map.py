@@ -15,8 +15,8 @@
 #
 # **Goal.** You have a block of your own and a number that you can choose, such as the scale of its branch. You want to know
 # for which values the gradient survives, at every depth. **At the end** you have a map of depth against that number, the
-# largest value that is safe for each depth, and a formula that explains it. You need `jax.lax.scan`, and
-# `python -m pip install "jaxgrad[experiments]"` for the table and the figure.
+# largest value that is safe for each depth, and a formula that explains it. You need to know
+# `jax.lax.scan`; the table and the figure need `python -m pip install "jaxgrad[experiments]"`.
 #
 # ## 1. The model
 #
