@@ -1,5 +1,6 @@
 """Settings of JAX for all tests, checks of the annotated shapes, and a key for every test."""
 
+import ctypes
 import fcntl
 import gc
 import os
@@ -20,6 +21,8 @@ shape_checks.install("jaxgrad")
 FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 if jax.__version__.startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# Bytes of a process above which it drops what it has compiled: the next module needs little of it.
+MEMORY = 3 * 2**30
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Nearly all tests compile much and run little.
@@ -53,11 +56,22 @@ def pytest_xdist_auto_num_workers():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_dropped():
-    """Every compiled program maps memory, and Linux stops a process that has 65,530 mappings."""
+    """Drop compiled programs before they fill the memory of a small machine.
+
+    Each also maps memory, and Linux stops a process that has 65,530 mappings.
+    """
     yield
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and len(mappings.read_bytes().splitlines()) > 30_000:
+    mappings, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not mappings.exists():
+        return
+    resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > MEMORY or len(mappings.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
+        gc.collect()
+        # The C library keeps what is freed, unless it is asked for it.
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
