@@ -70,9 +70,9 @@ FIGURES = {
 
 
 def images() -> dict[str, str]:
-    """The command that draws it, by path of each image within `docs/`."""
+    """The command that a reader would type, by path of each image within `docs/`."""
     return {
-        f"figures/{file}": figure.command(name)
+        f"figures/{file}": figure.shown
         for name, figure in FIGURES.items()
         for file in figure.files(name)
     }

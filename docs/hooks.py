@@ -95,11 +95,7 @@ def on_page_markdown(markdown, page, **_):
 
 def captioned(markdown):
     """A text with the command of each figure below it."""
-    commands = {
-        f"figures/{file}": figure.shown
-        for name, figure in figures.FIGURES.items()
-        for file in figure.files(name)
-    }
+    commands = figures.images()
     return DARK.sub(lambda match: f"{match[0]}\n\n<small>`{commands[match[1]]}`</small>", markdown)
 
 
